@@ -1,0 +1,1 @@
+//! Process on the target's host: serves the guest's memory, fences.

@@ -1,0 +1,1 @@
+//! Contract: layout of Continuation Boxes, the application's API, recoverable streams.

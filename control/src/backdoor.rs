@@ -1,0 +1,213 @@
+//! What monitors and spares say to a `backdoor` daemon, over TCP. One request, one reply, in order.
+
+use std::net::Ipv4Addr;
+
+use remote_memory::{Epoch, Fenced, Region, RemoteKey, Rights};
+use serde::{Deserialize, Serialize};
+
+use crate::Hello;
+
+/// The default TCP port of a backdoor's control plane.
+pub const PORT: u16 = 4790;
+
+/// A request to a backdoor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case")]
+pub enum Request {
+    /// Opens the conversation; answered by [`Reply::Welcome`].
+    Hello(Hello),
+    /// Asks for a queue pair for the caller's end; answered by [`Reply::Connected`]. It lives as long as this control
+    /// connection, or until the caller connects another one with the same local number.
+    Connect(QueuePair),
+    /// Asks for the region table; answered by [`Reply::Regions`]. With a token of a standing fence, the table has the
+    /// fenced memory with its writable key.
+    Regions {
+        /// Proof of a fence, if the caller acts under one.
+        token: Option<FenceToken>,
+    },
+    /// Stops the target: vCPUs, then its links. Answered by [`Reply::Fenced`] when it is done and verified. A target
+    /// already fenced answers with the standing fence only to the holder of its token, otherwise with a refusal.
+    Fence {
+        /// For the log of the backdoor.
+        reason: String,
+    },
+    /// Ends a fence; answered by [`Reply::Released`].
+    Release {
+        /// The fence's token.
+        token: FenceToken,
+        /// What becomes of the target.
+        then: Afterwards,
+    },
+    /// Asks for the counters; answered by [`Reply::Stats`].
+    Stats,
+}
+
+/// What becomes of a target whose fence ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Afterwards {
+    /// It goes on where it was stopped, links up. Never after its sessions were taken over.
+    Resume,
+    /// It is reset and boots anew.
+    Reset,
+    /// Its machine is powered off.
+    PowerOff,
+}
+
+/// One end of a reliable connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuePair {
+    /// Queue pair number, 24 bits.
+    pub number: u32,
+    /// First packet sequence number this end sends, 24 bits.
+    pub first_psn: u32,
+    /// Address this end's packets come from.
+    pub address: Ipv4Addr,
+    /// UDP port this end listens on (4791 unless configured).
+    pub port: u16,
+    /// Largest payload per packet this end takes, in bytes: 256, 512, 1024, 2048 or 4096.
+    pub path_mtu: u16,
+    /// READs and atomics this end answers at the same time.
+    pub reads_in_flight: u16,
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// The conversation is open.
+    Welcome {
+        /// The responder's version of the messages.
+        version: u32,
+        /// Name of the target behind this backdoor.
+        target: String,
+        /// Random number made when the backdoor started: a change means keys and queue pairs are gone.
+        incarnation: u64,
+        /// Whether the target is fenced now.
+        fenced: bool,
+    },
+    /// The responder's end of the queue pair; its `path_mtu` is the smaller of both.
+    Connected(QueuePair),
+    /// The regions this caller may reach.
+    Regions {
+        /// Current epoch.
+        epoch: u64,
+        /// The table; names are unique.
+        regions: Vec<RegionEntry>,
+    },
+    /// The target is stopped and its links are down.
+    Fenced {
+        /// Hand this to the spare.
+        token: FenceToken,
+        /// How long the hypervisor took, in microseconds.
+        took_us: u64,
+    },
+    /// The fence has ended.
+    Released,
+    /// Counters since start.
+    Stats(Stats),
+    /// Not done, and why, in a sentence for people.
+    Refused {
+        /// The sentence.
+        why: String,
+    },
+}
+
+/// A region as it travels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionEntry {
+    /// `ram`, or the name under which the agent registered it.
+    pub name: String,
+    /// The key.
+    pub key: u32,
+    /// Address of its first byte.
+    pub base: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Bits of [`Rights`].
+    pub rights: u8,
+    /// The stretches of it that exist, ascending: RAM has holes where devices live. Empty means all of it.
+    #[serde(default)]
+    pub extents: Vec<Extent>,
+}
+
+/// A stretch of a region that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// Address of its first byte, counted as the region's addresses are.
+    pub start: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+impl From<&Region> for RegionEntry {
+    fn from(region: &Region) -> Self {
+        Self {
+            name: region.name.clone(),
+            key: region.key.raw(),
+            base: region.base,
+            len: region.len,
+            rights: region.rights.bits(),
+            extents: Vec::new(),
+        }
+    }
+}
+
+impl From<RegionEntry> for Region {
+    fn from(entry: RegionEntry) -> Self {
+        Self {
+            name: entry.name,
+            key: RemoteKey::new(entry.key),
+            base: entry.base,
+            len: entry.len,
+            rights: Rights::from_bits(entry.rights),
+        }
+    }
+}
+
+/// Proof of a standing fence, to be handed on. Knowing the secret is what counts; the rest says which fence.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FenceToken {
+    /// The fenced target.
+    pub target: String,
+    /// The epoch the fence began.
+    pub epoch: u64,
+    /// Key of the whole guest-physical memory, with all rights, dead when the fence ends.
+    pub ram_key: u32,
+    /// Random number only the backdoor and the token's holders know.
+    pub secret: u64,
+}
+
+impl FenceToken {
+    /// The value that lets its holder write.
+    pub fn fenced(&self) -> Fenced {
+        Fenced::attested(Epoch::new(self.epoch), RemoteKey::new(self.ram_key))
+    }
+}
+
+impl std::fmt::Debug for FenceToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FenceToken({} epoch {})", self.target, self.epoch)
+    }
+}
+
+/// Counters of a backdoor since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// READs answered.
+    pub reads: u64,
+    /// Bytes those READs returned.
+    pub read_bytes: u64,
+    /// WRITEs carried out.
+    pub writes: u64,
+    /// Atomics carried out.
+    pub atomics: u64,
+    /// Requests refused by the guard.
+    pub refused: u64,
+    /// Packets dropped: bad ICRC, unknown queue pair, malformed.
+    pub dropped: u64,
+    /// Queue pairs alive.
+    pub queue_pairs: u64,
+    /// Fences so far.
+    pub fences: u64,
+}

@@ -1,0 +1,1 @@
+//! Policy: one file per illness.

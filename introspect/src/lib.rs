@@ -1,0 +1,1 @@
+//! Mechanism: a Linux kernel's own state, read out of raw memory.

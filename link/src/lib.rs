@@ -1,0 +1,1 @@
+//! Mechanism: one end of a backdoor, control connection and queue pair together.

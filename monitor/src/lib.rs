@@ -1,0 +1,1 @@
+//! Process: samples, detects, dispatches, fences, evacuates.

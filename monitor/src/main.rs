@@ -1,0 +1,3 @@
+//! Process: samples, detects, dispatches, fences, evacuates.
+
+fn main() {}

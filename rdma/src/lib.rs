@@ -1,0 +1,1 @@
+//! Mechanism: RoCEv2 reliable connections, pure state machines and a UDP loop.

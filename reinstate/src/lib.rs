@@ -1,0 +1,1 @@
+//! Process on a spare: extracts, admits, rebuilds sockets, takes the address over.

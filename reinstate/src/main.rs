@@ -1,0 +1,3 @@
+//! Process on a spare: extracts, admits, rebuilds sockets, takes the address over.
+
+fn main() {}

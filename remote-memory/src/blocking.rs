@@ -1,0 +1,187 @@
+//! Reads and writes that wait, made from any [`Queue`].
+//!
+//! A batch is carried out in rounds, each as large as the landing buffer and the queue's depth allow: all of a round
+//! is posted at once, so its cost is one round trip and the bytes. A refusal breaks a connection (that is how RDMA
+//! answers a bad address); the reads that it flushed are then asked again on a new one, so that one bad address of a
+//! batch does not cost the others.
+
+use std::time::Duration;
+
+use crate::{
+    AccessError, Completion, LinkError, Queue, Read, RemoteAddr, RemoteRead, RemoteWrite, Request, Warrant, Work,
+    WriteError,
+};
+
+/// Completions taken per poll: drains a full queue in a few calls without a large stack frame.
+const COMPLETIONS_PER_POLL: usize = 64;
+
+/// Refused reads one batch may hold before the rest of it is reported as flushed: each costs a reconnection, and a
+/// caller with more bad addresses than this is following garbage.
+const RECONNECTS_PER_BATCH: usize = 8;
+
+/// Landing offsets are kept this aligned, in bytes, so that atomics and copies stay aligned.
+const LANDING_ALIGN: usize = 8;
+
+/// Turns posted operations into calls that return when they are done.
+#[derive(Debug)]
+pub struct Blocking<Q> {
+    queue: Q,
+    patience: Duration,
+    requests: Vec<Request>,
+    /// The round's plan while it runs: which id lands where. Both lists keep their capacity from round to round.
+    spare: Vec<Request>,
+}
+
+impl<Q: Queue> Blocking<Q> {
+    /// Wraps `queue`; a call that sees no completion for `patience` reports the link lost.
+    pub fn new(queue: Q, patience: Duration) -> Self {
+        let requests = Vec::with_capacity(queue.depth());
+        let spare = Vec::with_capacity(queue.depth());
+        Self { queue, patience, requests, spare }
+    }
+
+    /// The queue underneath.
+    pub fn queue(&self) -> &Q {
+        &self.queue
+    }
+
+    /// The queue underneath, to drive it directly.
+    pub fn queue_mut(&mut self) -> &mut Q {
+        &mut self.queue
+    }
+
+    fn ensure_usable(&mut self) -> Result<(), LinkError> {
+        if self.queue.is_broken() { self.queue.reconnect() } else { Ok(()) }
+    }
+
+    /// Fills `self.requests` with the unfinished reads of `batch` that fit into one round.
+    fn plan_round(&mut self, batch: &[Read<'_>], done: impl Fn(&Read<'_>) -> bool) -> Result<(), LinkError> {
+        let (room, depth) = (self.queue.landing().len(), self.queue.depth());
+        let mut landing = 0;
+        self.requests.clear();
+        for (index, read) in batch.iter().enumerate().filter(|(_, read)| !done(read)) {
+            let len = read.into.len();
+            if len > room {
+                return Err(LinkError::Misused("one read is larger than the landing buffer"));
+            }
+            if landing + len > room || self.requests.len() == depth {
+                break;
+            }
+            let work = Work::Read { at: read.at, len: len as u32, landing: landing as u32 };
+            self.requests.push(Request { id: index as u64, work });
+            landing = (landing + len).next_multiple_of(LANDING_ALIGN).min(room);
+        }
+        Ok(())
+    }
+
+    /// Posts the planned requests and hands each completion to `finish`.
+    fn run_round(&mut self, mut finish: impl FnMut(&Q, Completion)) -> Result<(), LinkError> {
+        let mut posted = 0;
+        let mut outstanding = 0;
+        let blank = Completion { id: 0, outcome: Err(AccessError::Flushed) };
+        let mut completions = [blank; COMPLETIONS_PER_POLL];
+        while posted < self.requests.len() || outstanding > 0 {
+            if posted < self.requests.len() && !self.queue.is_broken() {
+                let accepted = self.queue.post(&self.requests[posted..])?;
+                posted += accepted;
+                outstanding += accepted;
+            }
+            if outstanding == 0 {
+                break; // broken before the rest could be posted: those stay flushed
+            }
+            let taken = self.queue.poll(&mut completions, self.patience)?;
+            if taken == 0 {
+                return Err(LinkError::Lost { tries: 1 });
+            }
+            for completion in &completions[..taken] {
+                finish(&self.queue, *completion);
+            }
+            outstanding = outstanding.saturating_sub(taken);
+        }
+        Ok(())
+    }
+
+    /// One write or atomic under `warrant`, waited for. Never repeated: a lost answer leaves it undecided.
+    fn mutate(&mut self, warrant: Warrant<'_>, at: RemoteAddr, len: usize, work: Work) -> Result<u64, WriteError> {
+        if !warrant.covers(at, len) {
+            return Err(WriteError::NoWarrant { at, len });
+        }
+        self.ensure_usable()?;
+        self.requests.clear();
+        self.requests.push(Request { id: 0, work });
+        let mut outcome = Err(AccessError::Flushed);
+        self.run_round(|_, completion| outcome = completion.outcome)?;
+        Ok(outcome?)
+    }
+}
+
+impl<Q: Queue> RemoteRead for Blocking<Q> {
+    fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
+        for read in batch.iter_mut() {
+            read.outcome = Err(AccessError::Flushed);
+        }
+        let is_done = |read: &Read<'_>| read.outcome != Err(AccessError::Flushed);
+        let mut reconnects = 0;
+        loop {
+            if self.queue.is_broken() {
+                reconnects += 1;
+                if reconnects > RECONNECTS_PER_BATCH {
+                    return Ok(()); // what is left stays flushed
+                }
+                self.queue.reconnect()?;
+            }
+            self.plan_round(batch, is_done)?;
+            if self.requests.is_empty() {
+                return Ok(());
+            }
+            let mut planned = std::mem::take(&mut self.spare);
+            planned.clear();
+            planned.extend_from_slice(&self.requests);
+            let landing_of = |id: u64| {
+                let found = planned.binary_search_by_key(&id, |request| request.id).ok()?;
+                match planned[found].work {
+                    Work::Read { landing, .. } => Some(landing as usize),
+                    _ => None,
+                }
+            };
+            let round = self.run_round(|queue, completion| {
+                let (Some(read), Some(landing)) = (batch.get_mut(completion.id as usize), landing_of(completion.id))
+                else {
+                    return; // a completion we did not ask for: the carrier's defect, not worth dying for
+                };
+                read.outcome = completion.outcome.map(drop);
+                if read.outcome.is_ok() {
+                    let len = read.into.len();
+                    read.into.copy_from_slice(&queue.landing()[landing..landing + len]);
+                }
+            });
+            self.spare = planned;
+            round?;
+        }
+    }
+}
+
+impl<Q: Queue> RemoteWrite for Blocking<Q> {
+    fn write(&mut self, warrant: Warrant<'_>, at: RemoteAddr, bytes: &[u8]) -> Result<(), WriteError> {
+        let room = self.queue.landing_mut();
+        let Some(place) = room.get_mut(..bytes.len()) else {
+            return Err(LinkError::Misused("one write is larger than the landing buffer").into());
+        };
+        place.copy_from_slice(bytes);
+        self.mutate(warrant, at, bytes.len(), Work::Write { at, len: bytes.len() as u32, landing: 0 }).map(drop)
+    }
+
+    fn compare_swap(
+        &mut self,
+        warrant: Warrant<'_>,
+        at: RemoteAddr,
+        expect: u64,
+        swap: u64,
+    ) -> Result<u64, WriteError> {
+        self.mutate(warrant, at, size_of::<u64>(), Work::CompareSwap { at, expect, swap })
+    }
+
+    fn fetch_add(&mut self, warrant: Warrant<'_>, at: RemoteAddr, add: u64) -> Result<u64, WriteError> {
+        self.mutate(warrant, at, size_of::<u64>(), Work::FetchAdd { at, add })
+    }
+}

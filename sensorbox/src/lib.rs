@@ -1,0 +1,1 @@
+//! Contract: layout of the Sensor Box, its producer and reader.

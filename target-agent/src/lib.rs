@@ -1,0 +1,1 @@
+//! Process in the target: eBPF sensors, boxes, registration.

@@ -1,0 +1,3 @@
+//! Process in the target: eBPF sensors, boxes, registration.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Proof: virtual machines, faults, clients, scenarios.

@@ -1,0 +1,3 @@
+//! Proof: virtual machines, faults, clients, scenarios.
+
+fn main() {}
