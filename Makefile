@@ -1,0 +1,29 @@
+# Everything starts here. Each target first makes the machine ready (scripts/setup: quick when there is nothing to do).
+
+CARGO ?= cargo
+
+.PHONY: demo test bench lint setup
+
+# A guest panics in the middle of curl's download; curl gets every byte.
+demo: setup
+	$(CARGO) build --quiet --workspace --bins
+	$(CARGO) run --quiet --package testbed -- demo
+
+# The binaries first: the scenarios run the daemons as real processes, and `cargo test` alone does not build all of them.
+test: setup
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace
+
+# Figures of this machine, as a table. Optimised, because they are figures.
+bench: setup
+	$(CARGO) build --quiet --release --workspace --bins
+	$(CARGO) run --quiet --release --package testbed -- bench
+
+lint: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+	$(CARGO) test --package testbed --test tidy
+	scripts/deny
+
+setup:
+	@scripts/setup
