@@ -1,0 +1,4 @@
+//! Walkers, one module per kernel subsystem.
+
+pub mod task;
+pub mod tcp;
