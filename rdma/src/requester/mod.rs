@@ -1,0 +1,1 @@
+//! The asking half of a reliable connection.
