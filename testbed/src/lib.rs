@@ -1,1 +1,7 @@
-//! Proof: virtual machines, faults, clients, scenarios.
+//! Proof: virtual machines, networks, faults, clients, scenarios.
+//!
+//! The testbed makes everything it needs inside a [`sandbox`], runs the real daemons as real processes in the
+//! machines of a [`topology`], breaks a real guest, and checks every byte that clients get. It simulates nothing.
+
+pub mod sandbox;
+pub mod topology;

@@ -1,0 +1,83 @@
+//! The machines of a scenario and the wires between them.
+//!
+//! ```text
+//!                     service network, MTU 1500                     RDMA network, MTU 9000
+//!   guest  ──tap──┐                                      ┌── 10.78.0.3 monitor
+//!   10.77.0.10    ├── bridge `service0` in the           │
+//!   client .4 ────┤   hypervisor's namespace,     bridge `rdma0` = 10.78.0.1, the backdoor
+//!   spare  .2 ────┤   10.77.0.1                          │
+//!   monitor .3 ───┘                                      └── 10.78.0.2 spare
+//!                   fd77::/64 with the same last numbers
+//! ```
+//!
+//! Two networks, as in a machine room: clients and services on one; RoCEv2 and the control planes on the other, where
+//! 9000-byte frames carry a path MTU of 4096. A bridge has the smallest MTU of its ports, so one bridge for both would
+//! cut every READ response into quarters. The service address (10.77.0.100, fd77::100) belongs to the guest at first.
+//!
+//! Spare, monitor and client are network namespaces held by file descriptors: no name, no `ip` program, nothing to
+//! clean up. The hypervisor is the namespace the testbed itself runs in.
+
+mod addresses;
+mod place;
+mod wires;
+
+use anyhow::{Context, Result};
+
+pub use addresses::*;
+pub use place::Place;
+
+/// The machines; dropping it removes the namespaces once their processes are gone.
+#[derive(Debug)]
+pub struct Topology {
+    /// Holds the bridges, the guest's tap, QEMU and the backdoor.
+    pub hypervisor: Place,
+    /// Where sessions move to.
+    pub spare: Place,
+    /// Where the monitor runs.
+    pub monitor: Place,
+    /// Where clients run.
+    pub client: Place,
+}
+
+impl Topology {
+    /// Builds everything but the guest's end. The caller must be in a network namespace of its own ([`crate::sandbox`]).
+    ///
+    /// # Errors
+    /// When the kernel refuses an interface; names it.
+    pub fn build() -> Result<Self> {
+        let topology = Self {
+            hypervisor: Place::here("hypervisor"),
+            spare: Place::new("spare")?,
+            monitor: Place::new("monitor")?,
+            client: Place::new("client")?,
+        };
+        for place in [&topology.hypervisor, &topology.spare, &topology.monitor, &topology.client] {
+            place.run(wires::no_duplicate_address_detection).with_context(|| format!("sysctl of {}", place.name()))?;
+            place.run(|| wires::netlink(wires::loopback_up()))?;
+        }
+        topology.hypervisor.run(|| wires::netlink(wires::bridges()))?;
+        let ends = [
+            (&topology.spare, SPARE, wires::Network::Service),
+            (&topology.spare, SPARE, wires::Network::Rdma),
+            (&topology.monitor, MONITOR, wires::Network::Service),
+            (&topology.monitor, MONITOR, wires::Network::Rdma),
+            (&topology.client, CLIENT, wires::Network::Service),
+        ];
+        for (place, number, network) in ends {
+            let plug = wires::netlink(wires::plug_in(network, place.name(), place.namespace()));
+            plug.with_context(|| format!("wiring {} to {network:?}", place.name()))?;
+            place
+                .run(|| wires::netlink(wires::configure(network, number)))
+                .with_context(|| format!("addresses of {}", place.name()))?;
+        }
+        Ok(topology)
+    }
+
+    /// Plugs a tap device that exists in the hypervisor's namespace into the service network.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn plug_tap(&self, tap: &str) -> Result<()> {
+        wires::netlink(wires::plug_tap(tap)).with_context(|| format!("plugging {tap} into the service network"))
+    }
+}
