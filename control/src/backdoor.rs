@@ -26,10 +26,14 @@ pub enum Request {
         token: Option<FenceToken>,
     },
     /// Stops the target: vCPUs, then its links. Answered by [`Reply::Fenced`] when it is done and verified. A target
-    /// already fenced answers with the standing fence only to the holder of its token, otherwise with a refusal.
+    /// already fenced answers with the standing fence only to the caller that made it, otherwise with a refusal.
     Fence {
         /// For the log of the backdoor.
         reason: String,
+        /// Random number of the caller that names this fence: asked again with the same one, a standing fence answers
+        /// with its token, so that a lost answer is not a lost token.
+        #[serde(default)]
+        claim: Option<u64>,
     },
     /// Ends a fence; answered by [`Reply::Released`].
     Release {

@@ -1,0 +1,89 @@
+//! The memory half of a link: a software queue pair whose dialer speaks over the link's own conversation.
+//!
+//! A queue pair lives as long as the control connection it was asked for on. When a connection was dialled anew, the
+//! old pair is gone at the backdoor, and [`follow`] replaces it before anybody waits for its silence.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use control::backdoor::{QueuePair, Reply, Request};
+use rdma::QpAttributes;
+use rdma::soft::SoftQueue;
+use remote_memory::{Blocking, LinkError, Queue};
+
+use crate::conversation::Conversation;
+use crate::{LinkFailure, Options, locked};
+
+/// The target's memory at the end of a link: batched reads, and writes under a warrant.
+pub type Memory = Blocking<SoftQueue>;
+
+/// Which connection of the conversation the queue pair was asked for on, by its number.
+pub(crate) type PairedOn = Arc<AtomicU64>;
+
+/// Opens a queue pair at any free port of `local` and joins it to the backdoor of `conversation`.
+pub(crate) fn open(
+    conversation: &Arc<Mutex<Conversation>>,
+    local: Ipv4Addr,
+    options: &Options,
+) -> Result<(Memory, PairedOn), LinkFailure> {
+    let settings = rdma::soft::Options { landing_bytes: options.landing_bytes, ..Default::default() };
+    let (mut queue, ours) =
+        SoftQueue::open(local, options.port, settings).map_err(|error| LinkFailure::Local(error.to_string()))?;
+    let paired = Arc::new(AtomicU64::new(0));
+    let theirs = negotiate(conversation, &paired, ours)?;
+    let backdoor = locked(conversation).backdoor();
+    queue.connect(theirs).map_err(|error| LinkFailure::of_memory(backdoor, error))?;
+    let (dialed, counter) = (Arc::clone(conversation), Arc::clone(&paired));
+    queue.set_dialer(Box::new(move |ours| dial(&dialed, &counter, ours)));
+    Ok((Blocking::new(queue, options.memory_patience), paired))
+}
+
+/// Replaces the queue pair if the control connection it belonged to is gone. A failure is left to the next operation,
+/// which meets it again and has somebody to tell.
+pub(crate) fn follow(memory: &mut Memory, paired: &AtomicU64, conversation: &Mutex<Conversation>) {
+    let stale = paired.load(Ordering::Relaxed) != locked(conversation).dials();
+    if stale && let Err(error) = memory.queue_mut().reconnect() {
+        tracing::debug!(%error, "no new queue pair yet");
+    }
+}
+
+fn negotiate(
+    conversation: &Mutex<Conversation>,
+    paired: &AtomicU64,
+    ours: QpAttributes,
+) -> Result<QpAttributes, LinkFailure> {
+    let mut conversation = locked(conversation);
+    match conversation.ask(&Request::Connect(to_message(ours)))? {
+        Reply::Connected(theirs) => {
+            paired.store(conversation.dials(), Ordering::Relaxed);
+            Ok(from_message(theirs))
+        }
+        other => Err(conversation.nonsense(&other)),
+    }
+}
+
+/// What the queue calls for a new connection. A backdoor that was started anew is met here with a queue pair and old
+/// keys: the guard refuses those, so nothing of before can be mistaken for now.
+fn dial(conversation: &Mutex<Conversation>, paired: &AtomicU64, ours: QpAttributes) -> Result<QpAttributes, LinkError> {
+    let outcome = match negotiate(conversation, paired, ours) {
+        Err(LinkFailure::Restarted) => negotiate(conversation, paired, ours),
+        // The connection had died unnoticed; this dials anew.
+        Err(LinkFailure::PathLost { .. }) => negotiate(conversation, paired, ours),
+        outcome => outcome,
+    };
+    outcome.map_err(|failure| {
+        tracing::warn!(%failure, "no new queue pair");
+        if failure.is_path() { LinkError::Lost { tries: 1 } } else { LinkError::Local(failure.to_string()) }
+    })
+}
+
+fn to_message(pair: QpAttributes) -> QueuePair {
+    let QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight } = pair;
+    QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight }
+}
+
+fn from_message(pair: QueuePair) -> QpAttributes {
+    let QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight } = pair;
+    QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight }
+}
