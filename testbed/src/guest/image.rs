@@ -1,0 +1,194 @@
+//! What goes into a guest image, and the image file made of it.
+
+use std::fs;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process;
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+use super::archive::{self, Entry, Tree};
+use super::modules::{self, ModuleTree};
+use super::{Kernel, libraries};
+
+/// Part of an image's name; raised when the same input has to give another image.
+const BUILDER_VERSION: u32 = 1;
+
+const BUSYBOX: &str = "/bin/busybox";
+const INIT: &str = include_str!("init.sh");
+
+/// Drivers every guest has: disks are not needed, the network, the serial ports and shared folders are.
+const MODULES: [&str; 5] = ["virtio_pci", "virtio_net", "virtio_console", "9pnet_virtio", "9p"];
+
+/// Where the kernel or init mounts something.
+const MOUNT_POINTS: [&str; 7] = ["proc", "sys", "dev", "run", "tmp", "mnt", "var/log"];
+
+/// A process that init starts and starts again whenever it ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// A word; names the log file `/var/log/NAME` in the guest.
+    pub name: String,
+    /// Shell words; the first is a path in the guest.
+    pub command: String,
+    /// The next service starts, and the guest is ready, only when this path exists in the guest.
+    pub ready_path: Option<String>,
+}
+
+/// The content of an image. Programs land in `/bin`, kernel modules of the testbed in `/lib/extra`.
+#[derive(Clone, Debug)]
+pub struct ImageSpec {
+    kernel: Kernel,
+    modules: Vec<String>,
+    programs: Vec<(String, PathBuf)>,
+    files: Vec<(String, u32, PathBuf)>,
+    texts: Vec<(String, String)>,
+    services: Vec<Service>,
+}
+
+impl ImageSpec {
+    /// An image with a shell, init and the drivers of a virtual machine.
+    pub fn new(kernel: Kernel) -> Self {
+        let modules = MODULES.map(str::to_owned).to_vec();
+        Self { kernel, modules, programs: vec![], files: vec![], texts: vec![], services: vec![] }
+    }
+
+    /// The kernel it is for.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// Loads one more of the kernel's own modules at boot, and what it needs.
+    pub fn module(mut self, name: &str) -> Self {
+        self.modules.push(name.to_owned());
+        self
+    }
+
+    /// Adds a module built outside the kernel as `/lib/extra/FILE`; it is not loaded at boot.
+    pub fn extra_module(self, file: &Path) -> Self {
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.file(&format!("/lib/extra/{name}"), 0o644, file)
+    }
+
+    /// Adds a program of the host as `/bin/NAME`, with its shared libraries.
+    pub fn program(mut self, name: &str, on_host: &Path) -> Self {
+        self.programs.push((name.to_owned(), on_host.to_owned()));
+        self
+    }
+
+    /// Adds a file of the host as it is.
+    pub fn file(mut self, in_guest: &str, mode: u32, on_host: &Path) -> Self {
+        self.files.push((in_guest.to_owned(), mode, on_host.to_owned()));
+        self
+    }
+
+    /// Adds a file with this content.
+    pub fn text(mut self, in_guest: &str, content: &str) -> Self {
+        self.texts.push((in_guest.to_owned(), content.to_owned()));
+        self
+    }
+
+    /// Starts a service at boot, after those added before.
+    pub fn service(mut self, service: Service) -> Self {
+        self.services.push(service);
+        self
+    }
+
+    /// Makes the image below `folder`, or finds it there, and returns its path.
+    ///
+    /// # Errors
+    /// If something that goes into it is missing, or `folder` cannot be written.
+    pub fn build(&self, folder: &Path) -> Result<PathBuf> {
+        let path = folder.join(format!("guest-{}-{}.cpio", self.kernel.release, &self.key()?[..16]));
+        if path.is_file() {
+            return Ok(path);
+        }
+        fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        // Written aside and renamed: another testbed never sees half an image.
+        let aside = path.with_extension(format!("{}.part", process::id()));
+        let mut file = BufWriter::new(fs::File::create(&aside).with_context(|| format!("{}", aside.display()))?);
+        archive::write(&self.tree()?, &mut file)?;
+        file.flush()?;
+        fs::rename(&aside, &path).with_context(|| format!("cannot name the image {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Hash of everything that goes in, before unpacking and stripping.
+    fn key(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        let mut add = |name: &str, content: &[u8]| {
+            hash.update((name.len() as u64).to_le_bytes());
+            hash.update(name);
+            hash.update((content.len() as u64).to_le_bytes());
+            hash.update(content);
+        };
+        add("builder", &BUILDER_VERSION.to_le_bytes());
+        add("init", INIT.as_bytes());
+        add("busybox", &read(Path::new(BUSYBOX))?);
+        add(&self.kernel.release, self.modules.join(" ").as_bytes());
+        for (name, path) in &self.programs {
+            add(name, &read(path)?);
+        }
+        for (name, mode, path) in &self.files {
+            add(&format!("{name} {mode:o}"), &read(path)?);
+        }
+        for (name, content) in &self.texts {
+            add(name, content.as_bytes());
+        }
+        add("services", self.service_table().as_bytes());
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    fn tree(&self) -> Result<Tree> {
+        let mut tree = Tree::new();
+        let mut put = |path: &str, entry: Entry| tree.insert(path.trim_start_matches('/').to_owned(), entry);
+        put("init", Entry::File(0o755, INIT.into()));
+        put("bin/busybox", Entry::File(0o755, read(Path::new(BUSYBOX)).context("install busybox-static")?));
+        put("bin/sh", Entry::Link("busybox".into()));
+        for point in MOUNT_POINTS {
+            put(point, Entry::Directory);
+        }
+        for (path, content) in self.module_files()? {
+            put(&path, Entry::File(0o644, content));
+        }
+        for (name, path) in &self.programs {
+            put(&format!("bin/{name}"), Entry::File(0o755, libraries::stripped(path)?));
+            for library in libraries::needed_by(path)? {
+                put(&library.to_string_lossy(), Entry::File(0o755, libraries::stripped(&library)?));
+            }
+        }
+        for (name, mode, path) in &self.files {
+            put(name, Entry::File(*mode, read(path)?));
+        }
+        for (name, content) in &self.texts {
+            put(name, Entry::File(0o644, content.clone().into()));
+        }
+        put("etc/services", Entry::File(0o644, self.service_table().into()));
+        Ok(tree)
+    }
+
+    /// The modules' files, and the list that init loads them by.
+    fn module_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        let order = ModuleTree::read(&self.kernel.modules)?.load_order(&self.modules)?;
+        let (mut files, mut list) = (Vec::new(), String::new());
+        for path in order {
+            let in_guest = format!("lib/modules/{}.ko", modules::name(&path));
+            list += &format!("/{in_guest}\n");
+            files.push((in_guest, modules::unpacked(&self.kernel.modules.join(&path))?));
+        }
+        files.push(("etc/modules".to_owned(), list.into()));
+        Ok(files)
+    }
+
+    /// One line for each service: name, readiness path or `-`, command.
+    fn service_table(&self) -> String {
+        let line = |service: &Service| {
+            format!("{} {} {}\n", service.name, service.ready_path.as_deref().unwrap_or("-"), service.command)
+        };
+        self.services.iter().map(line).collect()
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("the guest image needs {}", path.display()))
+}

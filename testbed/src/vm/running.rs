@@ -1,0 +1,244 @@
+//! A running machine.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use super::control::{Control, Output};
+use super::process::Kept;
+use super::spec::{Accel, Places, Ram, Tap, VmSpec, arguments};
+use super::Qmp;
+
+const QEMU: &str = "qemu-system-x86_64";
+
+/// QEMU makes its sockets within a fraction of a second; a starved host needs longer.
+const SOCKETS_WITHIN: Duration = Duration::from_secs(60);
+
+/// A command that was not given its own bound.
+const COMMAND_WITHIN: Duration = Duration::from_secs(120);
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// Console lines that an error quotes.
+const TAIL_LINES: usize = 30;
+
+/// A virtual machine; ends when dropped.
+#[derive(Debug)]
+pub struct Vm {
+    name: String,
+    process: Kept,
+    control: Control,
+    qmp: Qmp,
+    ram: PathBuf,
+    places: Places,
+    _folder: Folder,
+}
+
+impl Vm {
+    /// Starts the machine and connects to it; does not wait for the guest, see [`Vm::wait_ready`].
+    ///
+    /// # Errors
+    /// If QEMU does not start; the error quotes what it said.
+    pub fn start(mut spec: VmSpec) -> Result<Self> {
+        let folder = Folder::make()?;
+        let places = Places::below(folder.0.clone());
+        let accel = spec.accel.map_or_else(Accel::choose, Ok)?;
+        let line = arguments(&spec, &places, accel);
+        let tap = match spec.tap.take() {
+            Some(Tap::Fd(fd)) => Some(fd),
+            _ => None,
+        };
+        let complaints = folder.0.join("stderr");
+        let process = Kept::start(QEMU, &line, tap, File::create(&complaints)?)?;
+        let said = || fs::read_to_string(&complaints).unwrap_or_default();
+        wait_for_sockets(&process, &places).with_context(|| format!("{QEMU} did not start: {}", said().trim()))?;
+        let ram = match &spec.ram {
+            Ram::Memfd => memfd_of(process.pid())?,
+            Ram::File(path) => path.clone(),
+        };
+        // A socket's file is there a moment before QEMU listens.
+        let control = soon(|| Control::connect(&places.control))?;
+        let qmp = soon(|| Qmp::connect(&places.qmp))?;
+        Ok(Self { name: spec.name, process, control, qmp, ram, places, _folder: folder })
+    }
+
+    /// Waits until init has started every service.
+    ///
+    /// # Errors
+    /// If the guest is not ready within `bound` or QEMU ends; quotes the end of the console.
+    pub fn wait_ready(&mut self, bound: Duration) -> Result<()> {
+        let deadline = Instant::now() + bound;
+        while !self.control.heard_ready().with_context(|| self.tail())? {
+            ensure!(self.process.runs(), "{} ended while the guest booted\n{}", self.name, self.tail());
+            ensure!(Instant::now() < deadline, "{} is not ready after {bound:?}\n{}", self.name, self.tail());
+        }
+        Ok(())
+    }
+
+    /// Runs a shell line in the guest and waits for its end, two minutes at most.
+    ///
+    /// # Errors
+    /// If the guest does not answer. A command that fails is not an error: look at the status.
+    pub fn run(&mut self, command: &str) -> Result<Output> {
+        self.run_within(command, COMMAND_WITHIN)
+    }
+
+    /// As [`Vm::run`] with another bound.
+    ///
+    /// # Errors
+    /// See [`Vm::run`].
+    pub fn run_within(&mut self, command: &str, bound: Duration) -> Result<Output> {
+        let number = self.control.send(command)?;
+        let deadline = Instant::now() + bound;
+        loop {
+            if let Some(output) = self.control.heard_output(number)? {
+                return Ok(output);
+            }
+            ensure!(self.process.runs(), "{} ended during `{command}`\n{}", self.name, self.tail());
+            if Instant::now() >= deadline {
+                bail!("{}: `{command}` has not ended after {bound:?}\n{}", self.name, self.tail());
+            }
+        }
+    }
+
+    /// Sends a shell line and does not wait: for faults, which never answer. Keeps later commands waiting while it
+    /// runs; start what shall run beside them with `&`.
+    ///
+    /// # Errors
+    /// If the machine is gone.
+    pub fn inject(&mut self, command: &str) -> Result<()> {
+        self.control.send(command).map(drop)
+    }
+
+    /// Panics the guest's kernel. Its memory stays.
+    ///
+    /// # Errors
+    /// See [`Vm::inject`].
+    pub fn panic(&mut self) -> Result<()> {
+        self.inject("echo c >/proc/sysrq-trigger")
+    }
+
+    /// Loads `/lib/extra/FILE` with parameters and does not wait: the module may be a fault.
+    ///
+    /// # Errors
+    /// See [`Vm::inject`].
+    pub fn inject_module(&mut self, file: &str, parameters: &str) -> Result<()> {
+        self.inject(&format!("insmod /lib/extra/{file} {parameters}"))
+    }
+
+    /// The machine's monitor.
+    pub fn qmp(&mut self) -> &mut Qmp {
+        &mut self.qmp
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Whether QEMU still runs.
+    pub fn runs(&self) -> bool {
+        self.process.runs()
+    }
+
+    /// Kills QEMU from outside, as a host's failure would; the folder stays until drop.
+    ///
+    /// # Errors
+    /// If it has ended already.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.signal(Signal::SIGKILL)?;
+        self.process.end()
+    }
+
+    /// The guest's RAM as a file that another process of the same user maps.
+    pub fn ram_path(&self) -> &Path {
+        &self.ram
+    }
+
+    /// The host's end of the agent's port; one peer at a time.
+    pub fn agent_socket(&self) -> &Path {
+        &self.places.agent
+    }
+
+    /// A monitor socket of its own for the backdoor.
+    pub fn backdoor_qmp_socket(&self) -> &Path {
+        &self.places.backdoor_qmp
+    }
+
+    /// What the guest's console said.
+    pub fn console_path(&self) -> &Path {
+        &self.places.console
+    }
+
+    /// The machine's private folder, gone when the machine is.
+    pub fn folder(&self) -> &Path {
+        &self.places.folder
+    }
+
+    fn tail(&self) -> String {
+        let console = fs::read(&self.places.console).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console);
+        let lines: Vec<&str> = console.lines().collect();
+        let from = lines.len().saturating_sub(TAIL_LINES);
+        format!("the console of {} ends with:\n{}", self.name, lines[from..].join("\n"))
+    }
+}
+
+fn wait_for_sockets(process: &Kept, places: &Places) -> Result<()> {
+    let deadline = Instant::now() + SOCKETS_WITHIN;
+    let sockets = [&places.agent, &places.control, &places.qmp, &places.backdoor_qmp];
+    while !sockets.iter().all(|socket| socket.exists()) {
+        ensure!(process.runs(), "it ended");
+        ensure!(Instant::now() < deadline, "its sockets are not there after {SOCKETS_WITHIN:?}");
+        thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+fn soon<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + SOCKETS_WITHIN;
+    loop {
+        match attempt() {
+            Err(_) if Instant::now() < deadline => thread::sleep(POLL),
+            done => return done,
+        }
+    }
+}
+
+/// The descriptor through which QEMU holds guest RAM.
+fn memfd_of(pid: u32) -> Result<PathBuf> {
+    let folder = PathBuf::from(format!("/proc/{pid}/fd"));
+    for entry in fs::read_dir(&folder).with_context(|| format!("cannot look into {}", folder.display()))? {
+        let path = entry?.path();
+        if fs::read_link(&path).is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:memory-backend-memfd")) {
+            return Ok(path);
+        }
+    }
+    bail!("process {pid} holds no memory-backend-memfd")
+}
+
+/// A private folder for sockets, short because a socket's path is bounded by 108 bytes.
+#[derive(Debug)]
+struct Folder(PathBuf);
+
+impl Folder {
+    fn make() -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("backdoors-vm-{}-{number}", std::process::id()));
+        fs::create_dir(&path).with_context(|| format!("cannot make the folder {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Sockets and a console nobody will read any more; nobody is left to tell.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,265 @@
+//! What a virtual machine is made of, and the QEMU command line that says so.
+
+use std::fs::{self, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use super::NETDEV;
+use crate::guest::CONTROL_PORT;
+
+/// Forces the accelerator: `kvm` or `tcg`.
+const ACCEL_VARIABLE: &str = "BACKDOORS_ACCEL";
+
+/// How guest instructions are executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    /// By the processor.
+    Kvm,
+    /// By translation.
+    Tcg,
+}
+
+impl Accel {
+    /// `BACKDOORS_ACCEL`, or KVM where it works, or TCG.
+    ///
+    /// An open /dev/kvm is not enough: machines without vmx or svm have been seen to offer one in which a stock
+    /// kernel never leaves the firmware.
+    ///
+    /// # Errors
+    /// If the variable holds another word.
+    pub fn choose() -> Result<Self> {
+        match std::env::var(ACCEL_VARIABLE).as_deref() {
+            Ok("kvm") => Ok(Self::Kvm),
+            Ok("tcg") => Ok(Self::Tcg),
+            Ok(other) => bail!("{ACCEL_VARIABLE} is `{other}`; it can be `kvm` or `tcg`"),
+            Err(_) => {
+                let opens = OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+                let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+                let virtualizes = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
+                Ok(if opens && virtualizes { Self::Kvm } else { Self::Tcg })
+            }
+        }
+    }
+
+    fn argument(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// What guest RAM lies in. Both kinds can be mapped by another process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ram {
+    /// Anonymous shared memory, reached through `/proc/PID/fd`.
+    Memfd,
+    /// A file, usually below /dev/shm. It stays when the machine goes.
+    File(PathBuf),
+}
+
+/// The network device's other end.
+#[derive(Debug)]
+pub enum Tap {
+    /// An open, configured tap device.
+    Fd(OwnedFd),
+    /// A tap device in the caller's network namespace.
+    Name(String),
+}
+
+/// A folder of the host that the guest mounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// A word, unique in this machine.
+    pub tag: String,
+    /// The folder.
+    pub on_host: PathBuf,
+    /// Where init mounts it.
+    pub in_guest: String,
+    /// Whether the guest may write.
+    pub writable: bool,
+}
+
+/// Everything a machine is started with.
+#[derive(Debug)]
+pub struct VmSpec {
+    /// A word for messages; also the guest's host name.
+    pub name: String,
+    /// Compressed kernel.
+    pub vmlinuz: PathBuf,
+    /// Image made by [`crate::guest::ImageSpec::build`].
+    pub initramfs: PathBuf,
+    /// RAM in MiB.
+    pub memory_mib: u32,
+    /// Number of virtual processors.
+    pub cpus: u32,
+    /// Processor model with QEMU's options; `max,la57=off` for 4-level paging.
+    pub cpu_model: String,
+    /// Where RAM lies.
+    pub ram: Ram,
+    /// Network device, if any.
+    pub tap: Option<Tap>,
+    /// Its hardware address.
+    pub mac: String,
+    /// Addresses of eth0 with prefix length, IPv4 and IPv6; the first is the machine's own.
+    pub addresses: Vec<String>,
+    /// Shared folders.
+    pub shares: Vec<Share>,
+    /// Further kernel parameters.
+    pub append: Vec<String>,
+    /// How it is executed; `None` chooses.
+    pub accel: Option<Accel>,
+}
+
+impl VmSpec {
+    /// A machine of 256 MiB and two processors without network.
+    pub fn new(name: &str, vmlinuz: &Path, initramfs: &Path) -> Self {
+        Self {
+            name: name.to_owned(),
+            vmlinuz: vmlinuz.to_owned(),
+            initramfs: initramfs.to_owned(),
+            memory_mib: 256,
+            cpus: 2,
+            cpu_model: "max".to_owned(),
+            ram: Ram::Memfd,
+            tap: None,
+            mac: "52:54:00:bd:00:10".to_owned(),
+            addresses: vec![],
+            shares: vec![],
+            append: vec![],
+            accel: None,
+        }
+    }
+}
+
+/// Paths of a running machine's sockets and console, all in one private folder.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    pub folder: PathBuf,
+    pub agent: PathBuf,
+    pub control: PathBuf,
+    pub qmp: PathBuf,
+    pub backdoor_qmp: PathBuf,
+    pub console: PathBuf,
+}
+
+impl Places {
+    pub fn below(folder: PathBuf) -> Self {
+        Self {
+            agent: folder.join("agent"),
+            control: folder.join("control"),
+            qmp: folder.join("qmp"),
+            backdoor_qmp: folder.join("qmp-backdoor"),
+            console: folder.join("console"),
+            folder,
+        }
+    }
+}
+
+/// QEMU's arguments. A tap passed by descriptor is expected as descriptor 0: a child's standard input is the one
+/// descriptor that std hands over without leaking it into every other child.
+pub(super) fn arguments(spec: &VmSpec, places: &Places, accel: Accel) -> Vec<String> {
+    let mut all: Vec<String> = vec![];
+    let mut add = |option: &str, value: String| all.extend([option.to_owned(), value]);
+    add("-name", spec.name.clone());
+    add("-machine", "q35,memory-backend=ram".into());
+    add("-accel", accel.argument().into());
+    add("-cpu", spec.cpu_model.clone());
+    add("-smp", spec.cpus.to_string());
+    add("-m", format!("{}M", spec.memory_mib));
+    add("-object", ram(spec));
+    add("-kernel", spec.vmlinuz.display().to_string());
+    add("-initrd", spec.initramfs.display().to_string());
+    add("-append", kernel_parameters(spec));
+    add("-display", "none".into());
+    add("-serial", format!("file:{}", places.console.display()));
+    for socket in [&places.qmp, &places.backdoor_qmp] {
+        add("-qmp", format!("unix:{},server=on,wait=off", socket.display()));
+    }
+    add("-device", "virtio-serial-pci".into());
+    for (id, socket, port) in
+        [("agent", &places.agent, control::agent::PORT_NAME), ("control", &places.control, CONTROL_PORT)]
+    {
+        add("-chardev", format!("socket,id={id},path={},server=on,wait=off", socket.display()));
+        add("-device", format!("virtserialport,chardev={id},name={port}"));
+    }
+    if let Some(tap) = &spec.tap {
+        let end = match tap {
+            Tap::Fd(_) => "fd=0".to_owned(),
+            Tap::Name(name) => format!("ifname={name},script=no,downscript=no"),
+        };
+        add("-netdev", format!("tap,id={NETDEV},{end}"));
+        // No boot from the network, so no option ROM, which Debian packages apart.
+        add("-device", format!("virtio-net-pci,netdev={NETDEV},mac={},romfile=", spec.mac));
+    }
+    for share in &spec.shares {
+        let readonly = if share.writable { "off" } else { "on" };
+        let Share { tag, on_host, .. } = share;
+        let on_host = on_host.display();
+        add("-fsdev", format!("local,id={tag},path={on_host},security_model=none,readonly={readonly}"));
+        add("-device", format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
+    }
+    all.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+    all
+}
+
+fn ram(spec: &VmSpec) -> String {
+    let size = spec.memory_mib;
+    match &spec.ram {
+        Ram::Memfd => format!("memory-backend-memfd,id=ram,size={size}M,share=on"),
+        Ram::File(path) => format!("memory-backend-file,id=ram,size={size}M,mem-path={},share=on", path.display()),
+    }
+}
+
+/// `panic=0` keeps a panicked kernel where it is: its memory is what everything is about.
+fn kernel_parameters(spec: &VmSpec) -> String {
+    let shares: Vec<String> =
+        spec.shares.iter().map(|share| format!("{}:{}", share.tag, share.in_guest)).collect();
+    let mut parameters =
+        vec!["console=ttyS0".to_owned(), "panic=0".to_owned(), format!("backdoors.hostname={}", spec.name)];
+    for (name, values) in [("addresses", &spec.addresses), ("shares", &shares)] {
+        if !values.is_empty() {
+            parameters.push(format!("backdoors.{name}={}", values.join(",")));
+        }
+    }
+    parameters.extend(spec.append.iter().cloned());
+    parameters.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(change: impl FnOnce(&mut VmSpec)) -> String {
+        let mut spec = VmSpec::new("target", Path::new("vmlinuz"), Path::new("image"));
+        change(&mut spec);
+        arguments(&spec, &Places::below("/run/x".into()), Accel::Tcg).join(" ")
+    }
+
+    #[test]
+    fn ram_is_always_shared_with_other_processes() {
+        assert!(line(|_| {}).contains("memory-backend-memfd,id=ram,size=256M,share=on"));
+        let file = line(|spec| spec.ram = Ram::File("/dev/shm/x".into()));
+        assert!(file.contains("memory-backend-file,id=ram,size=256M,mem-path=/dev/shm/x,share=on"));
+    }
+
+    #[test]
+    fn a_tap_passed_by_descriptor_is_standard_input() {
+        let tap = std::fs::File::open("/dev/null").unwrap().into();
+        assert!(line(|spec| spec.tap = Some(Tap::Fd(tap))).contains("-netdev tap,id=net0,fd=0"));
+        assert!(!line(|_| {}).contains("netdev"));
+    }
+
+    #[test]
+    fn addresses_and_shares_reach_init_through_kernel_parameters() {
+        let line = line(|spec| {
+            spec.addresses = vec!["10.77.0.10/24".into(), "fd77::10/64".into()];
+            spec.shares =
+                vec![Share { tag: "data".into(), on_host: "/a".into(), in_guest: "/srv".into(), writable: false }];
+        });
+        assert!(line.contains("backdoors.addresses=10.77.0.10/24,fd77::10/64 backdoors.shares=data:/srv"));
+        assert!(line.contains("local,id=data,path=/a,security_model=none,readonly=on"));
+    }
+}
