@@ -1,1 +1,3 @@
 //! Process: samples, detects, dispatches, fences, evacuates.
+
+pub mod detect;
