@@ -1,0 +1,338 @@
+//! The bytes of a pool of Continuation Boxes, as they lie in target memory.
+//!
+//! ```text
+//! pool:  | header, one page | slot 0 | slot 1 | …                              whole pages, one mapping
+//! slot:  | head 256 bytes | LWS buffer 0 | LWS buffer 1 | receive log (ring) |
+//! ring:  the byte at stream offset o lies at log[o % log_bytes]
+//! ```
+//!
+//! Little-endian, no padding, everything a multiple of 8 bytes so that a writer can use whole words. A reader far
+//! away gets these bytes from a machine that stopped at an arbitrary instruction; every field says which failure it
+//! guards against. What this file does not do: parse (see `reader`), write (see `export`, `shared`).
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// First word of a pool. Odd and not text throughout: neither zeroes nor a string parses.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"\xcbONTBOX\x93");
+/// The layout this crate writes and reads. Any other is refused: a guess would be a corrupt session.
+pub const VERSION: u32 = 1;
+/// Bytes before slot 0: one page, so that slots of whole pages stay page-aligned.
+pub const HEADER_BYTES: u32 = 4096;
+/// Bytes of a slot's head; one remote read brings identity, state and both buffers' descriptions.
+pub const SLOT_HEAD_BYTES: u32 = 256;
+/// Slots one pool may have: bounds what a damaged header can make a reader fetch (64 MiB of heads).
+pub const SLOTS_MAX: u32 = 1 << 18;
+/// Longest snapshot: a session's state is light-weight or it is not for a box.
+pub const LWS_BYTES_MAX: u32 = 1 << 20;
+/// Longest receive log of one box.
+pub const LOG_BYTES_MAX: u32 = 1 << 24;
+
+/// First page of the pool.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct PoolHeader {
+    /// [`MAGIC`]: guards against a region that is not a pool.
+    pub magic: U64,
+    /// [`VERSION`]: guards against an agent of another release.
+    pub version: U32,
+    /// [`HEADER_BYTES`]: guards against readers that place slot 0 elsewhere.
+    pub header_bytes: U32,
+    /// Length of the pool in bytes: guards against a registration shorter than the pool.
+    pub length_bytes: U64,
+    /// Random name of this pool: an application that reconnects must not announce slots of another pool.
+    pub pool: U64,
+    /// Number of slots.
+    pub slots: U32,
+    /// Distance between slots in bytes.
+    pub slot_bytes: U32,
+    /// Capacity of one LWS buffer in bytes.
+    pub lws_bytes: U32,
+    /// Capacity of the receive log in bytes.
+    pub log_bytes: U32,
+    /// CRC-32 of everything before: guards against a damaged geometry, which would shift every box.
+    pub check: U32,
+    /// Zero.
+    pub reserved: U32,
+}
+
+/// What a slot is, as an odd constant: zeroed or overwritten memory is no state at all.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u32)]
+pub enum SlotState {
+    /// Nobody's.
+    Free = 0xf4ee_0b01,
+    /// Granted to an application that has no connection in it. Guards against a restarted agent granting it twice.
+    Leased = 0x1ea5_0b03,
+    /// A protected session.
+    Open = 0x09e4_0b05,
+    /// A session whose log overflowed before an export: it goes on, but nothing can resume it.
+    LostLog = 0x1057_0b07,
+    /// The connection has ended; what is left in the slot must not be resumed.
+    Closed = 0xc105_0b09,
+}
+
+impl SlotState {
+    /// The state a word stands for, if any.
+    pub fn from_word(word: u32) -> Option<Self> {
+        [Self::Free, Self::Leased, Self::Open, Self::LostLog, Self::Closed].into_iter().find(|s| *s as u32 == word)
+    }
+}
+
+/// Describes one of the two LWS buffers.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct BufferHead {
+    /// Number of the export that filled it; its lowest bit is the buffer's index. Guards against taking an old
+    /// snapshot for the newest.
+    pub sequence: U64,
+    /// Stream offset of the first received byte that the snapshot has not digested.
+    pub lsr: U64,
+    /// Stream offset of the first byte of output that the snapshot has yet to produce.
+    pub lsw: U64,
+    /// Bytes of LWS in the buffer.
+    pub length: U32,
+    /// CRC-32 of the box's generation, sequence, lsr, lsw, length and the LWS: guards against a half-written buffer
+    /// and against one left by the slot's previous connection.
+    pub check: U32,
+}
+
+/// The head of a slot.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct SlotHead {
+    /// A [`SlotState`]. Written last when a box is made and first when it goes.
+    pub state: U32,
+    /// The application that leases the slot (its number at the box service).
+    pub owner: U32,
+    /// Our end of the connection; IPv4 as IPv4-mapped IPv6.
+    pub local_address: [u8; 16],
+    /// The client's end.
+    pub peer_address: [u8; 16],
+    /// Our port.
+    pub local_port: U16,
+    /// The client's port.
+    pub peer_port: U16,
+    /// Counts the connections this slot has served: guards against mixing two of them.
+    pub generation: U32,
+    /// Stream offset of the first byte that this kernel socket received: not 0 after a move.
+    pub base_read: U64,
+    /// Stream offset of the first byte that this kernel socket was given to send.
+    pub base_written: U64,
+    /// CRC-32 of generation, addresses, ports and bases: guards against a box whose identity was being written.
+    pub identity_check: U32,
+    /// Zero.
+    pub reserved: U32,
+    /// Number of the newest export. The one word that publishes: the buffer `newest & 1` is whole whenever it is read.
+    pub newest: U64,
+    /// Zero. Keeps the buffers' descriptions on cache lines of their own.
+    pub reserved_words: [U64; 6],
+    /// Buffer 0.
+    pub even: BufferHead,
+    /// Zero.
+    pub reserved_even: [U64; 4],
+    /// Buffer 1.
+    pub odd: BufferHead,
+    /// Zero.
+    pub reserved_odd: [U64; 4],
+}
+
+const _: () = assert!(size_of::<PoolHeader>() == 56);
+const _: () = assert!(size_of::<BufferHead>() == 32);
+const _: () = assert!(size_of::<SlotHead>() == SLOT_HEAD_BYTES as usize);
+const _: () = assert!(std::mem::offset_of!(SlotHead, newest) == 72);
+const _: () = assert!(std::mem::offset_of!(SlotHead, even) == 128 && std::mem::offset_of!(SlotHead, odd) == 192);
+
+/// Where things lie in a pool: the header's numbers after they were checked.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Geometry {
+    /// Number of slots, `1 ..= SLOTS_MAX`.
+    pub slots: u32,
+    /// Distance between slots in bytes.
+    pub slot_bytes: u32,
+    /// Capacity of one LWS buffer in bytes, a multiple of 8.
+    pub lws_bytes: u32,
+    /// Capacity of the receive log in bytes, a multiple of 8.
+    pub log_bytes: u32,
+}
+
+impl Geometry {
+    /// The default box: 24 KiB, of which 16 KiB log and two snapshots of up to 3968 bytes.
+    pub const fn standard(slots: u32) -> Self {
+        Self { slots, slot_bytes: 24 << 10, lws_bytes: 3968, log_bytes: 16 << 10 }
+    }
+
+    /// Boxes with the given capacities (rounded up to whole words), slots rounded up to whole pages.
+    pub const fn with(slots: u32, lws_bytes: u32, log_bytes: u32) -> Self {
+        let lws_bytes = lws_bytes.next_multiple_of(8);
+        let log_bytes = log_bytes.next_multiple_of(8);
+        let slot_bytes = (SLOT_HEAD_BYTES + 2 * lws_bytes + log_bytes).next_multiple_of(4096);
+        Self { slots, slot_bytes, lws_bytes, log_bytes }
+    }
+
+    /// This geometry with as many slots as fit into a mapping of `length` bytes.
+    #[must_use]
+    pub const fn filling(self, length: u64) -> Self {
+        let slots = length.saturating_sub(HEADER_BYTES as u64) / self.slot_bytes as u64;
+        Self { slots: if slots > SLOTS_MAX as u64 { SLOTS_MAX } else { slots as u32 }, ..self }
+    }
+
+    /// Whether the numbers describe a pool at all.
+    pub const fn is_sound(&self) -> bool {
+        let need = SLOT_HEAD_BYTES as u64 + 2 * self.lws_bytes as u64 + self.log_bytes as u64;
+        0 < self.slots
+            && self.slots <= SLOTS_MAX
+            && self.lws_bytes <= LWS_BYTES_MAX
+            && 0 < self.log_bytes
+            && self.log_bytes <= LOG_BYTES_MAX
+            && self.lws_bytes.is_multiple_of(8)
+            && self.log_bytes.is_multiple_of(8)
+            && self.slot_bytes.is_multiple_of(8)
+            && need <= self.slot_bytes as u64
+    }
+
+    /// Length of the pool in bytes, whole pages.
+    pub const fn length_bytes(&self) -> u64 {
+        (HEADER_BYTES as u64 + self.slots as u64 * self.slot_bytes as u64).next_multiple_of(4096)
+    }
+
+    /// Where slot `slot` lies in the pool.
+    pub const fn slot(&self, slot: u32) -> Range<u64> {
+        let start = HEADER_BYTES as u64 + slot as u64 * self.slot_bytes as u64;
+        start..start + self.slot_bytes as u64
+    }
+
+    /// Where the head of slot `slot` lies in the pool.
+    pub const fn head(&self, slot: u32) -> Range<u64> {
+        let start = self.slot(slot).start;
+        start..start + SLOT_HEAD_BYTES as u64
+    }
+
+    /// Offset of LWS buffer `index & 1` inside a slot.
+    pub const fn lws_offset(&self, index: u64) -> u32 {
+        SLOT_HEAD_BYTES + (index & 1) as u32 * self.lws_bytes
+    }
+
+    /// Offset of the receive log inside a slot.
+    pub const fn log_offset(&self) -> u32 {
+        SLOT_HEAD_BYTES + 2 * self.lws_bytes
+    }
+
+    /// The stretches of the log, as offsets inside it, that hold stream offsets `from .. to`; the second one is empty
+    /// unless the range wraps. `to - from` must not exceed the log.
+    pub const fn log_stretches(&self, from: u64, to: u64) -> [Range<u32>; 2] {
+        let length = (to - from) as u32;
+        let start = (from % self.log_bytes as u64) as u32;
+        let first = if length < self.log_bytes - start { length } else { self.log_bytes - start };
+        [start..start + first, 0..length - first]
+    }
+
+    /// The header that announces this geometry.
+    pub fn header(&self, pool: u64) -> PoolHeader {
+        let mut header = PoolHeader {
+            magic: MAGIC.into(),
+            version: VERSION.into(),
+            header_bytes: HEADER_BYTES.into(),
+            length_bytes: self.length_bytes().into(),
+            pool: pool.into(),
+            slots: self.slots.into(),
+            slot_bytes: self.slot_bytes.into(),
+            lws_bytes: self.lws_bytes.into(),
+            log_bytes: self.log_bytes.into(),
+            check: 0.into(),
+            reserved: 0.into(),
+        };
+        header.check = header.computed_check().into();
+        header
+    }
+}
+
+impl PoolHeader {
+    /// What `check` has to be.
+    pub fn computed_check(&self) -> u32 {
+        crc32fast::hash(&self.as_bytes()[..std::mem::offset_of!(Self, check)])
+    }
+}
+
+impl SlotHead {
+    /// What `identity_check` has to be.
+    pub fn computed_identity_check(&self) -> u32 {
+        const IDENTITY: Range<usize> =
+            std::mem::offset_of!(SlotHead, local_address)..std::mem::offset_of!(SlotHead, identity_check);
+        crc32fast::hash(&self.as_bytes()[IDENTITY])
+    }
+
+    /// The description of buffer `index & 1`.
+    pub fn buffer(&self, index: u64) -> &BufferHead {
+        if index & 1 == 0 { &self.even } else { &self.odd }
+    }
+}
+
+impl BufferHead {
+    /// What `check` has to be for these LWS bytes in a box of this generation.
+    pub fn computed_check(&self, generation: u32, lws: &[u8]) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&generation.to_le_bytes());
+        hasher.update(&self.as_bytes()[..std::mem::offset_of!(Self, check)]);
+        hasher.update(lws);
+        hasher.finalize()
+    }
+}
+
+/// An address as it is stored.
+pub fn address_bytes(address: &SocketAddr) -> [u8; 16] {
+    match address.ip() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// An address as it was stored; IPv4-mapped addresses come back as IPv4.
+pub fn address_from(bytes: [u8; 16], port: u16) -> SocketAddr {
+    SocketAddr::new(Ipv6Addr::from(bytes).to_canonical(), port)
+}
+
+/// The form in which two ends of a connection compare: an IPv4 client of a dual-stack socket is an IPv4 client, and
+/// scope and flow label are no part of an identity.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_standard_geometry_is_sound_and_made_of_pages() {
+        let geometry = Geometry::standard(200);
+        assert!(geometry.is_sound());
+        assert_eq!(geometry.length_bytes() % 4096, 0);
+        assert_eq!(geometry.filling(geometry.length_bytes()), geometry);
+        assert_eq!(Geometry::with(1, 3968, 16 << 10), Geometry::standard(1));
+    }
+
+    #[test]
+    fn zeroes_are_no_state() {
+        assert_eq!(SlotState::from_word(0), None);
+        assert_eq!(SlotState::from_word(u32::MAX), None);
+        assert_eq!(SlotState::from_word(SlotState::Open as u32), Some(SlotState::Open));
+    }
+
+    #[test]
+    fn log_stretches_wrap_once() {
+        let geometry = Geometry::with(1, 8, 16);
+        assert_eq!(geometry.log_stretches(3, 7), [3..7, 0..0]);
+        assert_eq!(geometry.log_stretches(14, 30), [14..16, 0..14]);
+        assert_eq!(geometry.log_stretches(16, 32), [0..16, 0..0]);
+    }
+
+    #[test]
+    fn addresses_of_both_families_survive() {
+        for text in ["10.77.0.4:4711", "[fd77::4]:80", "0.0.0.0:0"] {
+            let address: SocketAddr = text.parse().unwrap();
+            assert_eq!(address_from(address_bytes(&address), address.port()), address);
+        }
+    }
+}

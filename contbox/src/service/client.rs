@@ -1,0 +1,254 @@
+//! The application's half: keeps a stock of leased slots, receives reinstated sessions, and reconnects for ever.
+//!
+//! A connection never waits for the box service: [`BoxClient::lease`] gives a slot out of the stock or none. When the
+//! service restarts the mapping stays (the pool is the same memory), and every slot is announced again.
+
+use super::channel::{Channel, ChannelError};
+use super::message::{FromApp, Held, PROTOCOL, Resume, ToApp};
+use crate::shared::{Pool, Slot};
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// Slots asked for at once: two per thousand system calls saved would do, running dry would cost protection.
+const STOCK: u32 = 64;
+/// Between attempts to reach a service that is not there.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// A reinstated session that has arrived here.
+#[derive(Debug)]
+pub struct Handed {
+    /// The order, to be answered with [`BoxClient::resumed`] or [`BoxClient::declined`].
+    pub order: Resume,
+    /// Where its box lies.
+    pub slot: Slot,
+    /// Its live socket.
+    pub socket: OwnedFd,
+}
+
+/// One process's connection to the box service.
+#[derive(Debug)]
+pub struct BoxClient {
+    state: Mutex<State>,
+    changed: Condvar,
+    path: PathBuf,
+    name: String,
+    ports: Vec<u16>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    channel: Option<Arc<Channel>>,
+    pool: Option<Arc<Pool>>,
+    owner: u32,
+    stock: Vec<u32>,
+    used: BTreeSet<(u64, u32)>,
+    asked: bool,
+    stopping: bool,
+}
+
+impl BoxClient {
+    /// Starts to talk to the service at `path`, in the background and for as long as the client lives. `ports` are the
+    /// TCP ports whose sessions this process can resume; they come out of the returned queue.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn connect(path: &Path, name: &str, ports: &[u16]) -> io::Result<(Arc<Self>, UnboundedReceiver<Handed>)> {
+        let (handed, receiver) = unbounded_channel();
+        let client = Arc::new(Self {
+            state: Mutex::new(State::default()),
+            changed: Condvar::new(),
+            path: path.to_owned(),
+            name: name.to_owned(),
+            ports: ports.to_vec(),
+        });
+        let weak = Arc::downgrade(&client);
+        let work = move || {
+            while let Some(client) = weak.upgrade() {
+                if let Err(why) = client.converse(&handed) {
+                    tracing::debug!(path = %client.path.display(), %why, "no box service");
+                }
+                if handed.is_closed() || !client.pause() {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new().name("box-client".into()).spawn(work)?;
+        Ok((client, receiver))
+    }
+
+    /// Waits until the service has granted slots; false if it has not within `patience`.
+    pub fn wait_ready(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut state = self.lock();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.channel.is_some() && !state.stock.is_empty() {
+                return true;
+            }
+            if left.is_zero() {
+                return false;
+            }
+            state = self.changed.wait_timeout(state, left).expect(HALF_CHANGED).0;
+        }
+    }
+
+    /// A slot for a new connection and our number, or `None`: the connection then goes unprotected.
+    pub fn lease(&self) -> Option<(Slot, u32)> {
+        let mut state = self.lock();
+        let index = state.stock.pop();
+        if state.stock.len() < STOCK as usize / 4 && !state.asked {
+            // A failing send ends the conversation elsewhere; the next one asks again.
+            state.asked = state.channel.as_ref().is_some_and(|it| it.send(&FromApp::Want { slots: STOCK }).is_ok());
+        }
+        let slot = state.pool.as_ref()?.slot(index?)?;
+        let used = (slot.pool().name(), slot.index());
+        state.used.insert(used);
+        Some((slot, state.owner))
+    }
+
+    /// Takes a slot back whose connection has ended.
+    pub fn give_back(&self, slot: &Slot) {
+        let mut state = self.lock();
+        let known = state.used.remove(&(slot.pool().name(), slot.index()));
+        if known && state.pool.as_ref().is_some_and(|pool| pool.name() == slot.pool().name()) {
+            state.stock.push(slot.index());
+        }
+    }
+
+    /// Answers an order: the session is ours.
+    pub fn resumed(&self, order: u64) {
+        self.answer(&FromApp::Resumed { order });
+    }
+
+    /// Answers an order: we do not take the session.
+    pub fn declined(&self, order: u64, why: &str) {
+        self.answer(&FromApp::Declined { order, why: why.to_owned() });
+    }
+
+    fn answer(&self, message: &FromApp) {
+        let channel = self.lock().channel.clone();
+        if let Some(Err(why)) = channel.map(|channel| channel.send(message)) {
+            tracing::warn!(%why, ?message, "an answer to the box service got lost");
+        }
+    }
+
+    /// One conversation, from hello to its end.
+    fn converse(&self, handed: &UnboundedSender<Handed>) -> Result<(), ChannelError> {
+        let channel = Arc::new(Channel::new(UnixStream::connect(&self.path)?));
+        channel.send(&self.hello())?;
+        let mut first_lease = true;
+        let ended = loop {
+            let (message, fd) = match channel.receive(ToApp::carries_fd) {
+                Ok(received) => received,
+                Err(why) => break Err(why),
+            };
+            let heard = match (message, fd) {
+                (ToApp::Pool { pool, length_bytes }, Some(fd)) => self.map_pool(pool, length_bytes, &fd),
+                (ToApp::Lease { owner, slots }, _) => {
+                    self.note_lease(&channel, owner, &slots, std::mem::take(&mut first_lease));
+                    Ok(())
+                }
+                (ToApp::Resume(order), Some(socket)) => self.hand_on(&channel, order, socket, handed),
+                (ToApp::Refused { why }, _) => Err(ChannelError::Malformed(why)),
+                (message, None) => Err(ChannelError::Malformed(format!("no descriptor with {message:?}"))),
+            };
+            if heard.is_err() {
+                break heard;
+            }
+        };
+        self.lock().channel = None;
+        ended
+    }
+
+    fn hello(&self) -> FromApp {
+        let state = self.lock();
+        let mut held: Vec<Held> = state.used.iter().map(|(pool, slot)| Held { pool: *pool, slot: *slot }).collect();
+        if let Some(pool) = &state.pool {
+            held.extend(state.stock.iter().map(|slot| Held { pool: pool.name(), slot: *slot }));
+        }
+        let want = STOCK.saturating_sub(state.stock.len() as u32);
+        FromApp::Hello { protocol: PROTOCOL, name: self.name.clone(), ports: self.ports.clone(), held, want }
+    }
+
+    fn map_pool(&self, name: u64, length_bytes: u64, fd: &OwnedFd) -> Result<(), ChannelError> {
+        let mut state = self.lock();
+        if state.pool.as_ref().is_some_and(|pool| pool.name() == name) {
+            return Ok(());
+        }
+        let malformed = |why: String| ChannelError::Malformed(why);
+        let length = usize::try_from(length_bytes).map_err(|why| malformed(why.to_string()))?;
+        let pool = Pool::open(fd.as_fd(), length).map_err(|why| malformed(why.to_string()))?;
+        state.stock.clear();
+        state.pool = Some(pool);
+        Ok(())
+    }
+
+    /// The first lease of a conversation lists everything that is ours; later ones add to it.
+    fn note_lease(&self, channel: &Arc<Channel>, owner: u32, slots: &[u32], first: bool) {
+        let mut state = self.lock();
+        let pool = state.pool.as_ref().map_or(0, |pool| pool.name());
+        if first {
+            state.stock.clear();
+            state.owner = owner;
+            state.channel = Some(Arc::clone(channel));
+        }
+        let unused = slots.iter().filter(|slot| !state.used.contains(&(pool, **slot))).copied();
+        let unused: Vec<u32> = unused.collect();
+        state.stock.extend(unused);
+        state.asked = false;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn hand_on(
+        &self,
+        channel: &Channel,
+        order: Resume,
+        socket: OwnedFd,
+        handed: &UnboundedSender<Handed>,
+    ) -> Result<(), ChannelError> {
+        let mut state = self.lock();
+        let slot = state.pool.as_ref().and_then(|pool| pool.slot(order.slot));
+        let number = order.order;
+        let Some(slot) = slot else {
+            drop(state);
+            return channel.send(&FromApp::Declined { order: number, why: "no such slot".into() });
+        };
+        state.used.insert((slot.pool().name(), slot.index()));
+        drop(state);
+        if handed.send(Handed { order, slot, socket }).is_err() {
+            return channel.send(&FromApp::Declined { order: number, why: "the listener has gone".into() });
+        }
+        Ok(())
+    }
+
+    /// Waits before the next attempt; false if the client is to stop.
+    fn pause(&self) -> bool {
+        let state = self.lock();
+        let (state, _) = self.changed.wait_timeout_while(state, RETRY, |state| !state.stopping).expect(HALF_CHANGED);
+        !state.stopping
+    }
+
+    /// Ends the background conversation.
+    pub fn stop(&self) {
+        let mut state = self.lock();
+        state.stopping = true;
+        if let Some(channel) = state.channel.take() {
+            channel.shut();
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect(HALF_CHANGED)
+    }
+}
+
+const HALF_CHANGED: &str = "no thread panics with the client's state half-changed";

@@ -1,0 +1,108 @@
+//! The messages of the box service. Kept small and flat: they are read in logs as often as by programs.
+
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+/// Version of this conversation; a server refuses another one.
+pub const PROTOCOL: u32 = 1;
+
+/// A slot that an application still uses from an earlier conversation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Held {
+    /// The pool it lies in.
+    pub pool: u64,
+    /// Its number.
+    pub slot: u32,
+}
+
+/// What an application says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromApp {
+    /// Opens the conversation.
+    Hello {
+        /// [`PROTOCOL`].
+        protocol: u32,
+        /// Names the application in logs.
+        name: String,
+        /// TCP ports it listens on: sessions on them can be handed to it.
+        ports: Vec<u16>,
+        /// Slots it uses already.
+        held: Vec<Held>,
+        /// Slots it would like to have on top.
+        want: u32,
+    },
+    /// Asks for more slots.
+    Want {
+        /// How many.
+        slots: u32,
+    },
+    /// Gives slots back.
+    Release {
+        /// Their numbers.
+        slots: Vec<u32>,
+    },
+    /// A session was taken over.
+    Resumed {
+        /// The number in [`Resume`].
+        order: u64,
+    },
+    /// A session was not taken over; its socket is closed without a word to the client.
+    Declined {
+        /// The number in [`Resume`].
+        order: u64,
+        /// For people.
+        why: String,
+    },
+}
+
+/// What the box service says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToApp {
+    /// Answers `Hello`; carries the pool's descriptor.
+    Pool {
+        /// The pool's name.
+        pool: u64,
+        /// Bytes to map.
+        length_bytes: u64,
+    },
+    /// Slots that are the application's from now on, perhaps none.
+    Lease {
+        /// The application's number, to be written into its boxes.
+        owner: u32,
+        /// Their numbers.
+        slots: Vec<u32>,
+    },
+    /// A session to take over; carries the socket's descriptor.
+    Resume(Resume),
+    /// The conversation cannot be had.
+    Refused {
+        /// For people.
+        why: String,
+    },
+}
+
+/// A reinstated session: its socket travels along, its box is in one of the application's slots.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Resume {
+    /// Names the order in the answer.
+    pub order: u64,
+    /// The slot that holds snapshot and log; leased to the application by this message.
+    pub slot: u32,
+    /// Our end.
+    pub local: SocketAddr,
+    /// The client's end.
+    pub peer: SocketAddr,
+    /// Stream offset up to which input is in the log; the socket's input continues there.
+    pub received: u64,
+    /// Bytes of regenerated output to swallow: the socket's output continues at `lsw + discard`.
+    pub discard: u64,
+}
+
+impl ToApp {
+    /// Whether a descriptor travels with the message.
+    pub fn carries_fd(&self) -> bool {
+        matches!(self, Self::Pool { .. } | Self::Resume(_))
+    }
+}

@@ -1,0 +1,27 @@
+//! The box service: who leases which slot, and how a reinstated socket reaches the application that will serve it.
+//!
+//! ```text
+//!  application                                   box service (target-agent on a target, reinstate on a spare)
+//!     Hello { name, ports, held, want }  ──►
+//!                                        ◄──     Pool { pool, length } + fd of the pool
+//!                                        ◄──     Lease { owner, slots }
+//!     Want { slots }, Release { slots }  ──►
+//!                                        ◄──     Resume { order, slot, … } + fd of the socket      (many in a row)
+//!     Resumed { order } | Declined       ──►
+//! ```
+//!
+//! JSON lines over a Unix stream socket; a line that announces a descriptor has exactly one attached, in order. Boxes
+//! are made and exported without the service: it may die and come back, and the application announces what it
+//! holds. When the application goes, its slots are freed.
+
+mod channel;
+mod client;
+mod lease;
+mod message;
+mod server;
+
+pub use channel::{Channel, ChannelError};
+pub use client::{BoxClient, Handed};
+pub use lease::{Leases, RECLAIM_AFTER};
+pub use message::{FromApp, Held, PROTOCOL, Resume, ToApp};
+pub use server::{App, BoxService, Declined, Handover};

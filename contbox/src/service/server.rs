@@ -1,0 +1,349 @@
+//! The serving half, for target-agent and reinstate alike: threads and blocking sockets, no runtime.
+//!
+//! One thread accepts, one per application listens; orders are sent by whoever has them, many at once, and answers
+//! wake the waiting caller. Everything else is [`Leases`].
+
+use super::channel::{Channel, ChannelError};
+use super::lease::{Leases, RECLAIM_AFTER};
+use super::message::{FromApp, PROTOCOL, Resume, ToApp};
+use crate::continuation::{ContinuationBox, Opening};
+use crate::shared::Pool;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// An application that talks to the service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct App {
+    /// Its number, as in its boxes.
+    pub owner: u32,
+    /// Its name.
+    pub name: String,
+    /// The TCP ports it serves.
+    pub ports: Vec<u16>,
+}
+
+/// A session to hand to the application that serves its port.
+#[derive(Debug)]
+pub struct Handover {
+    /// What the box gets: addresses, the *new* socket's bases, snapshot and logged input. The owner is filled in.
+    pub opening: Opening,
+    /// Bytes of regenerated output to swallow.
+    pub discard: u64,
+    /// The live socket.
+    pub socket: OwnedFd,
+}
+
+/// A session that nobody took; the socket comes back for the caller to abort.
+#[derive(Debug)]
+pub struct Declined {
+    /// For people.
+    pub why: String,
+    /// The socket of the handover.
+    pub socket: OwnedFd,
+}
+
+/// A running box service. Stops when dropped; boxes and mappings of applications live on.
+#[derive(Debug)]
+pub struct BoxService {
+    shared: Arc<Shared>,
+    path: PathBuf,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    answered: Condvar,
+    pool_fd: OwnedFd,
+}
+
+#[derive(Debug)]
+struct State {
+    leases: Leases,
+    apps: BTreeMap<u32, Connected>,
+    /// Orders sent and not answered, with the application they went to.
+    open_orders: BTreeMap<u64, u32>,
+    /// Answers nobody has fetched yet.
+    answers: BTreeMap<u64, Result<(), String>>,
+    last_order: u64,
+    stopping: bool,
+}
+
+#[derive(Debug)]
+struct Connected {
+    app: App,
+    channel: Arc<Channel>,
+}
+
+impl BoxService {
+    /// Serves `pool`, whose descriptor is `pool_fd`, at the Unix socket `path` (made anew, mode 0666 less umask).
+    ///
+    /// # Errors
+    /// If the socket cannot be made there.
+    pub fn start(path: &Path, pool: Arc<Pool>, pool_fd: OwnedFd) -> io::Result<Self> {
+        remove_stale_socket(path)?;
+        let listener = UnixListener::bind(path)?;
+        let state = State {
+            leases: Leases::of(pool),
+            apps: BTreeMap::new(),
+            open_orders: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            last_order: 0,
+            stopping: false,
+        };
+        let shared = Arc::new(Shared { state: Mutex::new(state), answered: Condvar::new(), pool_fd });
+        spawn("box-accept", &shared, move |shared| accept(&shared, &listener))?;
+        spawn("box-reclaim", &shared, |shared| reclaim(&shared))?;
+        Ok(Self { shared, path: path.to_owned() })
+    }
+
+    /// The applications that are there.
+    pub fn apps(&self) -> Vec<App> {
+        self.shared.lock().apps.values().map(|connected| connected.app.clone()).collect()
+    }
+
+    /// Free, leased and orphaned slots, in this order.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        self.shared.lock().leases.counts()
+    }
+
+    /// The pool.
+    pub fn pool(&self) -> Arc<Pool> {
+        Arc::clone(self.shared.lock().leases.pool())
+    }
+
+    /// Hands sessions over, all orders before any answer, and returns the outcomes in the order of the handovers.
+    ///
+    /// An application that does not answer within `patience` counts as declining.
+    pub fn resume(&self, handovers: Vec<Handover>, patience: Duration) -> Vec<Result<(), Declined>> {
+        let deadline = Instant::now() + patience;
+        let placed: Vec<(OwnedFd, Result<(Resume, u32), String>)> = {
+            let mut state = self.shared.lock();
+            handovers.into_iter().map(|handover| state.place(handover)).collect()
+        };
+        self.send_orders(&placed);
+        let await_answer = |(socket, placing): (OwnedFd, Result<(Resume, u32), String>)| {
+            let answer = placing.and_then(|(order, _)| self.shared.answer(order.order, deadline));
+            answer.map_err(|why| Declined { why, socket })
+        };
+        placed.into_iter().map(await_answer).collect()
+    }
+
+    fn send_orders(&self, placed: &[(OwnedFd, Result<(Resume, u32), String>)]) {
+        let mut by_app: BTreeMap<u32, Vec<(ToApp, &OwnedFd)>> = BTreeMap::new();
+        for (socket, placing) in placed {
+            if let Ok((order, owner)) = placing {
+                by_app.entry(*owner).or_default().push((ToApp::Resume(order.clone()), socket));
+            }
+        }
+        for (owner, orders) in by_app {
+            let channel = self.shared.lock().apps.get(&owner).map(|connected| Arc::clone(&connected.channel));
+            let messages = orders.iter().map(|(order, socket)| (order, Some(socket.as_fd())));
+            if let Some(Err(why)) = channel.map(|channel| channel.send_all(messages)) {
+                tracing::warn!(owner, %why, "orders to an application failed");
+                self.shared.lock().fail_orders(owner);
+            }
+        }
+    }
+}
+
+impl Drop for BoxService {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.stopping = true;
+        state.apps.values().for_each(|connected| connected.channel.shut());
+        drop(state);
+        self.shared.answered.notify_all();
+        // Wakes the accepting thread, which then sees that it should stop.
+        let _ = UnixStream::connect(&self.path);
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread of the box service panics with the state half-changed")
+    }
+
+    fn answer(&self, order: u64, deadline: Instant) -> Result<(), String> {
+        let mut state = self.lock();
+        loop {
+            if let Some(answer) = state.answers.remove(&order) {
+                return answer;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                state.open_orders.remove(&order);
+                return Err("the application did not answer in time".into());
+            }
+            let waited = self.answered.wait_timeout(state, left);
+            state = waited.expect("no thread of the box service panics with the state half-changed").0;
+        }
+    }
+}
+
+impl State {
+    /// Puts a session into a slot of the application that serves its port.
+    fn place(&mut self, handover: Handover) -> (OwnedFd, Result<(Resume, u32), String>) {
+        let Handover { mut opening, discard, socket } = handover;
+        let placing = self.place_box(&mut opening).map(|(slot, owner)| {
+            self.last_order += 1;
+            self.open_orders.insert(self.last_order, owner);
+            let received = opening.snapshot.lsr + opening.logged.len() as u64;
+            let (order, local, peer) = (self.last_order, opening.local, opening.peer);
+            (Resume { order, slot, local, peer, received, discard }, owner)
+        });
+        (socket, placing)
+    }
+
+    fn place_box(&mut self, opening: &mut Opening) -> Result<(u32, u32), String> {
+        let port = opening.local.port();
+        let serving = self.apps.values().find(|connected| connected.app.ports.contains(&port));
+        let owner = serving.map(|connected| connected.app.owner);
+        let owner = owner.ok_or_else(|| format!("no application here serves port {port}"))?;
+        let slot = *self.leases.grant(owner, 1).first().ok_or("no free box left in the pool")?;
+        opening.owner = owner;
+        let place = self.leases.pool().slot(slot).expect("granted slots exist");
+        if let Err(why) = ContinuationBox::create(place, opening) {
+            self.leases.release(owner, &[slot]);
+            return Err(why.to_string());
+        }
+        Ok((slot, owner))
+    }
+
+    fn note_answer(&mut self, owner: u32, order: u64, answer: Result<(), String>) {
+        if self.open_orders.get(&order) == Some(&owner) {
+            self.open_orders.remove(&order);
+            self.answers.insert(order, answer);
+        }
+    }
+
+    fn fail_orders(&mut self, owner: u32) {
+        let lost: Vec<u64> = self.open_orders.iter().filter(|(_, of)| **of == owner).map(|(id, _)| *id).collect();
+        for order in lost {
+            self.note_answer(owner, order, Err("the application has gone".into()));
+        }
+    }
+}
+
+fn spawn(name: &str, shared: &Arc<Shared>, work: impl FnOnce(Arc<Shared>) + Send + 'static) -> io::Result<()> {
+    let shared = Arc::clone(shared);
+    std::thread::Builder::new().name(name.into()).spawn(move || work(shared)).map(drop)
+}
+
+fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
+    for stream in listener.incoming() {
+        if shared.lock().stopping {
+            return;
+        }
+        let served = stream.and_then(|stream| {
+            spawn("box-app", shared, move |shared| {
+                if let Err(why) = serve(&shared, stream) {
+                    tracing::info!(%why, "an application left the box service");
+                }
+            })
+        });
+        if let Err(why) = served {
+            // Out of descriptors or threads: applications keep trying, and go unprotected meanwhile.
+            tracing::warn!(%why, "the box service cannot take an application");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn reclaim(shared: &Shared) {
+    let deadline = Instant::now() + RECLAIM_AFTER;
+    let mut state = shared.lock();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if state.stopping {
+            return;
+        }
+        if left.is_zero() {
+            break;
+        }
+        let waited = shared.answered.wait_timeout(state, left);
+        state = waited.expect("no thread of the box service panics with the state half-changed").0;
+    }
+    let reclaimed = state.leases.reclaim();
+    if reclaimed > 0 {
+        tracing::info!(reclaimed, "freed slots of applications that did not come back");
+    }
+}
+
+/// Talks to one application until it goes.
+fn serve(shared: &Shared, stream: UnixStream) -> Result<(), ChannelError> {
+    let channel = Arc::new(Channel::new(stream));
+    let hello = channel.receive(|_: &FromApp| false)?.0;
+    let FromApp::Hello { protocol, name, ports, held, want } = hello else {
+        return Err(ChannelError::Malformed("a conversation has to start with hello".into()));
+    };
+    if protocol != PROTOCOL {
+        let why = format!("box service protocol {PROTOCOL}, not {protocol}");
+        channel.send(&ToApp::Refused { why: why.clone() })?;
+        return Err(ChannelError::Malformed(why));
+    }
+    let owner = {
+        let mut state = shared.lock();
+        let owner = state.leases.enrol();
+        let mut slots = state.leases.adopt(owner, &held);
+        slots.extend(state.leases.grant(owner, want));
+        let pool = state.leases.pool();
+        let introduced = ToApp::Pool { pool: pool.name(), length_bytes: pool.length_bytes() as u64 };
+        let lease = ToApp::Lease { owner, slots };
+        let sent = channel.send_all([(&introduced, Some(shared.pool_fd.as_fd())), (&lease, None)]);
+        if let Err(why) = sent {
+            state.leases.forget(owner);
+            return Err(why);
+        }
+        let app = App { owner, name, ports };
+        tracing::info!(?app, "an application joined the box service");
+        state.apps.insert(owner, Connected { app, channel: Arc::clone(&channel) });
+        owner
+    };
+    let why = loop {
+        if let Err(why) = converse(shared, &channel, owner) {
+            break why;
+        }
+    };
+    let mut state = shared.lock();
+    state.apps.remove(&owner);
+    state.fail_orders(owner);
+    if !state.stopping {
+        state.leases.forget(owner);
+    }
+    drop(state);
+    shared.answered.notify_all();
+    Err(why)
+}
+
+fn converse(shared: &Shared, channel: &Channel, owner: u32) -> Result<(), ChannelError> {
+    let message = channel.receive(|_: &FromApp| false)?.0;
+    let mut state = shared.lock();
+    match message {
+        FromApp::Hello { .. } => return Err(ChannelError::Malformed("a second hello".into())),
+        FromApp::Want { slots } => {
+            let slots = state.leases.grant(owner, slots);
+            channel.send(&ToApp::Lease { owner, slots })?;
+        }
+        FromApp::Release { slots } => state.leases.release(owner, &slots),
+        FromApp::Resumed { order } => state.note_answer(owner, order, Ok(())),
+        FromApp::Declined { order, why } => state.note_answer(owner, order, Err(why)),
+    }
+    drop(state);
+    shared.answered.notify_all();
+    Ok(())
+}
+
+/// A socket file left by an earlier service would make bind fail; anything else at the path is left alone.
+fn remove_stale_socket(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
