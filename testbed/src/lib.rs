@@ -3,7 +3,12 @@
 //! The testbed makes everything it needs inside a [`sandbox`], runs the real daemons as real processes in the
 //! machines of a [`topology`], breaks a real guest, and checks every byte that clients get. It simulates nothing.
 
+pub mod capture;
+pub mod client;
+pub mod fault;
 pub mod guest;
 pub mod sandbox;
+pub mod scenario;
+pub mod timeline;
 pub mod topology;
 pub mod vm;

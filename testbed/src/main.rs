@@ -1,10 +1,14 @@
 //! The command line of the testbed. Everything runs inside a [`sandbox`]; nothing is left behind.
 
-use std::process::{Command, ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use testbed::{sandbox, topology::Topology};
+use testbed::{sandbox, timeline::Timeline, topology::Topology};
 
 /// Breaks real virtual machines and proves that their clients never notice.
 #[derive(Parser)]
@@ -16,6 +20,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Action {
+    /// Draws a timeline that was saved as JSON: as SVG on standard output, as text on standard error.
+    Draw {
+        /// The file.
+        timeline: PathBuf,
+    },
     /// Runs a command in a machine of a fresh topology, to look around: hypervisor, spare, monitor or client.
     Enter {
         /// The machine.
@@ -37,10 +46,22 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<ExitCode> {
+    if let Action::Draw { timeline } = &arguments.action {
+        return draw(timeline);
+    }
     sandbox::enter()?;
     match arguments.action {
+        Action::Draw { timeline } => draw(&timeline),
         Action::Enter { place, command } => enter(&place, &command),
     }
+}
+
+fn draw(file: &Path) -> Result<ExitCode> {
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let timeline: Timeline = serde_json::from_str(&text).with_context(|| format!("{}", file.display()))?;
+    print!("{}", timeline.svg());
+    eprint!("{}", timeline.text(100));
+    Ok(ExitCode::SUCCESS)
 }
 
 fn enter(place: &str, command: &[String]) -> Result<ExitCode> {

@@ -1,0 +1,195 @@
+//! One checking session, from connect to its last byte.
+
+use std::{
+    net::{SocketAddr, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    http::{Connection, HttpError},
+    plan::{Kind, Plan},
+};
+
+/// Silence after which a client gives up: far beyond any recovery, so that a mute session ends as lost.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// Time between two requests of a session that makes many.
+const BETWEEN_REQUESTS: Duration = Duration::from_millis(5);
+
+/// Fills a buffer with the content of a seed from an offset on.
+pub type Content = fn(seed: u64, offset: u64, buffer: &mut [u8]);
+
+/// A session about to begin.
+#[derive(Debug)]
+pub struct Session {
+    /// What it does.
+    pub plan: Plan,
+    /// The service.
+    pub server: SocketAddr,
+    /// What belongs where.
+    pub content: Content,
+    /// Zero of every time in the outcome.
+    pub clock: Instant,
+}
+
+/// Bytes that reached the client (or were taken from it, for an upload).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// When, since the clock's zero.
+    pub at: Duration,
+    /// How many.
+    pub bytes: u64,
+}
+
+/// What a session came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What it did.
+    pub kind: Kind,
+    /// Its end of the connection, once there was one.
+    pub local: Option<SocketAddr>,
+    /// Every piece that arrived, in order.
+    pub arrivals: Vec<Arrival>,
+    /// Body bytes compared with what belongs there.
+    pub bytes_checked: u64,
+    /// Body bytes that differed.
+    pub wrong_bytes: u64,
+    /// Exchanges completed.
+    pub requests: u64,
+    /// Why it did not come to its end, if it did not.
+    pub lost: Option<String>,
+}
+
+impl Outcome {
+    fn new(kind: Kind) -> Self {
+        Self { kind, local: None, arrivals: Vec::new(), bytes_checked: 0, wrong_bytes: 0, requests: 0, lost: None }
+    }
+
+    /// The longest silence that ended after `fault`: its begin and end. None for a session that expected nothing.
+    pub fn gap(&self, fault: Duration) -> Option<(Duration, Duration)> {
+        if !matches!(self.kind, Kind::Paced | Kind::Fast | Kind::Small) {
+            return None;
+        }
+        let pairs = self.arrivals.windows(2).map(|pair| (pair[0].at, pair[1].at));
+        pairs.filter(|&(_, end)| end > fault).max_by_key(|(begin, end)| *end - *begin)
+    }
+}
+
+impl Session {
+    /// Runs until `finish` is set and the exchange then under way is complete, or the session is lost.
+    pub fn run(self, finish: &AtomicBool) -> Outcome {
+        let mut outcome = Outcome::new(self.plan.kind);
+        if let Err(error) = self.exchanges(finish, &mut outcome) {
+            outcome.lost = Some(error.to_string());
+        }
+        outcome
+    }
+
+    fn exchanges(&self, finish: &AtomicBool, outcome: &mut Outcome) -> Result<(), HttpError> {
+        let stream = TcpStream::connect_timeout(&self.server, SILENCE_MAX)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(SILENCE_MAX))?;
+        stream.set_write_timeout(Some(SILENCE_MAX))?;
+        outcome.local = Some(stream.local_addr()?);
+        let mut connection = Connection::new(stream);
+        loop {
+            let last = finish.load(Ordering::Relaxed);
+            self.exchange(&mut connection, outcome)?;
+            outcome.requests += 1;
+            if last {
+                return Ok(());
+            }
+            match self.plan.kind {
+                Kind::Idle => wait_for(finish),
+                Kind::Small => thread::sleep(BETWEEN_REQUESTS),
+                Kind::Paced | Kind::Fast | Kind::Upload => {}
+            }
+        }
+    }
+
+    fn exchange(&self, connection: &mut Connection<TcpStream>, outcome: &mut Outcome) -> Result<(), HttpError> {
+        // Another content each time: a response that belongs to an earlier request must not pass.
+        let seed = self.plan.seed + outcome.requests;
+        match self.plan.kind {
+            Kind::Upload => self.upload(connection, seed, outcome),
+            _ => self.download(connection, seed, outcome),
+        }
+    }
+
+    fn download(
+        &self,
+        connection: &mut Connection<TcpStream>,
+        seed: u64,
+        outcome: &mut Outcome,
+    ) -> Result<(), HttpError> {
+        let bytes = self.plan.bytes;
+        let pace = self.plan.rate.map(|rate| format!("?rate={rate}")).unwrap_or_default();
+        connection.request("GET", &format!("/synthetic/{seed}/{bytes}{pace}"), 0)?;
+        let head = connection.head()?;
+        if head.body_bytes != bytes {
+            return Err(HttpError::Response(format!("{} bytes announced, {bytes} asked for", head.body_bytes)));
+        }
+        let mut expected = Vec::new();
+        connection.body(bytes, |offset, got| {
+            outcome.arrivals.push(Arrival { at: self.clock.elapsed(), bytes: got.len() as u64 });
+            expected.resize(got.len(), 0);
+            (self.content)(seed, offset, &mut expected);
+            outcome.bytes_checked += got.len() as u64;
+            if expected != got {
+                outcome.wrong_bytes += expected.iter().zip(got).filter(|(ours, theirs)| ours != theirs).count() as u64;
+            }
+        })
+    }
+
+    fn upload(
+        &self,
+        connection: &mut Connection<TcpStream>,
+        seed: u64,
+        outcome: &mut Outcome,
+    ) -> Result<(), HttpError> {
+        let bytes = self.plan.bytes;
+        connection.request("PUT", &format!("/synthetic/{seed}/{bytes}"), bytes)?;
+        let mut piece = vec![0; 16 * 1024];
+        let mut offset = 0;
+        while offset < bytes {
+            let len = piece.len().min((bytes - offset) as usize);
+            (self.content)(seed, offset, &mut piece[..len]);
+            connection.send(&piece[..len])?;
+            outcome.arrivals.push(Arrival { at: self.clock.elapsed(), bytes: len as u64 });
+            offset += len as u64;
+        }
+        let head = connection.head()?;
+        let mut answer = Vec::new();
+        connection.body(head.body_bytes, |_, got| answer.extend_from_slice(got))?;
+        outcome.bytes_checked += bytes;
+        // TODO-UPLOAD
+        Ok(())
+    }
+}
+
+fn wait_for(finish: &AtomicBool) {
+    while !finish.load(Ordering::Relaxed) {
+        thread::sleep(BETWEEN_REQUESTS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(kind: Kind, at_ms: &[u64]) -> Outcome {
+        let arrivals = at_ms.iter().map(|&ms| Arrival { at: Duration::from_millis(ms), bytes: 1 }).collect();
+        Outcome { arrivals, ..Outcome::new(kind) }
+    }
+
+    #[test]
+    fn the_gap_is_the_longest_silence_that_ends_after_the_fault() {
+        let fault = Duration::from_millis(1000);
+        let ms = |begin, end| Some((Duration::from_millis(begin), Duration::from_millis(end)));
+        assert_eq!(outcome(Kind::Paced, &[0, 500, 990, 1100, 1120]).gap(fault), ms(990, 1100));
+        assert_eq!(outcome(Kind::Paced, &[0, 999]).gap(fault), None);
+        assert_eq!(outcome(Kind::Idle, &[0, 2000]).gap(fault), None);
+    }
+}

@@ -1,0 +1,136 @@
+//! A daemon of the project as a real process: started in its machine with a generated configuration, its log in a
+//! file, ended with SIGTERM as an administrator would.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::topology::Place;
+
+/// How long a daemon may take to end after SIGTERM before it is killed.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Between two looks at something that is waited for.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Log lines quoted when a daemon fails.
+const TAIL_LINES: usize = 15;
+
+/// Path of a program of this workspace: beside the testbed, where cargo puts them all.
+///
+/// # Errors
+/// When it was not built.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let here = std::env::current_exe().context("the path of this program")?;
+    let path = here.with_file_name(name);
+    ensure!(path.is_file(), "{} is not built: cargo build --workspace --bins", path.display());
+    Ok(path)
+}
+
+/// A running daemon; dropping it kills the process.
+#[derive(Debug)]
+pub struct Daemon {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts `program` (see [`program`]) in `place`; its log goes to `folder/NAME.log`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(
+        place: &Place,
+        name: &str,
+        arguments: impl IntoIterator<Item = impl Into<OsString>>,
+        folder: &Path,
+    ) -> Result<Self> {
+        let log = folder.join(format!("{name}.log"));
+        let file = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
+        let mut command = Command::new(program(name)?);
+        command.args(arguments.into_iter().map(Into::into)).stdin(Stdio::null());
+        command.stdout(file.try_clone()?).stderr(file);
+        let child = place.spawn(&mut command)?;
+        Ok(Self { name: name.to_owned(), child, log })
+    }
+
+    /// Waits until `condition` holds.
+    ///
+    /// # Errors
+    /// When the daemon ends, or nothing happens within `bound`; quotes the end of its log.
+    pub fn wait_until(&mut self, what: &str, bound: Duration, mut condition: impl FnMut() -> bool) -> Result<()> {
+        let begin = Instant::now();
+        while !condition() {
+            if let Some(status) = self.ended()? {
+                bail!("{} ended ({status}) before {what}:\n{}", self.name, self.tail());
+            }
+            if begin.elapsed() > bound {
+                bail!("{}: no {what} within {bound:?}:\n{}", self.name, self.tail());
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
+    }
+
+    /// How the process ended, if it did.
+    ///
+    /// # Errors
+    /// When the kernel does not know the process.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().with_context(|| format!("asking after {}", self.name))
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The last lines of the log.
+    pub fn tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    }
+
+    /// The daemon's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Ends it as an administrator would.
+    ///
+    /// # Errors
+    /// When it does not end gracefully.
+    pub fn terminate(mut self) -> Result<()> {
+        if self.ended()?.is_some() {
+            return Ok(());
+        }
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM)
+            .with_context(|| format!("ending {}", self.name))?;
+        let begin = Instant::now();
+        while self.ended()?.is_none() {
+            ensure!(begin.elapsed() < GRACE, "{} ignores SIGTERM:\n{}", self.name, self.tail());
+            thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
