@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn the_svg_holds_every_lane_and_stage_and_escapes_text() {
         let svg = example().svg();
-        for text in ["download 1", "download &lt;2&gt;", "detect", "fence", "extract", "76 ms"] {
+        for text in ["download 1", "download &lt;2&gt;", "verdict", "fence", "extract", "76 ms"] {
             assert!(svg.contains(text), "{text} is missing in\n{svg}");
         }
         assert!(!svg.contains("NaN"));
