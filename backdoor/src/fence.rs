@@ -1,0 +1,138 @@
+//! Stops a machine so that nothing of it acts any more, and lets it go again.
+//!
+//! ```text
+//!   fence     query-status   stop   query-status   info network   set_link … off
+//!   release   (keys are dead already)   set_link … on   cont | system_reset + cont | quit
+//! ```
+//!
+//! Processors first, then links: a link that goes down under running processors could still make them act. If the
+//! links cannot be taken down, the machine is put back as it was found, because nobody gets a token then.
+//!
+//! Deliberately without state: what a release needs is in [`Stopped`]. Every step may be repeated.
+
+use control::backdoor::Afterwards;
+use serde_json::{Value, json};
+
+use crate::qmp::{Qmp, QmpError};
+
+/// Why a machine was not fenced. It then runs on as before, unless QEMU has stopped answering.
+#[derive(Debug, thiserror::Error)]
+pub enum FenceError {
+    /// QEMU did not obey.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// QEMU obeyed `stop`, and says that the machine runs.
+    #[error("QEMU says that the machine still runs after `stop`")]
+    StillRunning,
+}
+
+/// What was done to a machine, and has to be undone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stopped {
+    /// Whether its processors ran before.
+    was_running: bool,
+    /// The links that were taken down.
+    links: Vec<String>,
+}
+
+impl Stopped {
+    /// A machine whose process is gone: nothing runs and nothing can be undone.
+    pub fn gone() -> Self {
+        Self { was_running: false, links: Vec::new() }
+    }
+}
+
+/// Stops the processors, makes sure of it, and takes every link down.
+///
+/// # Errors
+/// See [`FenceError`].
+pub fn stop(qmp: &mut Qmp) -> Result<Stopped, FenceError> {
+    let was_running = is_running(qmp)?;
+    qmp.execute("stop", json!({}))?;
+    if is_running(qmp)? {
+        return Err(FenceError::StillRunning);
+    }
+    let outcome = links(qmp).and_then(|links| set_links(qmp, &links, false).map(|()| links));
+    outcome.map(|links| Stopped { was_running, links }).map_err(|error| {
+        tracing::error!(%error, "links cannot be taken down: the machine is put back as it was");
+        put_back(qmp, was_running);
+        error.into()
+    })
+}
+
+/// Lets a stopped machine go. Its keys must be dead before.
+///
+/// # Errors
+/// [`QmpError`]; may be repeated.
+pub fn release(qmp: &mut Qmp, stopped: &Stopped, then: Afterwards) -> Result<(), QmpError> {
+    if then == Afterwards::PowerOff {
+        return match qmp.execute("quit", json!({})) {
+            // QEMU may be gone before its answer is.
+            Err(QmpError::Ended(_)) => Ok(()),
+            outcome => outcome.map(drop),
+        };
+    }
+    if then == Afterwards::Reset {
+        qmp.execute("system_reset", json!({}))?;
+    }
+    set_links(qmp, &stopped.links, true)?;
+    if stopped.was_running || then == Afterwards::Reset {
+        qmp.execute("cont", json!({}))?;
+    }
+    Ok(())
+}
+
+/// Stops the processors again: somebody else let a fenced machine run. Its links are down still.
+///
+/// # Errors
+/// [`QmpError`].
+pub fn stop_again(qmp: &mut Qmp) -> Result<(), QmpError> {
+    qmp.execute("stop", json!({})).map(drop)
+}
+
+fn put_back(qmp: &mut Qmp, was_running: bool) {
+    let outcome = links(qmp).and_then(|links| set_links(qmp, &links, true));
+    let resumed = if was_running { qmp.execute("cont", json!({})).map(drop) } else { Ok(()) };
+    if let Err(error) = outcome.and(resumed) {
+        tracing::error!(%error, "the machine could not be put back: it needs an operator");
+    }
+}
+
+fn is_running(qmp: &mut Qmp) -> Result<bool, QmpError> {
+    let status = qmp.execute("query-status", json!({}))?;
+    let running = status.get("running").and_then(Value::as_bool);
+    running.ok_or_else(|| QmpError::Nonsense(format!("a status without `running`: {status}")))
+}
+
+/// The names of both ends of every link, NICs and what they are connected to.
+fn links(qmp: &mut Qmp) -> Result<Vec<String>, QmpError> {
+    Ok(link_names(&qmp.human("info network")?))
+}
+
+fn set_links(qmp: &mut Qmp, links: &[String], up: bool) -> Result<(), QmpError> {
+    links.iter().try_for_each(|name| qmp.execute("set_link", json!({ "name": name, "up": up })).map(drop))
+}
+
+/// Takes the names out of the text of `info network`, whose lines are ` \ NAME: index=0,type=…`.
+fn link_names(text: &str) -> Vec<String> {
+    let name = |line: &str| {
+        let (name, _) = line.split_once(": index=")?;
+        Some(name.trim_start_matches([' ', '\\']).to_owned())
+    };
+    text.lines().filter_map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_end_of_every_link_is_named() {
+        let text = "hub 0\r\n \\ hub0port0: index=0,type=hubport,\r\n\
+                    nic0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56\r\n \
+                    \\ n0: index=0,type=tap,ifname=tap0\r\n\
+                    e1000.0: index=0,type=nic,model=e1000\r\n";
+        assert_eq!(link_names(text), ["hub0port0", "nic0", "n0", "e1000.0"]);
+        assert!(link_names("").is_empty());
+    }
+}
