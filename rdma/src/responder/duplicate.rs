@@ -41,7 +41,7 @@ impl Responder {
     }
 
     fn atomic_again(&mut self, psn: Psn) {
-        let Some(saved) = self.atomics.iter().find(|saved| saved.psn == psn).copied() else {
+        let Some(saved) = self.atomics.iter().rev().find(|saved| saved.psn == psn).copied() else {
             return self.drop_packet();
         };
         let waits = |reply: &Reply| matches!(reply, Reply::Atomic { psn: waiting, .. } if *waiting == psn);
