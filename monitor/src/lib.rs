@@ -1,3 +1,6 @@
 //! Process: samples, detects, dispatches, fences, evacuates.
 
+pub mod clock;
+pub mod config;
 pub mod detect;
+pub mod journal;

@@ -251,9 +251,8 @@ impl Detector {
     fn alarms(&self, raised_ns: u64) -> impl Iterator<Item = Alarm> + '_ {
         let hanging = self.plan.rules.iter().enumerate().filter(|(_, rule)| rule.raises == Raises::Hang);
         hanging.filter_map(move |(index, rule)| {
-            let watched = |sensor: &&PlannedSensor| {
-                sensor.rule == index && matches!(sensor.bound, Bound::Progress { .. })
-            };
+            let watched =
+                |sensor: &&PlannedSensor| sensor.rule == index && matches!(sensor.bound, Bound::Progress { .. });
             let watched = self.plan.sensors.iter().filter(watched).count();
             let symptoms: Vec<_> = (0..self.states.len()).filter_map(|at| self.symptom(at, index)).collect();
             let is_fulfilled = match rule.quorum {

@@ -68,10 +68,8 @@ fn simulate(plan: Plan, cpus: &[Cpu], mut path: Path, until_ns: u64) -> Vec<(u64
         let read_ns = path.random.random_range(READ_MAX / 10..READ_MAX);
         let end_ns = begin_ns + read_ns;
         let taken_ns = begin_ns + path.random.random_range(0..read_ns);
-        let values: Vec<_> = cpus
-            .iter()
-            .map(|cpu| (!path.random.random_bool(path.torn)).then(|| cpu.value_at(taken_ns)))
-            .collect();
+        let values: Vec<_> =
+            cpus.iter().map(|cpu| (!path.random.random_bool(path.torn)).then(|| cpu.value_at(taken_ns))).collect();
         let is_lost = path.random.random_bool(path.lost) || path.down.contains(&begin_ns);
         let look = if is_lost { Look::Lost } else { Look::Values { identity: 1, values: &values } };
         found.extend(detector.observe(Observation { begin_ns, end_ns, look }).into_iter().map(|f| (end_ns, f)));

@@ -1,0 +1,81 @@
+//! The configuration file as it is written: what TOML can check, with the place of every value.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::detect::{Quorum, Raises};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    pub monitor: Monitor,
+    #[serde(default)]
+    pub sampling: Sampling,
+    #[serde(default)]
+    pub rule: Vec<Spanned<Rule>>,
+    #[serde(default)]
+    pub target: Vec<Spanned<Target>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Monitor {
+    pub name: Spanned<String>,
+    pub local: Ipv4Addr,
+    pub journal: PathBuf,
+    pub metrics: Option<SocketAddr>,
+    pub cpu: Option<Spanned<usize>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Sampling {
+    pub period_ms: Option<Spanned<f64>>,
+    pub missed_probability: Option<Spanned<f64>>,
+    pub lost_probability: Option<Spanned<f64>>,
+    pub path_deadline_ms: Option<Spanned<f64>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rule {
+    pub sensors: Spanned<String>,
+    pub deadline_ms: Option<Spanned<f64>>,
+    pub limit: Option<u64>,
+    pub window_ms: Option<Spanned<f64>>,
+    pub quorum: Option<Quorum>,
+    pub raises: Option<Raises>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Target {
+    pub name: Spanned<String>,
+    pub backdoor: Spanned<SocketAddr>,
+    pub on_hang: Spanned<super::OnHang>,
+    #[serde(default)]
+    pub rule: Vec<Spanned<Rule>>,
+    #[serde(default)]
+    pub spare: Vec<Spare>,
+    #[serde(default)]
+    pub service: Vec<Spanned<Service>>,
+    pub prepare_every_s: Option<Spanned<f64>>,
+    pub evacuation_patience_s: Option<Spanned<f64>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Spare {
+    pub name: Spanned<String>,
+    pub control: Spanned<SocketAddr>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Service {
+    pub address: IpAddr,
+    pub ports: Spanned<Vec<u16>>,
+}

@@ -1,0 +1,351 @@
+//! The configuration of a monitor: one TOML file, checked as a whole before anything is started.
+//!
+//! What is impossible is an error that names file, line and key and says how to put it right: a deadline that holds too
+//! few samples, two targets of one name, an evacuation without a spare. The sampling period may be left out: it then
+//! follows from the shortest deadline by the dissertation's rule, R >= log PM / log p_ml samples per deadline.
+//!
+//! See `monitor.example.toml` for every key; a test keeps that file valid.
+
+mod file;
+mod place;
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use control::reinstate::Service;
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+
+use crate::detect::{PRESSURE_WINDOW, Quorum, Raises, Rule, samples_per_deadline};
+pub use place::ConfigError;
+use place::Source;
+
+/// The shortest sampling period: below it a round trip over a software path no longer fits.
+pub const PERIOD_MIN: Duration = Duration::from_micros(100);
+
+/// The longest derived sampling period: samples cost the target nothing and little here.
+pub const PERIOD_MAX: Duration = Duration::from_millis(100);
+
+/// Times above this are typing errors.
+const TIME_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// What is done when a target hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnHang {
+    /// Fence it and carry its sessions over to a spare.
+    Evacuate,
+    /// Say so and do nothing: a dry run, or a target without spares.
+    Report,
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// This monitor's name.
+    pub name: String,
+    /// Address from which the targets' memory is read.
+    pub local: Ipv4Addr,
+    /// The journal's file.
+    pub journal: PathBuf,
+    /// Where metrics are served, if anywhere.
+    pub metrics: Option<SocketAddr>,
+    /// The first CPU that sampling threads are pinned to; the others follow, one each.
+    pub cpu: Option<usize>,
+    /// Time from one sample to the next.
+    pub period: Duration,
+    /// Samples that every deadline holds at least.
+    pub samples_per_deadline: u32,
+    /// Without a successful sample for so long, the path counts as lost.
+    pub path_deadline: Duration,
+    /// The targets.
+    pub targets: Vec<Target>,
+}
+
+/// A target to watch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// Its name, also that of its backdoor.
+    pub name: String,
+    /// Control address of its backdoor.
+    pub backdoor: SocketAddr,
+    /// What is done when it hangs.
+    pub on_hang: OnHang,
+    /// Rules for its sensors, its own ones first.
+    pub rules: Vec<Rule>,
+    /// Spares in the order in which they are asked.
+    pub spares: Vec<Spare>,
+    /// What moves to the spare.
+    pub services: Vec<Service>,
+    /// How often spares are asked to get ready.
+    pub prepare_every: Duration,
+    /// How long an evacuation may take until its outcome counts as unknown.
+    pub evacuation_patience: Duration,
+}
+
+/// A node that can take sessions over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spare {
+    /// Its name, for the journal.
+    pub name: String,
+    /// Control address of its `reinstate` daemon.
+    pub control: SocketAddr,
+}
+
+/// Reads and checks a configuration file.
+///
+/// # Errors
+/// [`ConfigError`], the first that is found.
+pub fn load(file: &Path) -> Result<Config, ConfigError> {
+    let text = std::fs::read_to_string(file).map_err(|error| ConfigError {
+        file: file.to_owned(),
+        line: None,
+        key: String::new(),
+        what: format!("cannot be read: {error}"),
+    })?;
+    parse(file, &text)
+}
+
+/// Checks the text of a configuration file.
+///
+/// # Errors
+/// [`ConfigError`], the first that is found.
+pub fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
+    let source = Source { file, text };
+    let parsed: file::File = toml::from_str(text).map_err(|error| source.parse_error(&error))?;
+    Checker { source }.config(parsed)
+}
+
+struct Checker<'a> {
+    source: Source<'a>,
+}
+
+impl Checker<'_> {
+    fn config(&self, file: file::File) -> Result<Config, ConfigError> {
+        let sampling = &file.sampling;
+        let missed = self.probability(sampling.missed_probability.as_ref(), "sampling.missed_probability", 1e-6)?;
+        let lost = self.probability(sampling.lost_probability.as_ref(), "sampling.lost_probability", 0.01)?;
+        let samples = samples_per_deadline(missed, lost);
+        let general = self.rules(&file.rule, "rule")?;
+        if file.target.is_empty() {
+            let what = "no target is named; add a [[target]] table with name, backdoor and on_hang";
+            return Err(ConfigError {
+                file: self.source.file.to_owned(),
+                line: None,
+                key: "target".into(),
+                what: what.into(),
+            });
+        }
+        let period = self.period(sampling, &file, samples)?;
+        let path_deadline = match &sampling.path_deadline_ms {
+            Some(value) => self.time(value, 1e3, "sampling.path_deadline_ms")?,
+            None => Duration::from_millis(500).max(period * samples),
+        };
+        if let Some(value) = sampling.path_deadline_ms.as_ref().filter(|_| path_deadline < period * 2) {
+            let what = format!("shorter than two sampling periods of {period:?}; raise it or lower sampling.period_ms");
+            return Err(self.source.error(value.span(), "sampling.path_deadline_ms", what));
+        }
+        let targets = self.targets(&file.target, &general)?;
+        Ok(Config {
+            name: self.name(&file.monitor.name, "monitor.name")?,
+            local: file.monitor.local,
+            journal: file.monitor.journal,
+            metrics: file.monitor.metrics,
+            cpu: self.cpu(file.monitor.cpu.as_ref())?,
+            period,
+            samples_per_deadline: samples,
+            path_deadline,
+            targets,
+        })
+    }
+
+    /// The period, or the shortest deadline divided by the samples it must hold.
+    fn period(&self, sampling: &file::Sampling, file: &file::File, samples: u32) -> Result<Duration, ConfigError> {
+        let rules = file.rule.iter().chain(file.target.iter().flat_map(|target| &target.get_ref().rule));
+        let mut deadlines = Vec::new();
+        for value in rules.filter_map(|rule| rule.get_ref().deadline_ms.as_ref()) {
+            deadlines.push((value.span(), self.time(value, 1e3, "rule.deadline_ms")?));
+        }
+        let shortest = deadlines.iter().map(|(_, deadline)| *deadline).min();
+        let period = match &sampling.period_ms {
+            Some(value) => self.time(value, 1e3, "sampling.period_ms")?,
+            None => shortest.map_or(PERIOD_MAX, |deadline| (deadline / samples).min(PERIOD_MAX)),
+        };
+        for (span, deadline) in deadlines {
+            if period * samples > deadline {
+                let what = format!(
+                    "{deadline:?} hold fewer than the {samples} samples that the probabilities under [sampling] ask \
+                     for, at a period of {period:?}; raise the deadline or set sampling.period_ms to {} or less",
+                    (deadline / samples).as_secs_f64() * 1e3
+                );
+                return Err(self.source.error(span, "rule.deadline_ms", what));
+            }
+            if period < PERIOD_MIN {
+                let what = format!(
+                    "{deadline:?} need a sampling period of {period:?}, below the {PERIOD_MIN:?} that are possible; \
+                     raise the deadline"
+                );
+                return Err(self.source.error(span, "rule.deadline_ms", what));
+            }
+        }
+        match &sampling.period_ms {
+            Some(value) if period < PERIOD_MIN => {
+                let what = format!("below the {PERIOD_MIN:?} that are possible; raise it");
+                Err(self.source.error(value.span(), "sampling.period_ms", what))
+            }
+            _ => Ok(period),
+        }
+    }
+
+    fn rules(&self, rules: &[Spanned<file::Rule>], key: &str) -> Result<Vec<Rule>, ConfigError> {
+        let mut seen = HashMap::new();
+        rules.iter().map(|rule| self.rule(rule.get_ref(), key, &mut seen)).collect()
+    }
+
+    fn rule(&self, rule: &file::Rule, key: &str, seen: &mut HashMap<String, ()>) -> Result<Rule, ConfigError> {
+        let pattern = self.name(&rule.sensors, &format!("{key}.sensors"))?;
+        if seen.insert(pattern.clone(), ()).is_some() {
+            let what = format!("a second rule for {pattern:?} would never be reached; join the two");
+            return Err(self.source.error(rule.sensors.span(), format!("{key}.sensors"), what));
+        }
+        let raises = rule.raises.unwrap_or(Raises::Suspicion);
+        if raises == Raises::Hang && rule.deadline_ms.is_none() {
+            let what = "a rule that raises a hang needs its own deadline_ms: what a box claims is not enough to act on";
+            return Err(self.source.error(rule.sensors.span(), format!("{key}.sensors"), what));
+        }
+        let time = |value: &Option<Spanned<f64>>, name: &str| {
+            value.as_ref().map(|value| self.time(value, 1e3, &format!("{key}.{name}"))).transpose()
+        };
+        let window = time(&rule.window_ms, "window_ms")?;
+        let deadline = time(&rule.deadline_ms, "deadline_ms")?;
+        let quorum = rule.quorum.unwrap_or(Quorum::Any);
+        Ok(Rule { pattern, deadline, limit: rule.limit, window: window.or(Some(PRESSURE_WINDOW)), quorum, raises })
+    }
+
+    fn targets(&self, targets: &[Spanned<file::Target>], general: &[Rule]) -> Result<Vec<Target>, ConfigError> {
+        let (mut names, mut doors) = (HashMap::new(), HashMap::new());
+        let mut checked = Vec::new();
+        for target in targets {
+            let table = target.get_ref();
+            self.unique(&mut names, table.name.get_ref().clone(), table.name.span(), "target.name")?;
+            self.unique(&mut doors, *table.backdoor.get_ref(), table.backdoor.span(), "target.backdoor")?;
+            checked.push(self.target(table, general)?);
+        }
+        Ok(checked)
+    }
+
+    fn target(&self, table: &file::Target, general: &[Rule]) -> Result<Target, ConfigError> {
+        let mut rules = self.rules(&table.rule, "target.rule")?;
+        rules.extend(general.iter().cloned());
+        let on_hang = *table.on_hang.get_ref();
+        if !rules.iter().any(|rule| rule.raises == Raises::Hang) {
+            let what = "no rule of this target raises a hang; add a [[rule]] with raises = \"hang\" and a deadline_ms";
+            return Err(self.source.error(table.on_hang.span(), "target.on_hang", what));
+        }
+        for (missing, what) in [(table.spare.is_empty(), "spare"), (table.service.is_empty(), "service")] {
+            if missing && on_hang == OnHang::Evacuate {
+                let what = format!("evacuate needs a [[target.{what}]]; add one or set on_hang = \"report\"");
+                return Err(self.source.error(table.on_hang.span(), "target.on_hang", what));
+            }
+        }
+        let seconds = |value: &Option<Spanned<f64>>, key: &str, default: u64| match value {
+            Some(value) => self.time(value, 1.0, key),
+            None => Ok(Duration::from_secs(default)),
+        };
+        Ok(Target {
+            name: self.name(&table.name, "target.name")?,
+            backdoor: *table.backdoor.get_ref(),
+            on_hang,
+            rules,
+            spares: self.spares(&table.spare)?,
+            services: self.services(&table.service)?,
+            prepare_every: seconds(&table.prepare_every_s, "target.prepare_every_s", 10)?,
+            evacuation_patience: seconds(&table.evacuation_patience_s, "target.evacuation_patience_s", 60)?,
+        })
+    }
+
+    fn spares(&self, spares: &[file::Spare]) -> Result<Vec<Spare>, ConfigError> {
+        let (mut names, mut controls) = (HashMap::new(), HashMap::new());
+        let mut checked = Vec::new();
+        for spare in spares {
+            let name = self.name(&spare.name, "target.spare.name")?;
+            self.unique(&mut names, name.clone(), spare.name.span(), "target.spare.name")?;
+            self.unique(&mut controls, *spare.control.get_ref(), spare.control.span(), "target.spare.control")?;
+            checked.push(Spare { name, control: *spare.control.get_ref() });
+        }
+        Ok(checked)
+    }
+
+    fn services(&self, services: &[Spanned<file::Service>]) -> Result<Vec<Service>, ConfigError> {
+        let mut checked = Vec::new();
+        for service in services {
+            let file::Service { address, ports } = service.get_ref();
+            if ports.get_ref().is_empty() || ports.get_ref().contains(&0) {
+                let what = "name the TCP ports that are served at this address, each from 1 to 65535";
+                return Err(self.source.error(ports.span(), "target.service.ports", what));
+            }
+            checked.push(Service { address: *address, ports: ports.get_ref().clone() });
+        }
+        Ok(checked)
+    }
+
+    fn unique<T: std::hash::Hash + Eq + std::fmt::Display>(
+        &self,
+        seen: &mut HashMap<T, Range<usize>>,
+        value: T,
+        span: Range<usize>,
+        key: &str,
+    ) -> Result<(), ConfigError> {
+        if seen.contains_key(&value) {
+            let what = format!("{value} stands twice; give each its own");
+            return Err(self.source.error(span, key, what));
+        }
+        seen.insert(value, span);
+        Ok(())
+    }
+
+    fn name(&self, value: &Spanned<String>, key: &str) -> Result<String, ConfigError> {
+        match value.get_ref().trim() {
+            "" => Err(self.source.error(value.span(), key, "empty; give it a name")),
+            name => Ok(name.to_owned()),
+        }
+    }
+
+    fn time(&self, value: &Spanned<f64>, per_second: f64, key: &str) -> Result<Duration, ConfigError> {
+        let seconds = *value.get_ref() / per_second;
+        match Duration::try_from_secs_f64(seconds) {
+            Ok(time) if !time.is_zero() && time <= TIME_MAX => Ok(time),
+            _ => {
+                let what = format!("{} is no time here; above 0 and up to a day is", value.get_ref());
+                Err(self.source.error(value.span(), key, what))
+            }
+        }
+    }
+
+    fn probability(&self, value: Option<&Spanned<f64>>, key: &str, default: f64) -> Result<f64, ConfigError> {
+        let Some(value) = value else { return Ok(default) };
+        match *value.get_ref() {
+            probability if probability > 0.0 && probability < 1.0 => Ok(probability),
+            other => {
+                let what = format!("{other} is no probability to reckon with; above 0 and below 1 is");
+                Err(self.source.error(value.span(), key, what))
+            }
+        }
+    }
+
+    fn cpu(&self, value: Option<&Spanned<usize>>) -> Result<Option<usize>, ConfigError> {
+        let Some(value) = value else { return Ok(None) };
+        let count = std::thread::available_parallelism().map_or(1, usize::from);
+        if *value.get_ref() >= count {
+            let what = format!("this machine has CPUs 0 to {}; name one of them or leave the key out", count - 1);
+            return Err(self.source.error(value.span(), "monitor.cpu", what));
+        }
+        Ok(Some(*value.get_ref()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

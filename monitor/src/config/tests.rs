@@ -1,0 +1,176 @@
+use super::*;
+
+const GOOD: &str = r#"[monitor]
+name = "monitor-a"
+local = "10.77.0.3"
+journal = "/tmp/journal"
+
+[[rule]]
+sensors = "tick.cpu*"
+deadline_ms = 100
+raises = "hang"
+
+[[target]]
+name = "web"
+backdoor = "10.77.0.1:4790"
+on_hang = "evacuate"
+spare = [{ name = "spare-a", control = "10.77.0.2:4792" }]
+service = [{ address = "10.77.0.100", ports = [8080] }]
+"#;
+
+fn parsed(text: &str) -> Result<Config, ConfigError> {
+    parse(Path::new("m.toml"), text)
+}
+
+/// The good file with `old` replaced by `new` is refused with `expected`.
+fn check(old: &str, new: &str, expected: &str) {
+    assert!(GOOD.contains(old), "{old:?} is not in the file");
+    match parsed(&GOOD.replacen(old, new, 1)) {
+        Err(error) => assert_eq!(error.to_string(), expected),
+        Ok(_) => panic!("{new:?} was accepted"),
+    }
+}
+
+#[test]
+fn the_period_follows_from_the_shortest_deadline() {
+    let config = parsed(GOOD).unwrap();
+    assert_eq!((config.samples_per_deadline, config.period), (3, Duration::from_millis(100) / 3));
+    assert_eq!(config.targets[0].rules[0].quorum, Quorum::Any);
+}
+
+#[test]
+fn the_example_file_is_valid_and_names_every_key() {
+    let text = include_str!("../../monitor.example.toml");
+    let config = parse(Path::new("monitor.example.toml"), text).unwrap();
+    assert_eq!(config.targets.len(), 2);
+    for key in [
+        "name",
+        "local",
+        "journal",
+        "metrics",
+        "cpu",
+        "period_ms",
+        "missed_probability",
+        "lost_probability",
+        "path_deadline_ms",
+        "sensors",
+        "deadline_ms",
+        "limit",
+        "window_ms",
+        "quorum",
+        "raises",
+        "backdoor",
+        "on_hang",
+        "spare",
+        "service",
+        "prepare_every_s",
+        "evacuation_patience_s",
+        "control",
+        "address",
+        "ports",
+    ] {
+        assert!(text.contains(key), "the example does not show {key}");
+    }
+}
+
+#[test]
+fn a_deadline_that_holds_too_few_samples_is_refused_with_the_fix() {
+    check(
+        "[[rule]]",
+        "[sampling]\nperiod_ms = 40\n[[rule]]",
+        "m.toml:10: rule.deadline_ms: 100ms hold fewer than the 3 samples that the probabilities under [sampling] ask \
+         for, at a period of 40ms; raise the deadline or set sampling.period_ms to 33.333333 or less",
+    );
+    check(
+        "deadline_ms = 100",
+        "deadline_ms = 0.2",
+        "m.toml:8: rule.deadline_ms: 200µs need a sampling period of 66.666µs, below the 100µs that are possible; \
+         raise the deadline",
+    );
+}
+
+#[test]
+fn an_evacuation_needs_a_spare_and_a_service() {
+    check(
+        "spare = [{ name = \"spare-a\", control = \"10.77.0.2:4792\" }]",
+        "",
+        "m.toml:14: target.on_hang: evacuate needs a [[target.spare]]; add one or set on_hang = \"report\"",
+    );
+    check(
+        "service = [{ address = \"10.77.0.100\", ports = [8080] }]",
+        "",
+        "m.toml:14: target.on_hang: evacuate needs a [[target.service]]; add one or set on_hang = \"report\"",
+    );
+    check(
+        "ports = [8080]",
+        "ports = []",
+        "m.toml:16: target.service.ports: name the TCP ports that are served at this address, each from 1 to 65535",
+    );
+}
+
+#[test]
+fn names_and_addresses_stand_once() {
+    let twice = "[[target]]\nname = \"web\"\nbackdoor = \"10.77.0.9:4790\"\non_hang = \"report\"\n[[target]]";
+    check("[[target]]", twice, "m.toml:16: target.name: web stands twice; give each its own");
+    let twice = "[[target]]\nname = \"other\"\nbackdoor = \"10.77.0.1:4790\"\non_hang = \"report\"\n[[target]]";
+    check("[[target]]", twice, "m.toml:17: target.backdoor: 10.77.0.1:4790 stands twice; give each its own");
+    check(
+        "spare = [",
+        "spare = [{ name = \"b\", control = \"10.77.0.2:4792\" }, ",
+        "m.toml:15: target.spare.control: 10.77.0.2:4792 stands twice; give each its own",
+    );
+    check("\"monitor-a\"", "\" \"", "m.toml:2: monitor.name: empty; give it a name");
+}
+
+#[test]
+fn a_hang_rule_needs_a_deadline_and_a_target_needs_a_hang_rule() {
+    check(
+        "deadline_ms = 100\n",
+        "",
+        "m.toml:7: rule.sensors: a rule that raises a hang needs its own deadline_ms: what a box claims is not enough \
+         to act on",
+    );
+    check(
+        "raises = \"hang\"",
+        "raises = \"suspicion\"",
+        "m.toml:14: target.on_hang: no rule of this target raises a hang; add a [[rule]] with raises = \"hang\" and a \
+         deadline_ms",
+    );
+}
+
+#[test]
+fn values_that_mean_nothing_are_refused() {
+    check(
+        "deadline_ms = 100",
+        "deadline_ms = -1",
+        "m.toml:8: rule.deadline_ms: -1 is no time here; above 0 and up to a day is",
+    );
+    check(
+        "[[rule]]",
+        "[sampling]\nlost_probability = 1.0\n[[rule]]",
+        "m.toml:7: sampling.lost_probability: 1 is no probability to reckon with; above 0 and below 1 is",
+    );
+    check("local = \"10.77.0.3\"", "local = \"10.77.0\"", "m.toml:3: local: invalid IPv4 address syntax");
+    check(
+        "on_hang = \"evacuate\"",
+        "on_hang = \"pray\"",
+        "m.toml:14: on_hang: unknown variant `pray`, expected `evacuate` or `report`",
+    );
+    check("name = \"monitor-a\"\n", "", "m.toml:1: [monitor]: missing field `name`");
+    check(
+        "journal =",
+        "jornal =",
+        "m.toml:4: jornal: unknown field `jornal`, expected one of `name`, `local`, `journal`, `metrics`, `cpu`",
+    );
+}
+
+#[test]
+fn a_file_without_targets_or_that_cannot_be_read_is_refused() {
+    let text = GOOD.split("[[target]]").next().unwrap();
+    assert_eq!(
+        parsed(text).unwrap_err().to_string(),
+        "m.toml: target: no target is named; add a [[target]] table with name, backdoor and on_hang"
+    );
+    let error = load(Path::new("/nonexistent/m.toml")).unwrap_err().to_string();
+    assert_eq!(error, "/nonexistent/m.toml: cannot be read: No such file or directory (os error 2)");
+}

@@ -1,0 +1,247 @@
+//! The lines of a journal. What is written here is read by `monitor replay`, by the testbed and by people.
+
+use control::reinstate::Report;
+use healing_modules::{Alarm, Symptom};
+use serde::{Deserialize, Serialize};
+
+use crate::config::OnHang;
+use crate::detect::{Look, Plan};
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// When it was written down, in nanoseconds since 1970.
+    pub wall_ns: u64,
+    /// When it happened, on this machine's monotonic clock.
+    pub mono_ns: u64,
+    /// The target it is about.
+    pub target: String,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What happened; `stage` names it in the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "stage", rename_all = "snake_case")]
+pub enum Event {
+    /// A monitor began to watch this target.
+    Opened {
+        /// The monitor's name.
+        monitor: String,
+        /// The sampling period, in nanoseconds.
+        period_ns: u64,
+        /// What it will do when the target hangs.
+        on_hang: OnHang,
+    },
+    /// The target's box was read and its sensors met the rules: what the detector goes by from here on.
+    Watching {
+        /// Identity of the box; changes with every restart of the target.
+        identity: u64,
+        /// The plan.
+        plan: Plan,
+    },
+    /// A sample that a decision rested on; `mono_ns` is its end.
+    Sample {
+        /// When the read was posted.
+        begin_ns: u64,
+        /// What it brought.
+        look: SampleLook,
+    },
+    /// A sensor left its bounds.
+    Suspicious {
+        /// Its name.
+        sensor: String,
+        /// Its value or growth.
+        value: u64,
+    },
+    /// A sensor came back within its bounds.
+    Cleared {
+        /// Its name.
+        sensor: String,
+    },
+    /// No sample succeeded for the path's deadline. Not a verdict on the target.
+    PathLost {
+        /// End of the last successful sample.
+        since_ns: u64,
+    },
+    /// Samples succeed again.
+    PathBack {
+        /// How long none did, in nanoseconds.
+        after_ns: u64,
+    },
+    /// Reads brought no Sensor Box for the path's deadline.
+    Unreadable {
+        /// End of the last sample that did.
+        since_ns: u64,
+    },
+    /// The target or its agent restarted.
+    Restarted {
+        /// Identity of before.
+        was: u64,
+        /// Identity now.
+        is: u64,
+    },
+    /// A second look showed that the target lives.
+    Refuted {
+        /// The illness that was suspected.
+        illness: String,
+        /// The sensor that moved.
+        sensor: String,
+    },
+    /// A second look brought too little to decide.
+    Undecided {
+        /// The illness that is suspected.
+        illness: String,
+        /// What is missing.
+        why: String,
+    },
+    /// The last sign of life: after `mono_ns` every raising sensor still moved.
+    LastSign {
+        /// False if a raising sensor was never seen to move; `mono_ns` is then the verdict's time.
+        known: bool,
+    },
+    /// The target is ill.
+    Verdict {
+        /// The illness.
+        illness: String,
+        /// Pattern of the rule that raised it.
+        rule: String,
+        /// End of the sample that raised it.
+        raised_ns: u64,
+        /// The sensors that stand still.
+        symptoms: Vec<SymptomLine>,
+        /// How many sensors the rule watches.
+        watched: usize,
+    },
+    /// Nothing is done, because the configuration says so.
+    Reported,
+    /// The target is fenced.
+    Fenced {
+        /// Epoch of the fence.
+        epoch: u64,
+        /// When it was asked for.
+        asked_ns: u64,
+    },
+    /// The target could not be fenced; nothing was taken over.
+    FenceFailed {
+        /// Why.
+        why: String,
+    },
+    /// A spare was ordered to take over; written when the order left.
+    Ordered {
+        /// The spare.
+        spare: String,
+        /// Upper bound of the target's silence, in milliseconds.
+        silent_ms: u64,
+    },
+    /// A spare did not take over and did nothing.
+    Passed {
+        /// The spare.
+        spare: String,
+        /// Why.
+        why: String,
+    },
+    /// The spare reported the end of the evacuation.
+    Evacuated {
+        /// The spare.
+        spare: String,
+        /// Sessions that live on.
+        resumed: usize,
+        /// Sessions that were lost.
+        lost: usize,
+        /// Everything it said.
+        report: Report,
+    },
+    /// A spare got the order and its answer never came: it may have taken over, so nobody else is asked.
+    OutcomeUnknown {
+        /// The spare.
+        spare: String,
+        /// What was seen.
+        why: String,
+    },
+    /// Every spare passed. The fence stands and they are asked again.
+    Unserved,
+}
+
+/// [`Look`] as it is written down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "brought", rename_all = "snake_case")]
+pub enum SampleLook {
+    /// Values in the order of the plan.
+    Values {
+        /// Identity of the box.
+        identity: u64,
+        /// `null` where a record was torn.
+        values: Vec<Option<u64>>,
+    },
+    /// No Sensor Box.
+    Unreadable,
+    /// No answer.
+    Lost,
+}
+
+impl From<Look<'_>> for SampleLook {
+    fn from(look: Look<'_>) -> Self {
+        match look {
+            Look::Values { identity, values } => Self::Values { identity, values: values.to_vec() },
+            Look::Unreadable => Self::Unreadable,
+            Look::Lost => Self::Lost,
+        }
+    }
+}
+
+impl SampleLook {
+    /// The look, to give it to a detector again.
+    pub fn as_look(&self) -> Look<'_> {
+        match self {
+            Self::Values { identity, values } => Look::Values { identity: *identity, values },
+            Self::Unreadable => Look::Unreadable,
+            Self::Lost => Look::Lost,
+        }
+    }
+}
+
+/// [`Symptom`] as it is written down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SymptomLine {
+    /// The sensor.
+    pub sensor: String,
+    /// The value at which it stands.
+    pub value: u64,
+    /// Lower bound of its last move, if one was seen.
+    pub moved_after_ns: Option<u64>,
+    /// Upper bound of its last move.
+    pub moved_before_ns: u64,
+    /// Time without change that samples have seen, in nanoseconds.
+    pub stalled_ns: u64,
+    /// What it was allowed, in nanoseconds.
+    pub deadline_ns: u64,
+}
+
+impl From<&Symptom> for SymptomLine {
+    fn from(symptom: &Symptom) -> Self {
+        let nanos = |time: std::time::Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        Self {
+            sensor: symptom.sensor.clone(),
+            value: symptom.value,
+            moved_after_ns: symptom.moved_after_ns,
+            moved_before_ns: symptom.moved_before_ns,
+            stalled_ns: nanos(symptom.stalled),
+            deadline_ns: nanos(symptom.deadline),
+        }
+    }
+}
+
+impl Event {
+    /// The verdict that `illness` drew from `alarm`.
+    pub fn verdict(illness: &str, alarm: &Alarm) -> Self {
+        Self::Verdict {
+            illness: illness.to_owned(),
+            rule: alarm.rule.clone(),
+            raised_ns: alarm.raised_ns,
+            symptoms: alarm.symptoms.iter().map(SymptomLine::from).collect(),
+            watched: alarm.watched,
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! `monitor replay`: draws the verdicts of a journal again from its samples, through the same detector.
+//!
+//! A verdict that the samples do not give again is a defect of the detector or a damaged journal; both are worth a
+//! failing exit code.
+
+use std::collections::HashMap;
+use std::io::BufRead;
+
+use super::{Event, Line, SymptomLine};
+use crate::detect::{Detector, Finding, Observation};
+
+/// A journal that could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The file failed.
+    #[error("the journal cannot be read: {0}")]
+    Read(#[from] std::io::Error),
+    /// A line is no journal line; a journal cut short by a crash ends in one.
+    #[error("line {line}: not a journal line: {source}")]
+    Line {
+        /// Its number, from 1.
+        line: usize,
+        /// What the parser says.
+        source: serde_json::Error,
+    },
+}
+
+/// One verdict of the journal, drawn again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redrawn {
+    /// The target.
+    pub target: String,
+    /// The rule that raised it.
+    pub rule: String,
+    /// End of the sample that raised it.
+    pub raised_ns: u64,
+    /// The stalled sensors with their values, as journaled.
+    pub journaled: Vec<(String, u64)>,
+    /// The same, as the samples give them; `None` if they give no verdict at that sample.
+    pub derived: Option<Vec<(String, u64)>>,
+}
+
+impl Redrawn {
+    /// Whether the samples give the journaled verdict.
+    pub fn agrees(&self) -> bool {
+        self.derived.as_ref() == Some(&self.journaled)
+    }
+}
+
+/// Reads the lines of a journal.
+///
+/// # Errors
+/// See [`ReplayError`].
+pub fn lines(from: impl BufRead) -> Result<Vec<Line>, ReplayError> {
+    let mut lines = Vec::new();
+    for (index, text) in from.lines().enumerate() {
+        let parsed = serde_json::from_str(&text?);
+        lines.push(parsed.map_err(|source| ReplayError::Line { line: index + 1, source })?);
+    }
+    Ok(lines)
+}
+
+/// Draws every verdict again.
+pub fn replay(lines: &[Line]) -> Vec<Redrawn> {
+    let mut targets: HashMap<&str, Redrawing> = HashMap::new();
+    let mut redrawn = Vec::new();
+    for line in lines {
+        match &line.event {
+            Event::Watching { plan, .. } => {
+                targets.insert(&line.target, Redrawing { detector: Detector::new(plan.clone()), alarms: Vec::new() });
+            }
+            Event::Sample { begin_ns, look } => {
+                if let Some(target) = targets.get_mut(line.target.as_str()) {
+                    let look = look.as_look();
+                    target.observe(Observation { begin_ns: *begin_ns, end_ns: line.mono_ns, look });
+                }
+            }
+            Event::Verdict { rule, raised_ns, symptoms, .. } => {
+                let alarms = targets.get(line.target.as_str()).map_or(&[][..], |target| &target.alarms);
+                let found = alarms.iter().find(|alarm| alarm.rule == *rule && alarm.raised_ns == *raised_ns);
+                redrawn.push(Redrawn {
+                    target: line.target.clone(),
+                    rule: rule.clone(),
+                    raised_ns: *raised_ns,
+                    journaled: named(symptoms),
+                    derived: found.map(|alarm| alarm.symptoms.clone()),
+                });
+            }
+            _ => {}
+        }
+    }
+    redrawn
+}
+
+struct Alarmed {
+    rule: String,
+    raised_ns: u64,
+    symptoms: Vec<(String, u64)>,
+}
+
+struct Redrawing {
+    detector: Detector,
+    alarms: Vec<Alarmed>,
+}
+
+impl Redrawing {
+    fn observe(&mut self, observation: Observation<'_>) {
+        for finding in self.detector.observe(observation) {
+            if let Finding::Hung(alarm) = finding {
+                let symptoms: Vec<_> = alarm.symptoms.iter().map(SymptomLine::from).collect();
+                let symptoms = named(&symptoms);
+                self.alarms.push(Alarmed { rule: alarm.rule, raised_ns: alarm.raised_ns, symptoms });
+            }
+        }
+    }
+}
+
+fn named(symptoms: &[SymptomLine]) -> Vec<(String, u64)> {
+    symptoms.iter().map(|symptom| (symptom.sensor.clone(), symptom.value)).collect()
+}
