@@ -83,7 +83,7 @@ impl<'a> Producer<'a> {
     fn over(words: &'a [AtomicU64]) -> Result<Self, ProducerError> {
         let wrong = ProducerError::Memory { words: words.len() };
         let capacity = u32::try_from((words.len() / RECORD_WORDS).checked_sub(1).ok_or(wrong)?).map_err(|_| wrong)?;
-        let whole = words.len() % RECORD_WORDS == 0 && (1..=CAPACITY_MAX).contains(&capacity);
+        let whole = words.len().is_multiple_of(RECORD_WORDS) && (1..=CAPACITY_MAX).contains(&capacity);
         whole.then_some(Self { records: words, capacity }).ok_or(wrong)
     }
 

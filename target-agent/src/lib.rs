@@ -1,1 +1,25 @@
-//! Process in the target: eBPF sensors, boxes, registration.
+//! The agent: the one process that a target machine runs for its own healing.
+//!
+//! ```text
+//!   pins      ── bpffs ──►  maps `sb`, `cb`   kernel memory that outlives the agent
+//!   census    ── sb ──►     which sensors this machine has, and their limits
+//!   ebpf      ── links ──►  programs that move them inside the kernel
+//!   contbox::service ──►    hands boxes of `cb` to applications
+//!   registration ── virtio-serial ──► backdoor: the physical pages of sb and cb
+//! ```
+//!
+//! The agent is needed to set things up and for nothing after: sensors move, boxes fill and the backdoor reads when
+//! the agent is dead. A restarted or upgraded agent finds maps and programs by their pins, keeps every box and every
+//! sensor, and registers again.
+//!
+//! What it does not do: judge, heal, or speak to the network. It has no address.
+
+pub mod census;
+pub mod ebpf;
+pub mod maps;
+pub mod pages;
+pub mod pins;
+pub mod port;
+pub mod records;
+pub mod registration;
+pub mod shared;

@@ -1,3 +1,152 @@
-//! Process in the target: eBPF sensors, boxes, registration.
+//! The agent's process: arguments, logs, threads, the signal that ends it.
 
-fn main() {}
+use std::fs;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use contbox::reader::BadPool;
+use contbox::service::BoxService;
+use contbox::shared::PoolError;
+use contbox::{Geometry, Pool};
+use nix::sys::signal::{SigSet, Signal};
+use sensorbox::Sensor;
+use target_agent::maps::{BoxMap, CONTINUATION_BOXES, SENSOR_BOX, page_entries};
+use target_agent::pins::Pins;
+use target_agent::shared::PAGE_BYTES;
+use target_agent::{census, ebpf, records, registration};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+/// The variable that filters the log.
+const LOG_VARIABLE: &str = "BACKDOORS_LOG";
+
+/// Between two advances of the agent's own sensor.
+const HEARTBEAT: Duration = Duration::from_millis(200);
+
+/// The process in a target machine that makes its sensors and boxes and tells the backdoor where they lie.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Unix socket at which applications ask for boxes.
+    #[arg(long, default_value = "/run/backdoors/box.sock")]
+    box_socket: PathBuf,
+    /// Continuation Boxes in the pool, 24 KiB each. A pool that exists keeps its size.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=2700))]
+    pool_slots: u32,
+    /// Folder in a bpffs for what outlives the agent.
+    #[arg(long, default_value = "/sys/fs/bpf/backdoors")]
+    pin_dir: PathBuf,
+    /// Milliseconds without a tick after which a processor hangs.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(10..))]
+    tick_deadline_ms: u64,
+    /// Log as JSON.
+    #[arg(long)]
+    log_json: bool,
+    /// Say whether this machine can run the agent, and end.
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    start_log(arguments.log_json);
+    if arguments.check {
+        return check();
+    }
+    // Blocked before any thread exists, so that only the wait below takes them.
+    let mut end = SigSet::empty();
+    end.add(Signal::SIGTERM);
+    end.add(Signal::SIGINT);
+    end.thread_block()?;
+
+    let pins = Pins::open(&arguments.pin_dir)?;
+    let cpus = census::online_cpus()?;
+    let sensor_box = BoxMap::open(&pins, SENSOR_BOX, sensorbox::layout::RECORD_BYTES as u32, records::CAPACITY + 1)?;
+    let heartbeat = census::take(sensor_box.mapping(), &cpus, Duration::from_millis(arguments.tick_deadline_ms))?;
+    ebpf::attach(&pins, &sensor_box, &cpus)?;
+    let wanted = Geometry::standard(arguments.pool_slots);
+    let boxes = BoxMap::open(&pins, CONTINUATION_BOXES, PAGE_BYTES as u32, page_entries(wanted.length_bytes()))?;
+    let service = serve_boxes(&boxes, wanted, &arguments.box_socket)?;
+    let regions = [registration::of(&sensor_box)?, registration::of(&boxes)?];
+
+    let (running, stopped) = mpsc::channel();
+    let registrar = thread::Builder::new()
+        .name("registration".into())
+        .spawn(move || registration::keep(&regions, &stopped))?;
+    thread::Builder::new().name("heartbeat".into()).spawn(move || beat(heartbeat))?;
+    info!(processors = cpus.len(), slots = service.pool().geometry().slots, "the agent is up");
+
+    let signal = end.wait()?;
+    info!(%signal, "the agent ends; sensors and boxes stay");
+    drop(running);
+    // The registrar may be waiting for the host for seconds; the process need not wait for it.
+    if registrar.is_finished() {
+        let _ = registrar.join();
+    }
+    drop(service);
+    Ok(())
+}
+
+/// Opens the pool in `boxes`, or formats it if nobody has, and serves it to applications.
+fn serve_boxes(boxes: &BoxMap, wanted: Geometry, socket: &Path) -> Result<BoxService> {
+    let len = boxes.mapping().len_bytes();
+    let pool = match Pool::open(boxes.as_fd(), len) {
+        Ok(pool) => {
+            info!(slots = pool.geometry().slots, "the pool of boxes of an earlier agent is kept");
+            pool
+        }
+        // Fresh BPF memory is zero. Anything else may hold somebody's sessions.
+        Err(PoolError::Bad(BadPool::Magic { found: 0 })) => make_pool(boxes, wanted)?,
+        Err(refused) => return Err(refused).context("remove the pin `cb` to give the old boxes up"),
+    };
+    if let Some(folder) = socket.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
+    BoxService::start(socket, pool, boxes.descriptor()?)
+        .with_context(|| format!("cannot serve boxes at {}", socket.display()))
+}
+
+fn make_pool(boxes: &BoxMap, wanted: Geometry) -> Result<Arc<Pool>> {
+    let mut name = [0; 8];
+    fs::File::open("/dev/urandom")?.read_exact(&mut name).context("cannot read /dev/urandom")?;
+    let geometry = wanted.filling(boxes.mapping().len_bytes() as u64);
+    Ok(Pool::create(boxes.as_fd(), geometry, u64::from_le_bytes(name))?)
+}
+
+/// The agent's sign of life: that user processes still get to run.
+fn beat(sensor: Sensor<'static>) {
+    loop {
+        sensor.advance(1);
+        thread::sleep(HEARTBEAT);
+    }
+}
+
+fn check() -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "the agent needs root");
+    for (path, why) in [
+        ("/sys/kernel/btf/vmlinux", "the kernel was built without BTF"),
+        ("/sys/fs/bpf", "the kernel was built without BPF"),
+        ("/proc/self/pagemap", "the kernel was built without /proc/PID/pagemap"),
+    ] {
+        ensure!(Path::new(path).exists(), "{path} is missing: {why}");
+    }
+    println!("this machine can run the agent; {} processors", census::online_cpus()?.len());
+    Ok(())
+}
+
+fn start_log(json: bool) {
+    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json {
+        log.json().init();
+    } else {
+        log.init();
+    }
+}

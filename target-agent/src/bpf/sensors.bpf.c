@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: (MIT OR Apache-2.0) OR GPL-2.0-only
+/* The kernel's side of the Sensor Box: programs that move the values of sensors which the agent has made.
+ *
+ * Each processor writes only its own records, with plain stores: no lock, no atomic, nothing shared with another
+ * processor. Counters that belong to the whole machine are advanced atomically. No kernel structure is looked into,
+ * so one object serves every kernel; the two kernel variables that are read are found by name and may be absent.
+ *
+ * The record numbers come from src/records.rs through build.rs.
+ */
+#include "sensorbox.h"
+
+/* What bpf_helpers.h expects from a vmlinux.h, which is not needed for anything else. */
+typedef sb_u8 __u8;
+typedef sb_u16 __u16;
+typedef sb_u32 __u32;
+typedef sb_u64 __u64;
+typedef signed int __s32;
+typedef signed long long __s64;
+typedef __u16 __be16;
+typedef __u32 __be32;
+typedef __u32 __wsum;
+enum { BPF_MAP_TYPE_ARRAY = 2, BPF_F_MMAPABLE = 1 << 10 };
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+/* Record 0 is the box's header. The agent makes the map; this only describes it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, RECORDS);
+	__type(key, __u32);
+	__type(value, struct sensor_record);
+} sensor_box SEC(".maps");
+
+extern const void nr_threads __ksym __weak;   /* int, kernel/fork.c */
+extern const void vm_zone_stat __ksym __weak; /* atomic_long_t[], mm/vmstat.c */
+
+enum zone_stat_item { NR_FREE_PAGES = 0 } __attribute__((preserve_access_index));
+
+static __always_inline struct sensor_record *record(__u32 id)
+{
+	return bpf_map_lookup_elem(&sensor_box, &id);
+}
+
+/* The calling processor's record in the block that starts at `first`. */
+static __always_inline struct sensor_record *own_record(__u32 first)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+
+	return cpu < SENSOR_CPUS ? record(first + cpu) : 0;
+}
+
+static __always_inline void advance_own(__u32 first)
+{
+	struct sensor_record *sensor = own_record(first);
+
+	if (sensor)
+		*(volatile sb_u64 *)&sensor->value += 1;
+}
+
+static __always_inline void advance(__u32 id)
+{
+	struct sensor_record *sensor = record(id);
+
+	if (sensor)
+		__sync_fetch_and_add(&sensor->value, 1);
+}
+
+static __always_inline void show(__u32 id, sb_u64 value)
+{
+	struct sensor_record *sensor = record(id);
+
+	if (sensor)
+		*(volatile sb_u64 *)&sensor->value = value;
+}
+
+/* Amounts that the kernel counts anyway. Any processor that still ticks keeps them fresh. */
+static __always_inline void show_amounts(void)
+{
+	int tasks = 0;
+	long pages = 0;
+
+	if (&nr_threads && !bpf_probe_read_kernel(&tasks, sizeof(tasks), &nr_threads))
+		show(TASKS, tasks);
+	if (&vm_zone_stat) {
+		sb_u64 item = bpf_core_enum_value(enum zone_stat_item, NR_FREE_PAGES);
+		const long *stat = (const long *)&vm_zone_stat + item;
+
+		/* The kernel's sum lags behind per-processor differences and can be seen below zero. */
+		if (!bpf_probe_read_kernel(&pages, sizeof(pages), stat))
+			show(FREE_PAGES, pages > 0 ? pages : 0);
+	}
+}
+
+/* One timer of each processor, 200 times a second, also when it idles. */
+SEC("perf_event")
+int tick(void *context)
+{
+	struct sensor_record *sensor = own_record(TICK);
+
+	if (!sensor)
+		return 0;
+	*(volatile sb_u64 *)&sensor->value += 1;
+	/* 25 times a second: monitors sample no faster than that for amounts. */
+	if ((sensor->value & 7) == 0)
+		show_amounts();
+	return 0;
+}
+
+SEC("tp_btf/sched_switch")
+int on_switch(void *context)
+{
+	advance_own(SWITCHES);
+	return 0;
+}
+
+SEC("tp_btf/irq_handler_entry")
+int on_device_interrupt(void *context)
+{
+	advance_own(INTERRUPTS);
+	return 0;
+}
+
+SEC("tp_btf/local_timer_entry")
+int on_timer_interrupt(void *context)
+{
+	advance_own(INTERRUPTS);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_fork")
+int on_fork(void *context)
+{
+	advance(FORKS);
+	return 0;
+}
+
+SEC("tp_btf/mark_victim")
+int on_oom_kill(void *context)
+{
+	advance(OOM_KILLS);
+	return 0;
+}
