@@ -1,7 +1,14 @@
 //! All that a walk needs to know about one running kernel.
 
-use remote_memory::{LinkError, RemoteKey, RemoteRead};
+use std::collections::BTreeMap;
+
+use remote_memory::{GuestPhys, KernelVirt, LinkError, RemoteKey, RemoteRead};
 use serde::{Deserialize, Serialize};
+
+use crate::linux::task::TaskLayout;
+use crate::linux::tcp::{TcpLayout, TcpTable};
+use crate::memory::Memory;
+use crate::paging::Space;
 
 /// A stretch of guest-physical memory that is RAM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -18,8 +25,10 @@ pub enum DiscoverError {
     /// The path to the memory failed; says nothing about the target. Try again over a new link.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// No page of RAM holds a vmcoreinfo note that leads to a kernel: not booted yet, not Linux, or no CONFIG_KEXEC_CORE.
-    #[error("no kernel found: {candidates} vmcoreinfo notes in RAM, none leads to a kernel (last: {last})")]
+    /// No page of RAM holds a vmcoreinfo note that leads to a kernel: the target has not booted yet, is not Linux 6.0
+    /// or newer on x86-64, or was built without CONFIG_KEXEC_CORE, CONFIG_KALLSYMS_ALL or CONFIG_DEBUG_INFO_BTF. Try
+    /// again when it has booted.
+    #[error("no kernel found: {candidates} vmcoreinfo notes in RAM, none leads to a kernel (last one: {last})")]
     NoKernel {
         /// Notes looked at.
         candidates: usize,
@@ -28,20 +37,53 @@ pub enum DiscoverError {
     },
 }
 
-/// A kernel as it described itself while it was healthy: symbols, member offsets, address-space constants.
+/// A kernel as it described itself while it was healthy: symbols, member offsets, address-space constants. Small,
+/// and valid until the target reboots.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Kernel {
     /// `uname -r` of the target.
     pub release: String,
+    pub(crate) space: Space,
+    pub(crate) symbols: BTreeMap<String, u64>,
+    pub(crate) task: TaskLayout,
+    pub(crate) tcp: TcpLayout,
+    pub(crate) tcp_tables: Vec<TcpTable>,
 }
 
 impl Kernel {
     /// Finds the kernel in the RAM behind `ram` and reads its description of itself. `extents` are the stretches of
-    /// guest-physical addresses that are RAM; nothing outside them is touched, now or later.
+    /// guest-physical addresses that are RAM; nothing outside them is touched, now or later. Costs about 40 bytes per
+    /// page of RAM until the kernel's note is found, then some ten megabytes.
     ///
     /// # Errors
     /// [`DiscoverError`]
-    pub fn discover(_mem: &mut dyn RemoteRead, _ram: RemoteKey, _extents: &[Extent]) -> Result<Self, DiscoverError> {
-        Err(DiscoverError::NoKernel { candidates: 0, last: String::new() })
+    pub fn discover(mem: &mut dyn RemoteRead, ram: RemoteKey, extents: &[Extent]) -> Result<Self, DiscoverError> {
+        crate::discover::discover(&mut Memory::new(mem, ram, extents), extents)
+    }
+
+    /// Page-table levels of the target: 4 or 5.
+    pub fn paging_levels(&self) -> u8 {
+        self.space.levels
+    }
+
+    /// The address of a symbol this crate looked up, see `SYMBOLS` in `discover`.
+    pub fn symbol(&self, name: &str) -> Option<KernelVirt> {
+        self.symbols.get(name).copied().map(KernelVirt::new)
+    }
+
+    /// The place of `len` bytes of kernel memory, if they lie in the image, the direct map (where all slab objects are)
+    /// or on a page walked at discovery.
+    pub fn phys(&self, virt: KernelVirt, len: u64) -> Option<GuestPhys> {
+        self.space.known(virt, len)
+    }
+
+    /// Where the signals pending for `task` alone are kept: a 64-bit set, signal n is bit n - 1.
+    pub fn pending_signals_of(&self, task: KernelVirt) -> Option<GuestPhys> {
+        self.phys(task.checked_add(self.task.pending.offset as u64)?, 8)
+    }
+
+    /// Where `task`'s `thread_info.flags` are: a 64-bit set in which TIF_SIGPENDING is bit 2.
+    pub fn thread_flags_of(&self, task: KernelVirt) -> Option<GuestPhys> {
+        self.phys(task.checked_add(self.task.thread_flags.offset as u64)?, 8)
     }
 }

@@ -18,9 +18,15 @@
 //! the target's RAM extents is ever asked for; offsets come from BTF by member name, never from a version number; the
 //! number of round trips of a walk does not grow with the number of objects.
 
+mod btf;
 mod damage;
+mod discover;
+mod kallsyms;
 mod kernel;
 pub mod linux;
+mod memory;
+mod paging;
+mod vmcoreinfo;
 
 pub use damage::{Damage, Fault};
 pub use kernel::{DiscoverError, Extent, Kernel};

@@ -1,8 +1,54 @@
 //! Processes and threads, from the pid table of the initial pid namespace.
+//!
+//! ```text
+//!   init_pid_ns.idr -> xarray root -> node (64 slots) -> … -> struct pid -> tasks[PIDTYPE_PID] -> task_struct
+//! ```
+//! The tree is at most four levels deep, so all tasks of a machine cost about ten rounds, a thousand or ten.
+
+use std::collections::{HashMap, HashSet};
 
 use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
 
-use crate::{Damage, Kernel};
+use crate::btf::{Field, layout};
+use crate::memory::{Memory, word};
+use crate::paging::Pieces;
+use crate::{Damage, Fault, Kernel};
+
+/// A kernel allows four million; a machine with this many is beyond repair, and our own memory must hold them.
+const TASKS_MAX: usize = 256 * 1024;
+
+/// Tasks whose members travel in one round: bounds our memory, and so large that rounds do not multiply.
+const TASKS_PER_ROUND: usize = 16 * 1024;
+
+/// Levels of the tree that holds `PID_MAX_LIMIT` ids at 64 per node.
+const XARRAY_LEVELS_MAX: usize = 4;
+
+/// `XA_CHUNK_SIZE` of a full-size kernel.
+const XARRAY_SLOTS_MAX: usize = 64;
+
+/// Members of a task closer than this travel in one read: a request costs about as much as this many bytes.
+const GAP_BYTES: usize = 256;
+
+layout! {
+    /// Members that the walk reads.
+    pub(crate) struct TaskLayout {
+        pids: "pid_namespace.idr.idr_rt.xa_head",
+        slots: "xa_node.slots",
+        pid_tasks: "pid.tasks",
+        pid_links: "task_struct.pid_links",
+        pid: "task_struct.pid",
+        tgid: "task_struct.tgid",
+        comm: "task_struct.comm",
+        state: "task_struct.__state" | "task_struct.state",
+        flags: "task_struct.flags",
+        real_cred: "task_struct.real_cred",
+        real_parent: "task_struct.real_parent",
+        start_time: "task_struct.start_time",
+        uid: "cred.uid",
+        pending: "task_struct.pending.signal",
+        thread_flags: "task_struct.thread_info.flags",
+    }
+}
 
 /// One task (a thread in the kernel's sense), as its memory claims.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,14 +73,214 @@ pub struct Task {
     pub start_time_ns: u64,
 }
 
-/// Reads all tasks, in the order of their pids.
+impl Task {
+    /// Whether it is a kernel thread (`PF_KTHREAD`).
+    pub fn is_kernel_thread(&self) -> bool {
+        self.flags & 0x0020_0000 != 0
+    }
+
+    /// Whether it is on its way out (`PF_EXITING`).
+    pub fn is_exiting(&self) -> bool {
+        self.flags & 0x4 != 0
+    }
+}
+
+/// Reads all tasks, in the order of their pids; the idle tasks have none and are not among them.
 ///
 /// # Errors
 /// [`LinkError`] if the path to the memory failed.
-pub fn walk(
-    _kernel: &Kernel,
-    _mem: &mut dyn RemoteRead,
-    _ram: RemoteKey,
-) -> Result<(Vec<Task>, Vec<Damage>), LinkError> {
-    Ok((Vec::new(), Vec::new()))
+pub fn walk(kernel: &Kernel, mem: &mut dyn RemoteRead, ram: RemoteKey) -> Result<(Vec<Task>, Vec<Damage>), LinkError> {
+    let mut walk =
+        Walk { kernel, memory: Memory::new(mem, ram, &kernel.space.extents), damage: Vec::new(), seen: HashSet::new() };
+    let pids = walk.pids()?;
+    let tasks = walk.tasks(&pids)?;
+    Ok((tasks, walk.damage))
+}
+
+struct Walk<'a> {
+    kernel: &'a Kernel,
+    memory: Memory<'a>,
+    damage: Vec<Damage>,
+    seen: HashSet<u64>,
+}
+
+impl Walk<'_> {
+    fn report(&mut self, at: u64, part: &'static str, fault: Fault) {
+        self.damage.push(Damage { at: KernelVirt::new(at), part, fault });
+    }
+
+    /// Reads one word behind each of `pointers`.
+    fn words(&mut self, pointers: &[u64], field: Field, part: &'static str) -> Result<Vec<Option<u64>>, LinkError> {
+        let at: Vec<_> = pointers.iter().map(|pointer| offset(*pointer, field.offset)).collect();
+        let records = self.kernel.space.fetch_equal(&mut self.memory, &at, 8)?;
+        let words: Vec<_> = records.iter().map(|bytes| bytes.map(|bytes| word(bytes, 0, 8))).collect();
+        for (pointer, word) in pointers.iter().zip(&words) {
+            if word.is_none() {
+                self.report(*pointer, part, Fault::Unreadable);
+            }
+        }
+        Ok(words)
+    }
+
+    /// The addresses of all `struct pid`, level by level down the tree.
+    fn pids(&mut self) -> Result<Vec<u64>, LinkError> {
+        let layout = &self.kernel.task;
+        let Some(root) = self.kernel.symbol("init_pid_ns") else { return Ok(Vec::new()) };
+        let head = self.words(&[root.raw()], layout.pids, "idr of init_pid_ns")?[0].unwrap_or(0);
+        let mut pids = Vec::new();
+        let mut nodes = Vec::new();
+        self.sort_entry(head, &mut nodes, &mut pids);
+        for _ in 0..XARRAY_LEVELS_MAX {
+            if nodes.is_empty() {
+                return Ok(pids);
+            }
+            let at: Vec<_> = nodes.iter().map(|node| offset(*node, layout.slots.offset)).collect();
+            let slots_bytes = layout.slots.size.min(XARRAY_SLOTS_MAX * 8);
+            let records = self.kernel.space.fetch_equal(&mut self.memory, &at, slots_bytes)?;
+            let mut deeper = Vec::new();
+            for (index, node) in nodes.iter().enumerate() {
+                let Some(slots) = records.bytes(index) else {
+                    self.report(*node, "xa_node", Fault::Unreadable);
+                    continue;
+                };
+                for slot in slots.chunks_exact(8) {
+                    self.sort_entry(word(slot, 0, 8), &mut deeper, &mut pids);
+                }
+            }
+            nodes = deeper;
+        }
+        if let Some(node) = nodes.first() {
+            self.report(*node, "depth of the pid tree", Fault::TooLong { limit: XARRAY_LEVELS_MAX as u64 });
+        }
+        Ok(pids)
+    }
+
+    /// An entry of the tree: nothing, an inner node (low bits 10), or a `struct pid`.
+    fn sort_entry(&mut self, entry: u64, nodes: &mut Vec<u64>, pids: &mut Vec<u64>) {
+        let target = match entry & 3 {
+            0 => entry,
+            // Small internal values are marks of the xarray (retry, zero entry), not nodes.
+            2 if entry > 4096 => entry - 2,
+            _ => return,
+        };
+        if target == 0 {
+            return;
+        }
+        if !self.seen.insert(target) {
+            return self.report(target, "pid tree", Fault::Cycle);
+        }
+        if pids.len() + nodes.len() >= TASKS_MAX {
+            return self.report(target, "pid tree", Fault::TooLong { limit: TASKS_MAX as u64 });
+        }
+        if entry & 3 == 2 { nodes.push(target) } else { pids.push(target) }
+    }
+
+    /// The tasks that `pids` name as threads.
+    fn tasks(&mut self, pids: &[u64]) -> Result<Vec<Task>, LinkError> {
+        let layout = &self.kernel.task;
+        let links = self.words(pids, layout.pid_tasks, "pid.tasks")?;
+        // A pid without a thread is normal: it names a process group or session whose leader has gone.
+        let bases: Vec<u64> = links
+            .into_iter()
+            .flatten()
+            .filter(|link| *link != 0)
+            .map(|link| link.wrapping_sub(layout.pid_links.offset as u64))
+            .collect();
+        let (mut tasks, mut parents) = (Vec::with_capacity(bases.len()), Vec::with_capacity(bases.len()));
+        for bases in bases.chunks(TASKS_PER_ROUND) {
+            let images = self.task_structs(bases)?;
+            let creds: Vec<u64> = images.iter().flatten().map(|image| layout.real_cred.of(image)).collect();
+            let uids = self.uids(&creds)?;
+            for (base, image) in bases.iter().zip(&images) {
+                let Some(image) = image else {
+                    self.report(*base, "task_struct", Fault::Unreadable);
+                    continue;
+                };
+                if !self.seen.insert(*base) {
+                    self.report(*base, "pid.tasks", Fault::Cycle);
+                    continue;
+                }
+                parents.push(layout.real_parent.of(image));
+                tasks.push(task(layout, *base, image, uids.get(&layout.real_cred.of(image)).copied()));
+            }
+        }
+        let tgids: HashMap<u64, u32> = tasks.iter().map(|task| (task.address.raw(), task.tgid)).collect();
+        for (task, parent) in tasks.iter_mut().zip(parents) {
+            task.parent = tgids.get(&parent).copied().unwrap_or(0);
+        }
+        tasks.sort_by_key(|task| task.pid);
+        Ok(tasks)
+    }
+
+    /// Copies of the wanted parts of each task, at their offsets; `None` for one that could not be read.
+    fn task_structs(&mut self, bases: &[u64]) -> Result<Vec<Option<Vec<u8>>>, LinkError> {
+        let parts = stretches(&self.kernel.task);
+        let len = parts.last().map_or(0, |(start, len)| start + len);
+        let mut images = vec![Some(vec![0; len]); bases.len()];
+        let mut failed = Vec::new();
+        let mut pieces = Pieces::default();
+        for (owner, (base, image)) in bases.iter().zip(images.iter_mut().flatten()).enumerate() {
+            let (mut rest, mut passed) = (image.as_mut_slice(), 0);
+            for (start, len) in &parts {
+                let (piece, later) = rest.split_at_mut(start + len - passed);
+                pieces.add(&self.kernel.space, owner, offset(*base, *start), &mut piece[start - passed..]);
+                (rest, passed) = (later, start + len);
+            }
+        }
+        pieces.fetch(&self.kernel.space, &mut self.memory, |owner| failed.push(owner))?;
+        failed.into_iter().for_each(|owner| images[owner] = None);
+        Ok(images)
+    }
+
+    /// User ids by address of the credentials; many tasks share one.
+    fn uids(&mut self, creds: &[u64]) -> Result<HashMap<u64, u32>, LinkError> {
+        let mut distinct: Vec<u64> = creds.to_vec();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let words = self.words(&distinct, self.kernel.task.uid, "cred.uid")?;
+        Ok(distinct.into_iter().zip(words).filter_map(|(cred, word)| Some((cred, word? as u32))).collect())
+    }
+}
+
+fn offset(base: u64, bytes: usize) -> KernelVirt {
+    KernelVirt::new(base.wrapping_add(bytes as u64))
+}
+
+/// The parts of a `task_struct` to read, as (offset, length), neighbours merged.
+fn stretches(layout: &TaskLayout) -> Vec<(usize, usize)> {
+    let mut fields = [
+        layout.pid,
+        layout.tgid,
+        layout.comm,
+        layout.state,
+        layout.flags,
+        layout.real_cred,
+        layout.real_parent,
+        layout.start_time,
+    ];
+    fields.sort_by_key(|field| field.offset);
+    let mut parts: Vec<(usize, usize)> = Vec::new();
+    for field in fields {
+        match parts.last_mut() {
+            Some((start, len)) if field.offset <= *start + *len + GAP_BYTES => *len = (*len).max(field.end() - *start),
+            _ => parts.push((field.offset, field.size)),
+        }
+    }
+    parts
+}
+
+fn task(layout: &TaskLayout, base: u64, image: &[u8], uid: Option<u32>) -> Task {
+    let comm = layout.comm.bytes_of(image);
+    let end = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
+    Task {
+        address: KernelVirt::new(base),
+        pid: layout.pid.of(image) as u32,
+        tgid: layout.tgid.of(image) as u32,
+        parent: 0,
+        uid,
+        comm: String::from_utf8_lossy(&comm[..end]).into_owned(),
+        state: layout.state.of(image) as u32,
+        flags: layout.flags.of(image) as u32,
+        start_time_ns: layout.start_time.of(image),
+    }
 }

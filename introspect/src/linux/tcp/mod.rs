@@ -1,20 +1,34 @@
 //! TCP connections with everything that rebuilding them elsewhere needs: sequence numbers, options, queued bytes.
 //!
 //! ```text
-//!   send:     bytes_acked        snd_una         snd_nxt               write_seq
-//!             ....acknowledged....|===== sent =====|==== not sent =======|
-//!                                 `-- Segment{sent} `-- Segment{!sent} (+ 1 for a queued FIN)
-//!   receive:  ....read by the application....|=== receive_queue ===|
-//!                                        copied_seq             rcv_nxt  (+ 1 for a received FIN)
+//!   send:     bytes_acked         snd_una         snd_nxt               write_seq
+//!             ....acknowledged....|===== sent =====|===== not sent ======|
+//!                                 `-- Segment{sent} `-- Segment{!sent}     (+ 1 for a queued FIN)
+//!   receive:  ....read by the application....|====== receive_queue =======|
+//!                                        copied_seq                     rcv_nxt  (+ 1 for a received FIN)
 //! ```
+//! Stages, each a few rounds for all connections together: table and chains ([`tables`]), sockets ([`fields`]), packet
+//! buffers ([`skb`]), where their bytes lie and the bytes ([`payload`]), cut and checked by [`queue`].
 
+mod fields;
+mod layout;
+mod payload;
+mod queue;
+mod skb;
 mod socket;
+pub(crate) mod tables;
 
+pub(crate) use layout::TcpLayout;
 pub use socket::{Segment, State, TcpFilter, TcpSocket};
+pub(crate) use tables::TcpTable;
 
 use remote_memory::{LinkError, RemoteKey, RemoteRead};
 
-use crate::{Damage, Kernel};
+use crate::memory::Memory;
+use crate::{Damage, Fault, Kernel};
+use payload::{PAYLOAD_BYTES_MAX, Slice};
+use queue::Plan;
+use skb::{Queues, Skb};
 
 /// Reads the connections that `filter` lets through, with their queued bytes. The damage returned beside them is that
 /// of the table; each socket carries its own.
@@ -22,10 +36,141 @@ use crate::{Damage, Kernel};
 /// # Errors
 /// [`LinkError`] if the path to the memory failed.
 pub fn walk(
-    _kernel: &Kernel,
-    _mem: &mut dyn RemoteRead,
-    _ram: RemoteKey,
-    _filter: &TcpFilter,
+    kernel: &Kernel,
+    mem: &mut dyn RemoteRead,
+    ram: RemoteKey,
+    filter: &TcpFilter,
 ) -> Result<(Vec<TcpSocket>, Vec<Damage>), LinkError> {
-    Ok((Vec::new(), Vec::new()))
+    let mut memory = Memory::new(mem, ram, &kernel.space.extents);
+    let mut damage = Vec::new();
+    let members = tables::members(kernel, &mut memory, filter, &mut damage)?;
+    let wanted: Vec<_> =
+        members.into_iter().filter_map(|member| Some((fields::state(member.state)?, member))).collect();
+    let addresses: Vec<_> = wanted.iter().map(|(_, member)| member.address).collect();
+    let bytes = kernel.space.fetch_equal(&mut memory, &addresses, kernel.tcp.sock.span())?;
+    let init_net = kernel.symbols.get("init_net").copied();
+    let (mut sockets, mut socks) = (Vec::new(), Vec::new());
+    for (index, (state, member)) in wanted.iter().enumerate() {
+        let Some(bytes) = bytes.bytes(index) else {
+            damage.push(Damage { at: member.address, part: "tcp_sock", fault: Fault::Unreadable });
+            continue;
+        };
+        if let Some(socket) = fields::socket(&kernel.tcp.sock, member, *state, init_net, bytes) {
+            sockets.push(socket);
+            socks.push((member.address, bytes));
+        }
+    }
+    let queues = skb::collect(kernel, &mut memory, &socks)?;
+    fill(kernel, &mut memory, &mut sockets, queues)?;
+    Ok((sockets, damage))
+}
+
+/// Both queues of one socket on their way from buffers to bytes.
+struct Draft {
+    /// Send buffers (the first `sent` of them from the retransmission queue), then receive buffers.
+    skbs: Vec<Skb>,
+    sent: usize,
+    sending: usize,
+    send: Plan,
+    receive: Plan,
+}
+
+impl Draft {
+    fn new(socket: &TcpSocket, queues: Queues) -> Self {
+        let mut skbs = queues.rtx;
+        skbs.sort_by_key(|skb| skb.seq.wrapping_sub(socket.snd_una) as i32);
+        let sent = skbs.len();
+        skbs.extend(queues.write);
+        let sending = skbs.len();
+        skbs.extend(queues.receive);
+        let send = queue::cut(&skbs[..sending], socket.snd_una, socket.write_seq, "send queue", socket.address);
+        let mut receive =
+            queue::cut(&skbs[sending..], socket.copied_seq, socket.rcv_nxt, "sk_receive_queue", socket.address);
+        receive.cuts.iter_mut().for_each(|cut| cut.skb += sending);
+        Self { skbs, sent, sending, send, receive }
+    }
+
+    fn bytes(&self) -> usize {
+        self.send.cuts.iter().chain(&self.receive.cuts).map(|cut| cut.take as usize).sum()
+    }
+}
+
+/// Gives each socket its queues.
+fn fill(
+    kernel: &Kernel,
+    memory: &mut Memory<'_>,
+    sockets: &mut [TcpSocket],
+    queues: Vec<Queues>,
+) -> Result<(), LinkError> {
+    let mut drafts = Vec::with_capacity(sockets.len());
+    let mut budget = PAYLOAD_BYTES_MAX;
+    for (socket, mut queues) in sockets.iter_mut().zip(queues) {
+        socket.damage.append(&mut queues.damage);
+        let mut draft = Draft::new(socket, queues);
+        match budget.checked_sub(draft.bytes()) {
+            Some(left) => budget = left,
+            None => {
+                let fault = Fault::TooLong { limit: PAYLOAD_BYTES_MAX as u64 };
+                socket.damage.push(Damage { at: socket.address, part: "queued bytes", fault });
+                (draft.send, draft.receive) = (Plan::default(), Plan::default());
+            }
+        }
+        drafts.push(draft);
+    }
+    let skbs: Vec<Skb> = drafts.iter().flat_map(|draft| &draft.skbs).copied().collect();
+    let runs = payload::locate(kernel, memory, &skbs)?;
+    let mut slices = Vec::new();
+    let mut owners = Vec::new();
+    let mut base = 0;
+    for (index, (socket, draft)) in sockets.iter_mut().zip(&drafts).enumerate() {
+        prepare(socket, draft);
+        let TcpSocket { send_queue, receive_queue, damage, .. } = socket;
+        for (cut, segment) in draft.send.cuts.iter().zip(send_queue) {
+            slices.push(Slice { runs: &runs[base + cut.skb], skip: cut.skip, into: &mut segment.bytes });
+            owners.push((index, true));
+        }
+        let mut rest = receive_queue.as_mut_slice();
+        for cut in &draft.receive.cuts {
+            let (into, later) = rest.split_at_mut(cut.take as usize);
+            slices.push(Slice { runs: &runs[base + cut.skb], skip: cut.skip, into });
+            owners.push((index, false));
+            rest = later;
+        }
+        for runs in &runs[base..base + draft.skbs.len()] {
+            damage.extend_from_slice(&runs.damage);
+        }
+        base += draft.skbs.len();
+    }
+    for slice in payload::fetch(kernel, memory, slices)? {
+        let (index, is_send) = owners[slice];
+        let socket = &mut sockets[index];
+        let part = if is_send { "send queue" } else { "sk_receive_queue" };
+        socket.damage.push(Damage { at: socket.address, part, fault: Fault::Unreadable });
+        if is_send { socket.send_queue_complete = false } else { socket.receive_queue_complete = false }
+    }
+    Ok(())
+}
+
+/// Makes room for the bytes and takes over what is known without them.
+fn prepare(socket: &mut TcpSocket, draft: &Draft) {
+    debug_assert!(draft.sent <= draft.sending && draft.sending <= draft.skbs.len());
+    socket.send_queue = draft
+        .send
+        .cuts
+        .iter()
+        .map(|cut| Segment {
+            seq: cut.seq,
+            end_seq: draft.skbs[cut.skb].end_seq,
+            bytes: vec![0; cut.take as usize],
+            sent: cut.skb < draft.sent,
+            fin: cut.fin,
+        })
+        .collect();
+    socket.receive_queue = vec![0; draft.receive.cuts.iter().map(|cut| cut.take as usize).sum()];
+    socket.fin_queued |= draft.send.fin;
+    socket.fin_received |= draft.receive.fin;
+    socket.send_queue_complete = draft.send.complete;
+    socket.receive_queue_complete = draft.receive.complete;
+    socket.damage.extend_from_slice(&draft.send.damage);
+    socket.damage.extend_from_slice(&draft.receive.damage);
 }

@@ -1,0 +1,86 @@
+//! Prints what a machine's RAM file tells: kernel release, tasks, connections.
+//!
+//! `cargo run -p introspect --example inspect -- RAM_FILE [PORT…]`, for a guest without a hole in its RAM (below 2 GiB
+//! on QEMU's q35, where guest-physical address and file offset are the same).
+
+use std::time::Instant;
+use std::{env, fs};
+
+use anyhow::Context;
+use introspect::linux::{task, tcp};
+use introspect::{Extent, Kernel};
+use remote_memory::trace::Trace;
+use remote_memory::{AccessError, LinkError, Read, RemoteKey, RemoteRead};
+
+/// A RAM file read into memory.
+struct RamFile(Vec<u8>);
+
+impl RemoteRead for RamFile {
+    fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
+        for read in batch {
+            let start = usize::try_from(read.at.addr).unwrap_or(usize::MAX);
+            let found = start.checked_add(read.into.len()).and_then(|end| self.0.get(start..end));
+            read.outcome = found.map(|found| read.into.copy_from_slice(found)).ok_or(AccessError::Refused);
+        }
+        Ok(())
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    let mut arguments = env::args().skip(1);
+    let path = arguments.next().context("usage: inspect RAM_FILE [PORT…]")?;
+    let ports = arguments.map(|port| port.parse()).collect::<Result<Vec<u16>, _>>().context("a port is a number")?;
+    let bytes = fs::read(&path).with_context(|| format!("cannot read {path}"))?;
+    let extents = [Extent { start: 0, len: bytes.len() as u64 }];
+    let mut ram = Trace::new(RamFile(bytes));
+    let key = RemoteKey::new(0);
+
+    let start = Instant::now();
+    let kernel = Kernel::discover(&mut ram, key, &extents)?;
+    println!("kernel {}, {}-level paging", kernel.release, kernel.paging_levels());
+    report("discovery", start, &mut ram, 0);
+
+    let (start, before) = (Instant::now(), ram.rounds());
+    let (tasks, damage) = task::walk(&kernel, &mut ram, key)?;
+    report("tasks", start, &mut ram, before);
+    println!("{:>7} {:>7} {:>7} {:>6} {:>5} comm", "pid", "tgid", "parent", "uid", "state");
+    for task in &tasks {
+        let uid = task.uid.map_or("?".into(), |uid| uid.to_string());
+        println!("{:>7} {:>7} {:>7} {uid:>6} {:>5x} {}", task.pid, task.tgid, task.parent, task.state, task.comm);
+    }
+    damage.iter().for_each(|damage| println!("damage: {damage}"));
+
+    let (start, before) = (Instant::now(), ram.rounds());
+    let (sockets, damage) = tcp::walk(&kernel, &mut ram, key, &tcp::TcpFilter { ports, ..Default::default() })?;
+    report("connections", start, &mut ram, before);
+    for socket in &sockets {
+        print_socket(socket);
+    }
+    damage.iter().for_each(|damage| println!("damage: {damage}"));
+    Ok(())
+}
+
+fn report(what: &str, start: Instant, ram: &mut Trace<RamFile>, before: usize) {
+    println!("{what}: {:.2} ms, {} rounds", start.elapsed().as_secs_f64() * 1e3, ram.rounds() - before);
+}
+
+fn print_socket(socket: &tcp::TcpSocket) {
+    let sent: usize = socket.send_queue.iter().filter(|segment| segment.sent).map(|segment| segment.bytes.len()).sum();
+    let queued: usize = socket.send_queue.iter().map(|segment| segment.bytes.len()).sum();
+    println!(
+        "{} <- {} {:?}{}{}{} send {} ({sent} sent, {} segments) receive {} read {} written {}{}",
+        socket.local,
+        socket.peer,
+        socket.state,
+        if socket.accepted { "" } else { " not accepted" },
+        if socket.orphaned { " orphaned" } else { "" },
+        if socket.lock_held { " lock held" } else { "" },
+        queued,
+        socket.send_queue.len(),
+        socket.receive_queue.len(),
+        socket.read_offset(),
+        socket.written_offset(),
+        if socket.usable() { "" } else { " NOT USABLE" },
+    );
+    socket.damage.iter().for_each(|damage| println!("    damage: {damage}"));
+}

@@ -1,0 +1,194 @@
+//! The way from raw RAM to a [`Kernel`]: each step's result is checked against an earlier one, so that a stale note or
+//! a page that only looks like one leads nowhere.
+
+use std::collections::{BTreeMap, HashSet};
+
+use remote_memory::{KernelVirt, LinkError, PAGE_BYTES};
+
+use crate::btf::{BTF_BYTES_MAX, Btf, TypeError};
+use crate::kallsyms::{self, NAMES_BYTES_MAX, SYMBOLS_MAX, TOKEN_INDEX_BYTES, TOKEN_TABLE_BYTES, Tables, Values};
+use crate::linux::task::TaskLayout;
+use crate::linux::tcp::{TcpLayout, tables};
+use crate::memory::{Memory, word};
+use crate::paging::{IMAGE_START, Space};
+use crate::vmcoreinfo::{Note, scan};
+use crate::{DiscoverError, Extent, Kernel};
+
+/// Looked up in the one pass over the symbol table.
+const SYMBOLS: &[&str] = &[
+    "__start_BTF",
+    "__stop_BTF",
+    "_end",
+    "init_net",
+    "init_pid_ns",
+    "init_task",
+    "jiffies",
+    "linux_banner",
+    "nr_threads",
+    "page_offset_base",
+    "tcp_hashinfo",
+    "total_forks",
+    "vmemmap_base",
+];
+
+/// `linux_banner` begins with this and the release.
+const BANNER: &str = "Linux version ";
+
+/// Why one note did not lead to a kernel.
+enum Dead {
+    Link(LinkError),
+    Note(String),
+}
+
+impl From<LinkError> for Dead {
+    fn from(error: LinkError) -> Self {
+        Self::Link(error)
+    }
+}
+
+impl From<TypeError> for Dead {
+    fn from(error: TypeError) -> Self {
+        Self::Note(error.to_string())
+    }
+}
+
+impl From<&'static str> for Dead {
+    fn from(what: &'static str) -> Self {
+        Self::Note(what.to_string())
+    }
+}
+
+/// See [`Kernel::discover`].
+pub(crate) fn discover(memory: &mut Memory<'_>, extents: &[Extent]) -> Result<Kernel, DiscoverError> {
+    let mut candidates = 0;
+    let mut last = String::from("none");
+    let found = scan(memory, extents, |memory, note| {
+        candidates += 1;
+        match follow(memory, note, extents) {
+            Ok(kernel) => Ok(Some(kernel)),
+            Err(Dead::Link(error)) => Err(error),
+            Err(Dead::Note(what)) => {
+                last = what;
+                Ok(None)
+            }
+        }
+    })?;
+    found.ok_or(DiscoverError::NoKernel { candidates, last })
+}
+
+fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Kernel, Dead> {
+    let mut space = bootstrap(note, extents)?;
+    let symbols = read_symbols(memory, note, &space)?;
+    let address = |name: &'static str| {
+        symbols.get(name).copied().ok_or_else(|| Dead::Note(format!("the kernel has no symbol {name}")))
+    };
+    space.image_end = address("_end")?.clamp(IMAGE_START, Space::image_end_max());
+    check_banner(memory, &space, address("linux_banner")?, note.release())?;
+    space.page_offset_base = pointer(memory, &space, address("page_offset_base")?)?;
+    space.vmemmap_base = pointer(memory, &space, address("vmemmap_base")?)?;
+    let btf = read_btf(memory, &space, address("__start_BTF")?, address("__stop_BTF")?)?;
+    space.page_struct_bytes = btf.size("page")? as u64;
+    let tcp = TcpLayout::resolve(&btf)?;
+    let roots = [address("tcp_hashinfo")?, address("init_net")?].map(KernelVirt::new);
+    let tcp_tables = tables::find(memory, &space, &btf, roots)??;
+    for table in &tcp_tables {
+        prewalk(memory, &mut space, table.start(), table.bytes())?;
+    }
+    Ok(Kernel {
+        release: note.release().to_string(),
+        task: TaskLayout::resolve(&btf)?,
+        tcp,
+        tcp_tables,
+        symbols,
+        space,
+    })
+}
+
+/// The address space as far as the note states it: enough for image and page tables.
+fn bootstrap(note: &Note, extents: &[Extent]) -> Result<Space, Dead> {
+    let phys_base = note.number("phys_base").ok_or("no phys_base: not x86-64")?;
+    let root = note
+        .symbol("init_top_pgt")
+        .or_else(|| note.symbol("swapper_pg_dir"))
+        .ok_or("no page-table root: neither init_top_pgt nor swapper_pg_dir")?;
+    let five = note.number("pgtable_l5_enabled").unwrap_or(0) != 0;
+    Ok(Space {
+        phys_base,
+        image_end: Space::image_end_max(),
+        root: root.wrapping_sub(IMAGE_START).wrapping_add(phys_base),
+        levels: if five { 5 } else { 4 },
+        sme_mask: note.number("sme_mask").unwrap_or(0),
+        extents: extents.to_vec(),
+        ..Space::default()
+    })
+}
+
+fn read(memory: &mut Memory<'_>, space: &Space, at: u64, len: usize) -> Result<Vec<u8>, Dead> {
+    let found = space.fetch(memory, KernelVirt::new(at), len)?;
+    found.ok_or_else(|| Dead::Note(format!("{len} bytes of kernel memory at {at:#x} cannot be read")))
+}
+
+fn pointer(memory: &mut Memory<'_>, space: &Space, at: u64) -> Result<u64, Dead> {
+    Ok(word(&read(memory, space, at, 8)?, 0, 8))
+}
+
+fn read_symbols(memory: &mut Memory<'_>, note: &Note, space: &Space) -> Result<BTreeMap<String, u64>, Dead> {
+    let symbol = |name: &str| note.symbol(name).ok_or("no kallsyms addresses in the note: older than 6.0");
+    let count = word(&read(memory, space, symbol("kallsyms_num_syms")?, 4)?, 0, 4) as usize;
+    if count > SYMBOLS_MAX {
+        return Err("more kallsyms than any kernel has".into());
+    }
+    let (names_at, tokens_at) = (symbol("kallsyms_names")?, symbol("kallsyms_token_table")?);
+    // The end of the names is not stated, but the tokens lie behind them in every version.
+    let names_len = tokens_at.checked_sub(names_at).ok_or("kallsyms tokens lie before the names")?;
+    if names_len > NAMES_BYTES_MAX as u64 {
+        return Err("kallsyms names are longer than any kernel's".into());
+    }
+    let names = read(memory, space, names_at, names_len as usize)?;
+    let index_at = symbol("kallsyms_token_index")?;
+    let token_len = index_at.checked_sub(tokens_at).unwrap_or(u64::MAX).min(TOKEN_TABLE_BYTES as u64);
+    let token_table = read(memory, space, tokens_at, token_len as usize)?;
+    let token_index = read(memory, space, index_at, TOKEN_INDEX_BYTES)?;
+    let relative_base = note.symbol("kallsyms_relative_base");
+    let stored = match (note.symbol("kallsyms_offsets"), note.symbol("kallsyms_addresses")) {
+        (Some(at), _) => read(memory, space, at, count * 4)?,
+        (None, Some(at)) => read(memory, space, at, count * 8)?,
+        (None, None) => return Err("no kallsyms values in the note".into()),
+    };
+    let values = match relative_base {
+        Some(at) => Values::Offsets { offsets: &stored, relative_base: pointer(memory, space, at)? },
+        None => Values::Addresses(&stored),
+    };
+    let tables = Tables { count, names: &names, token_table: &token_table, token_index: &token_index, values };
+    let wanted: HashSet<&str> = SYMBOLS.iter().copied().collect();
+    Ok(kallsyms::resolve(&tables, &wanted, ("_stext", symbol("_stext")?))?)
+}
+
+fn check_banner(memory: &mut Memory<'_>, space: &Space, at: u64, release: &str) -> Result<(), Dead> {
+    let expected = format!("{BANNER}{release}");
+    if release.is_empty() || expected.len() > PAGE_BYTES as usize {
+        return Err("the note states no release".into());
+    }
+    let found = read(memory, space, at, expected.len())?;
+    if found == expected.as_bytes() { Ok(()) } else { Err("the kernel's banner is not that of the note".into()) }
+}
+
+fn read_btf(memory: &mut Memory<'_>, space: &Space, start: u64, stop: u64) -> Result<Btf, Dead> {
+    let len = stop.checked_sub(start).ok_or("BTF ends before it starts")?;
+    if len > BTF_BYTES_MAX {
+        return Err("BTF is larger than any kernel's".into());
+    }
+    Ok(Btf::parse(&read(memory, space, start, len as usize)?)?)
+}
+
+/// Walks the pages of a table that is not in the direct map now, while the page tables are whole.
+fn prewalk(memory: &mut Memory<'_>, space: &mut Space, start: KernelVirt, len: u64) -> Result<(), LinkError> {
+    if space.known(start, len).is_some() {
+        return Ok(());
+    }
+    let first = start.page_start().raw();
+    let pages: Vec<u64> = (0..=len / PAGE_BYTES).filter_map(|number| first.checked_add(number * PAGE_BYTES)).collect();
+    let found = space.walk_pages(memory, &pages)?;
+    space.walked.extend(pages.iter().zip(found).filter_map(|(virt, at)| Some((*virt, at?.raw()))));
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! From the bytes of a `tcp_sock` to a [`TcpSocket`] without its queues.
+
+use super::layout::SockLayout;
+use super::socket::{State, TcpSocket};
+use super::tables::Member;
+use crate::{Damage, Fault};
+
+const IPPROTO_TCP: u64 = 6;
+/// Bit number of SOCK_DEAD in `sk_flags`.
+const SOCK_DEAD: u64 = 1 << 0;
+
+/// The state, if it is one whose data is worth saving.
+pub(crate) fn state(raw: u64) -> Option<State> {
+    Some(match raw {
+        1 => State::Established,
+        4 => State::FinWait1,
+        5 => State::FinWait2,
+        8 => State::CloseWait,
+        9 => State::LastAck,
+        11 => State::Closing,
+        _ => return None,
+    })
+}
+
+/// Reads the members; `None` if the sock is not TCP.
+pub(crate) fn socket(
+    layout: &SockLayout,
+    member: &Member,
+    state: State,
+    init_net: Option<u64>,
+    bytes: &[u8],
+) -> Option<TcpSocket> {
+    (layout.protocol.of(bytes) == IPPROTO_TCP).then_some(())?;
+    let word = |field: crate::btf::Field| field.of(bytes) as u32;
+    let flag = |field: crate::btf::Field| field.of(bytes) != 0;
+    let closed_by_us = matches!(state, State::FinWait1 | State::FinWait2 | State::LastAck | State::Closing);
+    let closed_by_peer = matches!(state, State::CloseWait | State::LastAck | State::Closing);
+    let mut socket = TcpSocket {
+        address: member.address,
+        local: member.local,
+        peer: member.peer,
+        inet6_socket: member.inet6,
+        state,
+        accepted: flag(layout.socket),
+        orphaned: layout.flags.of(bytes) & SOCK_DEAD != 0,
+        in_init_net: init_net == Some(member.net),
+        bound_device: member.device,
+        snd_una: word(layout.snd_una),
+        snd_nxt: word(layout.snd_nxt),
+        write_seq: word(layout.write_seq),
+        rcv_nxt: word(layout.rcv_nxt),
+        copied_seq: word(layout.copied_seq),
+        rcv_wup: word(layout.rcv_wup),
+        rcv_wnd: word(layout.rcv_wnd),
+        snd_wl1: word(layout.snd_wl1),
+        snd_wnd: word(layout.snd_wnd),
+        max_window: word(layout.max_window),
+        snd_cwnd: word(layout.snd_cwnd),
+        mss_cache: word(layout.mss_cache),
+        mss_clamp: word(layout.mss_clamp) as u16,
+        timestamps: flag(layout.tstamp_ok),
+        window_scaling: flag(layout.wscale_ok),
+        sack: flag(layout.sack_ok),
+        snd_wscale: word(layout.snd_wscale) as u8,
+        rcv_wscale: word(layout.rcv_wscale) as u8,
+        tsoffset: word(layout.tsoffset),
+        timestamps_in_us: layout.usec_ts.is_some_and(flag),
+        ts_recent: word(layout.ts_recent),
+        tcp_mstamp_us: layout.tcp_mstamp.of(bytes),
+        tcp_wstamp_ns: layout.tcp_wstamp_ns.of(bytes),
+        bytes_acked: layout.bytes_acked.of(bytes),
+        bytes_received: layout.bytes_received.of(bytes),
+        lock_held: flag(layout.owned) || flag(layout.slock),
+        shutdown: word(layout.shutdown) as u8,
+        urgent: flag(layout.urg_data),
+        repair: flag(layout.repair),
+        has_ulp: flag(layout.ulp_ops),
+        is_mptcp: layout.is_mptcp.is_some_and(flag),
+        send_queue: Vec::new(),
+        receive_queue: Vec::new(),
+        fin_queued: closed_by_us,
+        fin_received: closed_by_peer,
+        send_queue_complete: false,
+        receive_queue_complete: false,
+        damage: Vec::new(),
+    };
+    check_order(&mut socket);
+    Some(socket)
+}
+
+/// Sequence numbers that no running kernel leaves, whatever it was interrupted in.
+fn check_order(socket: &mut TcpSocket) {
+    let pairs = [
+        ("snd_nxt before snd_una", socket.snd_una, socket.snd_nxt),
+        ("write_seq before snd_nxt", socket.snd_nxt, socket.write_seq),
+        ("rcv_nxt before copied_seq", socket.copied_seq, socket.rcv_nxt),
+        ("rcv_nxt before rcv_wup", socket.rcv_wup, socket.rcv_nxt),
+    ];
+    for (part, low, high) in pairs {
+        if (high.wrapping_sub(low) as i32) < 0 {
+            let fault = Fault::Mismatch { expected: low.into(), found: high.into() };
+            socket.damage.push(Damage { at: socket.address, part, fault });
+        }
+    }
+}
