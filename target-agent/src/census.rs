@@ -6,7 +6,6 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use sensorbox::layout::header;
 use sensorbox::{Class, Description, Malformed, Name, Producer, Sensor, producer::ProducerError};
 use tracing::{info, warn};
 

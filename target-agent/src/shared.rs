@@ -77,13 +77,16 @@ pub fn cpu_clock(cpu: u32, hertz: u64) -> io::Result<OwnedFd> {
             every_process,
             cpu,
             no_group,
-            libc::PERF_FLAG_FD_CLOEXEC,
+            CLOSE_ON_EXEC,
         )
     };
     let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
     // SAFETY: the kernel has just opened this descriptor for us and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// PERF_FLAG_FD_CLOEXEC. Source: include/uapi/linux/perf_event.h.
+const CLOSE_ON_EXEC: libc::c_ulong = 1 << 3;
 
 /// `struct perf_event_attr` in its first published size: 8 words. Source: include/uapi/linux/perf_event.h.
 fn clock_attributes(hertz: u64) -> [u64; 8] {

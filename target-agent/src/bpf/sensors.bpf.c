@@ -38,7 +38,7 @@ struct {
 extern const void nr_threads __ksym __weak;   /* int, kernel/fork.c */
 extern const void vm_zone_stat __ksym __weak; /* atomic_long_t[], mm/vmstat.c */
 
-enum zone_stat_item { NR_FREE_PAGES = 0 } __attribute__((preserve_access_index));
+enum zone_stat_item { NR_FREE_PAGES = 0 };
 
 static __always_inline struct sensor_record *record(__u32 id)
 {
