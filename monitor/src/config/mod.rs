@@ -19,7 +19,7 @@ use control::reinstate::Service;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use crate::detect::{PRESSURE_WINDOW, Quorum, Raises, Rule, samples_per_deadline};
+use crate::detect::{Quorum, Raises, Rule, samples_per_deadline};
 pub use place::ConfigError;
 use place::Source;
 
@@ -222,7 +222,7 @@ impl Checker<'_> {
         let window = time(&rule.window_ms, "window_ms")?;
         let deadline = time(&rule.deadline_ms, "deadline_ms")?;
         let quorum = rule.quorum.unwrap_or(Quorum::Any);
-        Ok(Rule { pattern, deadline, limit: rule.limit, window: window.or(Some(PRESSURE_WINDOW)), quorum, raises })
+        Ok(Rule { pattern, deadline, limit: rule.limit, window, quorum, raises })
     }
 
     fn targets(&self, targets: &[Spanned<file::Target>], general: &[Rule]) -> Result<Vec<Target>, ConfigError> {

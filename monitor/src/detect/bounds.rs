@@ -151,27 +151,33 @@ impl Pressure {
     }
 }
 
-/// A level sensor: the newest value against its limit.
+/// A level sensor: how long it has been beyond its limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Level {
     limit: u64,
-    newest: Option<u64>,
+    hold_ns: u64,
+    floor: bool,
+    /// When it went beyond, the newest sample and its value.
+    beyond: Option<(u64, u64, u64)>,
 }
 
 impl Level {
     /// A sensor that no sample has shown yet.
-    pub const fn new(limit: u64) -> Self {
-        Self { limit, newest: None }
+    pub const fn new(limit: u64, hold_ns: u64, floor: bool) -> Self {
+        Self { limit, hold_ns, floor, beyond: None }
     }
 
-    /// Takes in a value.
-    pub fn observe(&mut self, value: u64) {
-        self.newest = Some(value);
+    /// Takes in the value that a read ending at `end_ns` brought.
+    pub fn observe(&mut self, end_ns: u64, value: u64) {
+        let is_beyond = if self.floor { value < self.limit } else { value > self.limit };
+        let since_ns = self.beyond.map_or(end_ns, |(since_ns, ..)| since_ns);
+        self.beyond = is_beyond.then_some((since_ns, end_ns, value));
     }
 
-    /// The newest value, if it exceeds the limit.
+    /// The newest value, if it has been beyond the limit for long enough.
     pub fn excess(&self) -> Option<u64> {
-        self.newest.filter(|value| *value > self.limit)
+        let (since_ns, newest_ns, value) = self.beyond?;
+        (newest_ns.saturating_sub(since_ns) >= self.hold_ns).then_some(value)
     }
 }
 
@@ -239,5 +245,20 @@ mod tests {
         assert_eq!(pressure.excess(), Some(22));
         pressure.observe(10_100, 3);
         assert_eq!(pressure.excess(), None, "a reset counter has no growth");
+    }
+
+    #[test]
+    fn a_level_may_be_beyond_its_limit_for_its_patience() {
+        let mut ceiling = Level::new(10, 50, false);
+        let mut floor = Level::new(10, 0, true);
+        for (at, value, expected) in [(0, 11, None), (49, 12, None), (50, 13, Some(13)), (60, 10, None), (70, 11, None)]
+        {
+            ceiling.observe(at, value);
+            assert_eq!(ceiling.excess(), expected, "at {at}");
+        }
+        floor.observe(0, 10);
+        assert_eq!(floor.excess(), None);
+        floor.observe(1, 9);
+        assert_eq!(floor.excess(), Some(9));
     }
 }

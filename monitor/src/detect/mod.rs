@@ -218,7 +218,7 @@ impl Detector {
             match (state, value) {
                 (_, None) => {}
                 (State::Progress(progress), Some(value)) => progress.observe(begin_ns, end_ns, *value),
-                (State::Level(level), Some(value)) => level.observe(*value),
+                (State::Level(level), Some(value)) => level.observe(end_ns, *value),
                 (State::Pressure(pressure), Some(value)) => pressure.observe(end_ns, *value),
             }
         }
@@ -284,7 +284,7 @@ impl Detector {
 fn baselines(plan: &Plan) -> Vec<State> {
     let state = |sensor: &PlannedSensor| match sensor.bound {
         Bound::Progress { deadline_ns } => State::Progress(Progress::new(deadline_ns)),
-        Bound::Level { limit } => State::Level(Level::new(limit)),
+        Bound::Level { limit, hold_ns, floor } => State::Level(Level::new(limit, hold_ns, floor)),
         Bound::Pressure { limit, window_ns } => State::Pressure(Pressure::new(limit, window_ns)),
     };
     plan.sensors.iter().map(state).collect()

@@ -48,10 +48,14 @@ pub enum Bound {
         /// In nanoseconds.
         deadline_ns: u64,
     },
-    /// The value must not exceed `limit`.
+    /// The value must not be beyond `limit` for `hold_ns` or longer.
     Level {
         /// In the sensor's unit.
         limit: u64,
+        /// In nanoseconds; 0 means that one sample is enough.
+        hold_ns: u64,
+        /// Whether the limit is a floor and not a ceiling.
+        floor: bool,
     },
     /// The value must not grow by more than `limit` within `window_ns`.
     Pressure {
@@ -119,8 +123,12 @@ pub struct DescribedSensor {
     pub name: String,
     /// Its class.
     pub class: Class,
-    /// Deadline in nanoseconds for progress, limit for the others; 0 where the box sets none.
+    /// Limit of a level or of a pressure's growth, in the sensor's unit.
     pub limit: u64,
+    /// Deadline of progress, window of pressure, patience of a level, in nanoseconds; 0 where the box sets none.
+    pub period_ns: u64,
+    /// For a level: the limit is a floor.
+    pub floor: bool,
 }
 
 /// The window of pressure sensors that no rule names.
@@ -131,7 +139,7 @@ pub const CLAIMED_DEADLINE_MIN: Duration = Duration::from_millis(1);
 
 impl Plan {
     /// Joins the sensors of a box with the rules: the first rule whose pattern fits counts. A sensor without a rule is
-    /// watched by what the box says of it, as a rule of its own that raises suspicions only; without a limit there it
+    /// watched by what the box says of it, as a rule of its own that raises suspicions only; progress without a deadline
     /// is left out. Returns the plan and, for each sensor of the plan, its index in `described`.
     pub fn new(described: &[DescribedSensor], rules: &[Rule], path_deadline: Duration) -> (Self, Vec<usize>) {
         let mut plan = Self { sensors: Vec::new(), rules: Vec::new(), path_deadline_ns: nanos(path_deadline) };
@@ -176,17 +184,19 @@ impl Plan {
 }
 
 fn bound(sensor: &DescribedSensor, rule: Option<&Rule>) -> Option<Bound> {
-    let limit = rule.and_then(|rule| rule.limit).or((sensor.limit > 0).then_some(sensor.limit));
+    let limit = rule.and_then(|rule| rule.limit).unwrap_or(sensor.limit);
     match sensor.class {
         Class::Progress => {
-            let claimed = (sensor.limit > 0).then(|| Duration::from_nanos(sensor.limit).max(CLAIMED_DEADLINE_MIN));
+            let claimed =
+                (sensor.period_ns > 0).then(|| Duration::from_nanos(sensor.period_ns).max(CLAIMED_DEADLINE_MIN));
             let deadline = rule.and_then(|rule| rule.deadline).or(claimed)?;
             Some(Bound::Progress { deadline_ns: nanos(deadline) })
         }
-        Class::Level => Some(Bound::Level { limit: limit? }),
+        Class::Level => Some(Bound::Level { limit, hold_ns: sensor.period_ns, floor: sensor.floor }),
         Class::Pressure => {
-            let window = rule.and_then(|rule| rule.window).unwrap_or(PRESSURE_WINDOW);
-            Some(Bound::Pressure { limit: limit?, window_ns: nanos(window) })
+            let claimed = (sensor.period_ns > 0).then_some(sensor.period_ns);
+            let window_ns = rule.and_then(|rule| rule.window).map(nanos).or(claimed);
+            Some(Bound::Pressure { limit, window_ns: window_ns.unwrap_or(nanos(PRESSURE_WINDOW)) })
         }
     }
 }
@@ -223,8 +233,8 @@ mod tests {
         Rule { pattern: pattern.into(), deadline, limit: None, window: None, quorum: Quorum::Any, raises }
     }
 
-    fn described(name: &str, class: Class, limit: u64) -> DescribedSensor {
-        DescribedSensor { name: name.into(), class, limit }
+    fn described(name: &str, class: Class, limit: u64, period_ns: u64) -> DescribedSensor {
+        DescribedSensor { name: name.into(), class, limit, period_ns, floor: false }
     }
 
     #[test]
@@ -253,10 +263,10 @@ mod tests {
     #[test]
     fn the_first_fitting_rule_counts_and_the_box_speaks_for_the_rest() {
         let described = [
-            described("forks", Class::Pressure, 100),
-            described("tick.cpu0", Class::Progress, 5),
-            described("beat", Class::Progress, 7_000_000),
-            described("unbounded", Class::Level, 0),
+            described("forks", Class::Pressure, 100, 0),
+            described("tick.cpu0", Class::Progress, 1, 5),
+            described("beat", Class::Progress, 1, 7_000_000),
+            described("unbounded", Class::Progress, 1, 0),
         ];
         let rules = [rule("tick.*", Raises::Hang), rule("*cpu*", Raises::Suspicion)];
         let (plan, places) = Plan::new(&described, &rules, Duration::from_secs(1));
@@ -271,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_deadline_that_a_box_claims_cannot_be_absurdly_short() {
-        let (plan, _) = Plan::new(&[described("x", Class::Progress, 1)], &[], Duration::from_secs(1));
+        let (plan, _) = Plan::new(&[described("x", Class::Progress, 1, 1)], &[], Duration::from_secs(1));
         assert_eq!(plan.sensors[0].bound, Bound::Progress { deadline_ns: 1_000_000 });
         assert!(!plan.can_raise_hang());
     }

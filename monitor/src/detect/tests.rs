@@ -192,7 +192,7 @@ fn a_box_that_cannot_be_read_is_neither_a_hang_nor_a_lost_path() {
 #[test]
 fn limits_raise_suspicions_and_clear_them_once() {
     let mut plan = plan(1, Quorum::Any);
-    plan.sensors[0].bound = Bound::Level { limit: 10 };
+    plan.sensors[0].bound = Bound::Level { limit: 10, hold_ns: 0, floor: false };
     let mut detector = Detector::new(plan);
     assert_eq!(observe(&mut detector, 0, 1, 10), []);
     assert_eq!(observe(&mut detector, 1, 1, 11), [Finding::Suspicious { sensor: 0, value: 11 }]);

@@ -1,5 +1,6 @@
 //! The lines of a journal. What is written here is read by `monitor replay`, by the testbed and by people.
 
+use control::backdoor::FenceToken;
 use control::reinstate::Report;
 use healing_modules::{Alarm, Symptom};
 use serde::{Deserialize, Serialize};
@@ -118,8 +119,8 @@ pub enum Event {
     Reported,
     /// The target is fenced.
     Fenced {
-        /// Epoch of the fence.
-        epoch: u64,
+        /// The token: whoever reads the journal can finish what this monitor began, so the file is its owner's only.
+        token: FenceToken,
         /// When it was asked for.
         asked_ns: u64,
     },

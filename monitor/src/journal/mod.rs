@@ -16,6 +16,7 @@ pub mod timeline;
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -44,12 +45,12 @@ impl std::fmt::Debug for Message {
 }
 
 impl Journal {
-    /// Opens `file` for appending and starts the writer; it ends, all written, when every clone of the journal is gone.
+    /// Opens `file` for appending (its owner's only: it holds fence tokens) and starts the writer; it ends, all written, when every clone of the journal is gone.
     ///
     /// # Errors
     /// Those of opening the file.
     pub fn open(file: &Path) -> std::io::Result<(Self, JoinHandle<()>)> {
-        let file = OpenOptions::new().create(true).append(true).open(file)?;
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(file)?;
         let (to, from) = channel();
         let writer = std::thread::Builder::new().name("journal".into()).spawn(move || write(file, &from))?;
         Ok((Self { to }, writer))

@@ -45,7 +45,7 @@ fn stage(event: &Event) -> Option<String> {
             format!("verdict: {illness}, {} of {watched} {rule} stand still", symptoms.len())
         }
         Event::Reported => "reported, nothing done".to_owned(),
-        Event::Fenced { epoch, .. } => format!("fenced, epoch {epoch}"),
+        Event::Fenced { token, .. } => format!("fenced, epoch {}", token.epoch),
         Event::FenceFailed { why } => format!("not fenced: {why}"),
         Event::Ordered { spare, .. } => format!("ordered {spare} to take over"),
         Event::Passed { spare, why } => format!("{spare} passed: {why}"),

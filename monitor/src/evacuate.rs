@@ -1,0 +1,303 @@
+//! Spares: kept warm and prepared while the target is well, ordered to take over when it is fenced.
+//!
+//! An order is given to one spare at a time, in the configured order, those that are ready first. The next one is
+//! asked only if a spare refused, could not be reached, or never got the whole order: it then did nothing. A spare that
+//! got the order and fell silent may be answering for the address already, so nobody else is asked.
+
+use std::io;
+use std::net::TcpStream;
+use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::time::{Duration, Instant};
+
+use control::reinstate::{Assignment, Evacuation, Reply, Report, Request};
+use control::{Channel, FrameError, Hello};
+
+use crate::config::Spare;
+
+/// How long connecting and greeting may take: a spare is on the same network.
+const GREETING_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long preparing may take: learning a kernel reads some MiB of memory.
+const PREPARE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long an order waits for a spare that is busy preparing while another one is free.
+const BUSY_PATIENCE: Duration = Duration::from_millis(20);
+
+/// How far a spare has got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// It can take over.
+    Ready {
+        /// The target's kernel release, as the spare read it.
+        kernel: String,
+    },
+    /// It cannot, and why.
+    NotReady {
+        /// A sentence for people.
+        why: String,
+    },
+}
+
+/// What became of an order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ordered {
+    /// A spare reported the end of the evacuation.
+    Evacuated {
+        /// Which.
+        spare: String,
+        /// What it said.
+        report: Report,
+    },
+    /// A spare got the order and its answer never came.
+    Unknown {
+        /// Which.
+        spare: String,
+        /// What was seen.
+        why: String,
+    },
+    /// Every spare passed; nothing was done.
+    Nobody,
+}
+
+/// What happens while an order is given, for the journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress<'a> {
+    /// The order has left.
+    Ordered {
+        /// To whom.
+        spare: &'a str,
+    },
+    /// A spare did nothing.
+    Passed {
+        /// Which.
+        spare: &'a str,
+        /// Why.
+        why: String,
+    },
+}
+
+/// The spares of one target.
+#[derive(Debug)]
+pub struct Standby {
+    name: String,
+    assignment: Assignment,
+    patience: Duration,
+    slots: Vec<Slot>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    spare: Spare,
+    conversation: Mutex<Option<Channel<TcpStream>>>,
+    readiness: Mutex<Readiness>,
+}
+
+/// Why a spare did nothing, or may have done something.
+enum Failure {
+    Passed(String),
+    Unknown(String),
+}
+
+impl Standby {
+    /// Spares for `assignment`; `name` is who speaks, `patience` what an evacuation may take.
+    pub fn new(name: &str, assignment: Assignment, spares: &[Spare], patience: Duration) -> Self {
+        let slot = |spare: &Spare| Slot {
+            spare: spare.clone(),
+            conversation: Mutex::new(None),
+            readiness: Mutex::new(Readiness::NotReady { why: "not asked yet".to_owned() }),
+        };
+        Self { name: name.to_owned(), assignment, patience, slots: spares.iter().map(slot).collect() }
+    }
+
+    /// What moves, and from where.
+    pub fn assignment(&self) -> &Assignment {
+        &self.assignment
+    }
+
+    /// Asks every spare to get ready; returns what each of them said.
+    pub fn prepare(&self) -> Vec<(&str, Readiness)> {
+        self.slots.iter().map(|slot| (slot.spare.name.as_str(), slot.prepare(&self.name, &self.assignment))).collect()
+    }
+
+    /// Orders the first spare that can to take over. `note` hears of each step when it happens.
+    pub fn order(&self, evacuation: &Evacuation, mut note: impl FnMut(Progress<'_>)) -> Ordered {
+        let mut busy = Vec::new();
+        for slot in self.in_order() {
+            let Some(conversation) = slot.free_within(BUSY_PATIENCE) else {
+                busy.push(slot);
+                continue;
+            };
+            if let Some(ordered) = self.order_one(slot, conversation, evacuation, &mut note) {
+                return ordered;
+            }
+        }
+        for slot in busy {
+            if let Some(ordered) = self.order_one(slot, locked(&slot.conversation), evacuation, &mut note) {
+                return ordered;
+            }
+        }
+        Ordered::Nobody
+    }
+
+    /// Ready ones first, each group as configured.
+    fn in_order(&self) -> Vec<&Slot> {
+        let (ready, others): (Vec<_>, Vec<_>) =
+            self.slots.iter().partition(|slot| matches!(*locked(&slot.readiness), Readiness::Ready { .. }));
+        ready.into_iter().chain(others).collect()
+    }
+
+    fn order_one(
+        &self,
+        slot: &Slot,
+        mut conversation: MutexGuard<'_, Option<Channel<TcpStream>>>,
+        evacuation: &Evacuation,
+        note: &mut impl FnMut(Progress<'_>),
+    ) -> Option<Ordered> {
+        let spare = slot.spare.name.as_str();
+        let outcome = slot.order(&self.name, &mut conversation, evacuation, self.patience, || {
+            note(Progress::Ordered { spare });
+        });
+        match outcome {
+            Ok(report) => Some(Ordered::Evacuated { spare: spare.to_owned(), report }),
+            Err(Failure::Unknown(why)) => Some(Ordered::Unknown { spare: spare.to_owned(), why }),
+            Err(Failure::Passed(why)) => {
+                note(Progress::Passed { spare, why });
+                None
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn prepare(&self, name: &str, assignment: &Assignment) -> Readiness {
+        let mut conversation = locked(&self.conversation);
+        let readiness = match ask_to_prepare(&mut conversation, &self.spare, name, assignment) {
+            Ok(readiness) => readiness,
+            Err(why) => {
+                *conversation = None;
+                Readiness::NotReady { why }
+            }
+        };
+        drop(conversation);
+        locked(&self.readiness).clone_from(&readiness);
+        readiness
+    }
+
+    /// The conversation, if nobody keeps it busy for longer than `patience`.
+    fn free_within(&self, patience: Duration) -> Option<MutexGuard<'_, Option<Channel<TcpStream>>>> {
+        let begin = Instant::now();
+        loop {
+            match self.conversation.try_lock() {
+                Ok(guard) => return Some(guard),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if begin.elapsed() >= patience => return None,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_micros(200)),
+            }
+        }
+    }
+
+    fn order(
+        &self,
+        name: &str,
+        conversation: &mut Option<Channel<TcpStream>>,
+        evacuation: &Evacuation,
+        patience: Duration,
+        has_left: impl FnOnce(),
+    ) -> Result<Report, Failure> {
+        let channel = warm(conversation, &self.spare, name).map_err(Failure::Passed)?;
+        let set = channel.stream().set_read_timeout(Some(patience));
+        let sent = set.map_err(FrameError::from).and_then(|()| channel.send(&Request::Evacuate(evacuation.clone())));
+        if let Err(error) = sent {
+            // Framing makes half an order no order.
+            *conversation = None;
+            return Err(Failure::Passed(format!("the order could not be sent: {error}")));
+        }
+        has_left();
+        match channel.receive::<Reply>() {
+            Ok(Reply::Evacuated(report)) => Ok(report),
+            Ok(Reply::Refused { why } | Reply::NotReady { why }) => Err(Failure::Passed(why)),
+            Ok(other) => {
+                *conversation = None;
+                Err(Failure::Unknown(format!("it answered an order with {}", kind(&other))))
+            }
+            Err(error) => {
+                *conversation = None;
+                Err(Failure::Unknown(error.to_string()))
+            }
+        }
+    }
+}
+
+fn ask_to_prepare(
+    conversation: &mut Option<Channel<TcpStream>>,
+    spare: &Spare,
+    name: &str,
+    assignment: &Assignment,
+) -> Result<Readiness, String> {
+    let channel = warm(conversation, spare, name)?;
+    channel.stream().set_read_timeout(Some(PREPARE_PATIENCE)).map_err(|error| error.to_string())?;
+    match channel.ask(&Request::Prepare(assignment.clone())) {
+        Ok(Reply::Ready { kernel }) => Ok(Readiness::Ready { kernel }),
+        Ok(Reply::NotReady { why } | Reply::Refused { why }) => Ok(Readiness::NotReady { why }),
+        Ok(other) => Err(format!("it answered a request to prepare with {}", kind(&other))),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The open conversation, or a new one: a spare that restarted has closed the old one, which a peek shows.
+fn warm<'a>(
+    conversation: &'a mut Option<Channel<TcpStream>>,
+    spare: &Spare,
+    name: &str,
+) -> Result<&'a mut Channel<TcpStream>, String> {
+    if conversation.as_ref().is_some_and(|channel| !is_open(channel.stream())) {
+        *conversation = None;
+    }
+    match conversation {
+        Some(channel) => Ok(channel),
+        empty => Ok(empty.insert(greet(spare, name)?)),
+    }
+}
+
+fn greet(spare: &Spare, name: &str) -> Result<Channel<TcpStream>, String> {
+    let stream = TcpStream::connect_timeout(&spare.control, GREETING_PATIENCE)
+        .and_then(|stream| {
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(GREETING_PATIENCE))?;
+            stream.set_write_timeout(Some(GREETING_PATIENCE))?;
+            Ok(stream)
+        })
+        .map_err(|error| format!("no spare answers at {}: {error}", spare.control))?;
+    let mut channel = Channel::new(stream);
+    match channel.ask(&Request::Hello(Hello::new(name))) {
+        Ok(Reply::Welcome { version }) if version == control::VERSION => Ok(channel),
+        Ok(Reply::Welcome { version }) => {
+            Err(format!("it speaks version {version} of the messages, this side speaks {}", control::VERSION))
+        }
+        Ok(Reply::Refused { why } | Reply::NotReady { why }) => Err(why),
+        Ok(other) => Err(format!("it answered a greeting with {}", kind(&other))),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn kind(reply: &Reply) -> &'static str {
+    match reply {
+        Reply::Welcome { .. } => "a welcome",
+        Reply::Ready { .. } => "readiness",
+        Reply::NotReady { .. } => "what stands in the way",
+        Reply::Evacuated(_) => "a report",
+        Reply::Refused { .. } => "a refusal",
+    }
+}
+
+/// Whether the peer has neither closed the stream nor said something unasked.
+fn is_open(stream: &TcpStream) -> bool {
+    let quiet = stream.set_nonblocking(true).is_ok()
+        && matches!(stream.peek(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+    stream.set_nonblocking(false).is_ok() && quiet
+}
+
+/// Nothing behind these locks is left half-done by a panic that the next use would not notice.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,160 @@
+//! Sampling: one READ of a target's whole Sensor Box, and the values of the planned sensors out of it.
+//!
+//! A box is taken apart once, to make a plan; from then on only the planned records are looked at. A record that no
+//! longer holds what was planned (the agent made other sensors) asks for a new plan; a damaged one only goes without a
+//! value.
+
+use control::backdoor::FenceToken;
+use link::LinkFailure;
+use remote_memory::{Region, RemoteRead};
+use sensorbox::layout::{RECORD_BYTES, RECORD_WORDS};
+use sensorbox::{Class as BoxClass, Description, FetchError, Header, SensorBox, fetch_sb, reader};
+
+use crate::detect::{Class, DescribedSensor};
+
+/// Name of the region that holds the Sensor Box.
+pub const REGION: &str = "sb";
+
+/// The way to one target: its memory, and the fence.
+pub trait Door {
+    /// The region of its Sensor Box, as registered now.
+    ///
+    /// # Errors
+    /// [`LinkFailure`]; one that [`LinkFailure::is_path`] says nothing about the target.
+    fn region(&mut self) -> Result<Region, LinkFailure>;
+
+    /// Its memory; `None` while there is no connection.
+    fn memory(&mut self) -> Option<&mut dyn RemoteRead>;
+
+    /// Stops it.
+    ///
+    /// # Errors
+    /// [`LinkFailure`]; after a lost answer it may be asked again.
+    fn fence(&mut self, reason: &str) -> Result<FenceToken, LinkFailure>;
+}
+
+/// What one look at a box brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Glance {
+    /// Values have been filled in.
+    Values {
+        /// Identity of the box.
+        identity: u64,
+        /// Whether a planned record holds something else now: a new plan is due.
+        changed: bool,
+    },
+    /// The server refused: the region was registered anew or its epoch has passed.
+    Refused,
+    /// No Sensor Box in the bytes.
+    Unreadable,
+    /// No answer.
+    Lost,
+}
+
+/// Reads one target's box over and over.
+#[derive(Debug)]
+pub struct BoxReader {
+    region: Region,
+    buffer: Vec<u8>,
+    planned: Vec<(u32, Description)>,
+}
+
+impl BoxReader {
+    /// Reads the box in `region` and says what sensors live there.
+    ///
+    /// # Errors
+    /// See [`FetchError`].
+    pub fn open(memory: &mut dyn RemoteRead, region: Region) -> Result<(Self, Opened), FetchError> {
+        let mut buffer = Vec::new();
+        let found = fetch_sb(memory, &region, &mut buffer)?;
+        buffer.truncate(usize::try_from(found.header.len_bytes()).unwrap_or(buffer.len()));
+        let described = found.readings.iter().map(|reading| described(&reading.description)).collect();
+        let opened = Opened { identity: identity(&found.header), described, damaged: found.damage.len() };
+        let planned = records(&found);
+        Ok((Self { region, buffer, planned }, opened))
+    }
+
+    /// Keeps the sensors at `places` of [`Opened::described`]; values come in that order.
+    pub fn keep(&mut self, places: &[usize]) {
+        self.planned = places.iter().map(|place| self.planned[*place]).collect();
+    }
+
+    /// One READ of the whole box; fills `values`, one for each sensor kept.
+    pub fn look(&mut self, memory: &mut dyn RemoteRead, values: &mut Vec<Option<u64>>) -> Glance {
+        values.clear();
+        let Some(at) = self.region.at(0, self.buffer.len() as u64) else { return Glance::Unreadable };
+        match memory.read_one(at, &mut self.buffer) {
+            Err(_) => return Glance::Lost,
+            Ok(Err(_)) => return Glance::Refused,
+            Ok(Ok(())) => {}
+        }
+        let Ok(header) = Header::parse(&self.buffer) else { return Glance::Unreadable };
+        let mut changed = header.len_bytes() != self.buffer.len() as u64;
+        for (id, planned) in &self.planned {
+            let record = words_of(&self.buffer, *id).map(|words| reader::parse_record(*id, &words));
+            values.push(match record {
+                Some(Ok(Some(reading))) if reading.description == *planned => Some(reading.value),
+                Some(Ok(_)) => {
+                    changed = true;
+                    None
+                }
+                Some(Err(_)) | None => None,
+            });
+        }
+        Glance::Values { identity: identity(&header), changed }
+    }
+
+    /// Whether the bytes of the last look hold other sensors than those of `opened`: new ones are found this way.
+    pub fn differs_from(&self, opened: &Opened) -> bool {
+        let Ok(now) = SensorBox::parse(&self.buffer) else { return false };
+        // Damage hides sensors for a moment; a plan is not thrown away for that.
+        now.damage.is_empty()
+            && !now.readings.iter().map(|reading| described(&reading.description)).eq(opened.described.iter().cloned())
+    }
+}
+
+/// What a box was found to hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Changes when the target restarted.
+    pub identity: u64,
+    /// Its sensors.
+    pub described: Vec<DescribedSensor>,
+    /// Records that did not hold.
+    pub damaged: usize,
+}
+
+fn records(found: &SensorBox) -> Vec<(u32, Description)> {
+    found.readings.iter().map(|reading| (reading.id, reading.description)).collect()
+}
+
+/// `tick` of processor 1 is `tick.cpu1` in rules, journals and metrics.
+fn described(description: &Description) -> DescribedSensor {
+    let name = match description.cpu {
+        Some(cpu) => format!("{}.cpu{cpu}", description.name),
+        None => description.name.to_string(),
+    };
+    let class = match description.class {
+        BoxClass::Progress => Class::Progress,
+        BoxClass::Level => Class::Level,
+        BoxClass::Pressure => Class::Pressure,
+    };
+    let Description { limit, period_ns, floor, .. } = *description;
+    DescribedSensor { name, class, limit, period_ns, floor }
+}
+
+/// Folds the boot id into one word for journals and comparisons.
+fn identity(header: &Header) -> u64 {
+    let id = u128::from_le_bytes(header.boot_id);
+    (id as u64) ^ ((id >> 64) as u64).rotate_left(1)
+}
+
+fn words_of(bytes: &[u8], id: u32) -> Option<[u64; RECORD_WORDS]> {
+    let start = usize::try_from(id).ok()?.checked_mul(RECORD_BYTES)?;
+    let record = bytes.get(start..start.checked_add(RECORD_BYTES)?)?;
+    let mut words = [0; RECORD_WORDS];
+    for (word, bytes) in words.iter_mut().zip(record.as_chunks::<8>().0) {
+        *word = u64::from_le_bytes(*bytes);
+    }
+    Some(words)
+}
