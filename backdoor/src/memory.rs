@@ -1,0 +1,112 @@
+//! The guard and the bytes it guards, behind one lock: what the RDMA responder asks.
+//!
+//! An access holds the lock from the guard's word until its last byte, and whoever ends keys takes the lock for
+//! writing. So when a release returns, no write under the old key is still under way. The lock is otherwise
+//! uncontended: one thread serves, the control plane changes something a few times a day.
+
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use rdma::responder::{Memory, Refusal};
+use remote_memory::{RemoteKey, Rights};
+
+use crate::guard::{Guard, Refused};
+use crate::guest_ram::{Mapping, Outside};
+use crate::scatter::Reach;
+
+/// Bytes of the words that atomics work on.
+const WORD_BYTES: u64 = 8;
+
+/// A guard with the memory it speaks of.
+#[derive(Debug)]
+pub struct Guarded {
+    /// The rules.
+    pub guard: Guard,
+    /// The bytes; none while no machine is there.
+    pub mapping: Option<Mapping>,
+}
+
+impl Guarded {
+    fn reach(&self, key: RemoteKey, addr: u64, len: u64, rights: Rights) -> Result<(&Mapping, Reach<'_>), Refusal> {
+        let reach = self.guard.reach(key, addr, len, rights).map_err(|Refused| Refusal::Access)?;
+        Ok((self.mapping.as_ref().ok_or(Refusal::Unreachable)?, reach))
+    }
+
+    /// The place of the one word at `addr`, for an atomic.
+    fn word(&self, key: RemoteKey, addr: u64) -> Result<(&Mapping, u64), Refusal> {
+        if !addr.is_multiple_of(WORD_BYTES) {
+            return Err(Refusal::Malformed);
+        }
+        let (mapping, mut reach) = self.reach(key, addr, WORD_BYTES, Rights::ATOMIC)?;
+        let piece = reach.next().filter(|piece| piece.len == WORD_BYTES).ok_or(Refusal::Unreachable)?;
+        Ok((mapping, piece.offset))
+    }
+}
+
+/// The memory of one target, as peers may use it.
+#[derive(Debug)]
+pub struct GuardedMemory {
+    state: RwLock<Guarded>,
+}
+
+impl GuardedMemory {
+    /// Nothing yet: everything is refused.
+    pub fn new(guard: Guard) -> Self {
+        Self { state: RwLock::new(Guarded { guard, mapping: None }) }
+    }
+
+    /// Looks. A panic elsewhere left the guard whole: it has no steps in between that permit more.
+    pub fn look(&self) -> RwLockReadGuard<'_, Guarded> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes; waits until no access is under way.
+    pub fn change(&self) -> RwLockWriteGuard<'_, Guarded> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unreachable(Outside: Outside) -> Refusal {
+    Refusal::Unreachable
+}
+
+impl Memory for GuardedMemory {
+    fn check(&self, key: RemoteKey, addr: u64, len: u64, rights: Rights) -> Result<(), Refusal> {
+        self.look().reach(key, addr, len, rights).map(drop)
+    }
+
+    fn read(&self, key: RemoteKey, addr: u64, into: &mut [u8]) -> Result<(), Refusal> {
+        let state = self.look();
+        let (mapping, reach) = state.reach(key, addr, into.len() as u64, Rights::READ)?;
+        let mut rest = into;
+        for piece in reach {
+            let (now, later) = rest.split_at_mut(piece.len as usize);
+            mapping.read(piece.offset, now).map_err(unreachable)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn write(&self, key: RemoteKey, addr: u64, bytes: &[u8]) -> Result<(), Refusal> {
+        let state = self.look();
+        let (mapping, reach) = state.reach(key, addr, bytes.len() as u64, Rights::WRITE)?;
+        let mut rest = bytes;
+        for piece in reach {
+            let (now, later) = rest.split_at(piece.len as usize);
+            mapping.write(piece.offset, now).map_err(unreachable)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn compare_swap(&self, key: RemoteKey, addr: u64, expect: u64, swap: u64) -> Result<u64, Refusal> {
+        let state = self.look();
+        let (mapping, offset) = state.word(key, addr)?;
+        mapping.compare_swap(offset, expect, swap).map_err(unreachable)
+    }
+
+    fn fetch_add(&self, key: RemoteKey, addr: u64, add: u64) -> Result<u64, Refusal> {
+        let state = self.look();
+        let (mapping, offset) = state.word(key, addr)?;
+        mapping.fetch_add(offset, add).map_err(unreachable)
+    }
+}

@@ -1,0 +1,269 @@
+//! One target: its machine, the guard of its memory, and the orders that change both together.
+//!
+//! ```text
+//!   control ──► fence, release, regions ┐
+//!   agent port ──► register             ├─► Target ──► machine (QMP)   one lock, taken first
+//!   watch (below) ──► attach, events    ┘         └──► guard + bytes   the other, never held over a QMP command
+//! ```
+//!
+//! [`Target::watch`] looks after the machine: finds it, finds it again when QEMU was started anew, keeps a fenced one
+//! stopped, and forgets the boxes of one that was reset.
+//!
+//! Invariants: a token is given out only after the machine was seen to stand still; keys are dead before a machine is
+//! let go; a fence outlives QEMU: a machine that appears under a standing fence is stopped before its memory is served.
+
+mod watch;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use control::agent::Registration;
+use control::backdoor::{Afterwards, FenceToken, RegionEntry};
+
+use crate::fence::{self, FenceError, Stopped};
+use crate::guard::{Guard, RegisterError};
+use crate::guest_ram::find::Process;
+use crate::memory::GuardedMemory;
+use crate::qmp::{Qmp, QmpError};
+
+/// Where a target's machine is found.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// QEMU's monitor socket.
+    pub qmp: PathBuf,
+    /// The file that holds the memory, if it is not to be searched.
+    pub ram: Option<PathBuf>,
+    /// A file with QEMU's process number, if the socket does not tell it.
+    pub pid_file: Option<PathBuf>,
+}
+
+/// Why an order was not carried out: a sentence for the one who gave it.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// Somebody else's fence stands.
+    #[error("the target is fenced already, in epoch {epoch}, by somebody else")]
+    FencedAlready {
+        /// Since when.
+        epoch: u64,
+    },
+    /// The token is not that of the standing fence.
+    #[error("the token is not that of a standing fence")]
+    NoSuchFence,
+    /// QEMU cannot be reached, and its process lives.
+    #[error("the hypervisor cannot be reached now: {0}")]
+    NoHypervisor(String),
+    /// No machine has been found yet, or it was shut down.
+    #[error("there is no machine behind this backdoor now")]
+    NoMachine,
+    /// The machine could not be stopped.
+    #[error("the target is not fenced: {0}")]
+    NotFenced(#[source] FenceError),
+    /// The keys are dead, but the machine could not be let go.
+    #[error("the keys of the fence are dead, but the machine was not let go; release it again: {0}")]
+    NotReleased(#[source] QmpError),
+}
+
+/// The hypervisor's side of a target.
+#[derive(Debug, Default)]
+struct Machine {
+    qmp: Option<Qmp>,
+    /// Why there is no connection, for people.
+    trouble: String,
+    process: Option<Process>,
+    /// Device and inode of its memory's file.
+    identity: (u64, u64),
+    /// What the standing fence did to it.
+    stopped: Option<Stopped>,
+    /// When QEMU was seen to be gone.
+    gone_since: Option<Instant>,
+    shut_down: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Target {
+    name: String,
+    places: Places,
+    memory: Arc<GuardedMemory>,
+    machine: Mutex<Machine>,
+    incarnation: AtomicU64,
+    fences: AtomicU64,
+    fence_took_us: AtomicU64,
+}
+
+impl Target {
+    /// A target whose machine has not been found yet.
+    pub fn new(name: &str, places: Places) -> Self {
+        Self {
+            name: name.to_owned(),
+            places,
+            memory: Arc::new(GuardedMemory::new(Guard::new(name))),
+            machine: Mutex::new(Machine { trouble: "not looked for yet".to_owned(), ..Machine::default() }),
+            incarnation: AtomicU64::new(rand::random()),
+            fences: AtomicU64::new(0),
+            fence_took_us: AtomicU64::new(0),
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its memory, for the server.
+    pub fn memory(&self) -> Arc<GuardedMemory> {
+        Arc::clone(&self.memory)
+    }
+
+    /// Changes when the keys of before are dead because a machine was found.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation.load(Ordering::Acquire)
+    }
+
+    /// Fences so far.
+    pub fn fences(&self) -> u64 {
+        self.fences.load(Ordering::Relaxed)
+    }
+
+    /// How long the last fence took.
+    pub fn fence_took(&self) -> Duration {
+        Duration::from_micros(self.fence_took_us.load(Ordering::Relaxed))
+    }
+
+    /// Whether a fence stands.
+    pub fn is_fenced(&self) -> bool {
+        self.memory.look().guard.is_fenced()
+    }
+
+    /// Whether there is memory to serve.
+    pub fn has_memory(&self) -> bool {
+        self.memory.look().mapping.is_some()
+    }
+
+    /// Whether QEMU can be told to stop.
+    pub fn has_hypervisor(&self) -> bool {
+        self.machine().qmp.is_some()
+    }
+
+    /// The epoch and the regions; with the token of the standing fence, its key for `ram`.
+    ///
+    /// # Errors
+    /// [`TargetError::NoSuchFence`].
+    pub fn regions(&self, token: Option<&FenceToken>) -> Result<(u64, Vec<RegionEntry>), TargetError> {
+        let state = self.memory.look();
+        let regions = state.guard.regions(token).map_err(|_| TargetError::NoSuchFence)?;
+        Ok((state.guard.epoch().raw(), regions))
+    }
+
+    /// Registers a region for the agent.
+    ///
+    /// # Errors
+    /// See [`RegisterError`].
+    pub fn register(&self, wanted: &Registration) -> Result<(), RegisterError> {
+        self.memory.change().guard.register(wanted, &mut rand::rng())
+    }
+
+    /// The agent has opened a conversation.
+    pub fn agent_restarted(&self) {
+        self.memory.change().guard.agent_restarted();
+    }
+
+    /// Stops the machine and begins an epoch; asked again under the same `claim`, returns the standing fence.
+    ///
+    /// # Errors
+    /// See [`TargetError`].
+    pub fn fence(&self, claim: Option<u64>) -> Result<(FenceToken, Duration), TargetError> {
+        let begin = Instant::now();
+        let mut machine = self.machine();
+        {
+            let state = self.memory.look();
+            if let Some(token) = state.guard.claimed(claim) {
+                return Ok((token, self.fence_took()));
+            }
+            if state.guard.is_fenced() {
+                return Err(TargetError::FencedAlready { epoch: state.guard.epoch().raw() });
+            }
+            if state.mapping.is_none() {
+                return Err(TargetError::NoMachine);
+            }
+        }
+        machine.stopped = Some(machine.stop()?);
+        let token = self.memory.change().guard.fence(claim, &mut rand::rng());
+        let took = begin.elapsed();
+        self.fences.fetch_add(1, Ordering::Relaxed);
+        self.fence_took_us.store(took.as_micros() as u64, Ordering::Relaxed);
+        Ok((token, took))
+    }
+
+    /// Ends the keys of a fence, then lets the machine go.
+    ///
+    /// # Errors
+    /// See [`TargetError`].
+    pub fn release(&self, token: &FenceToken, then: Afterwards) -> Result<(), TargetError> {
+        let mut machine = self.machine();
+        {
+            let mut state = self.memory.change();
+            state.guard.begin_release(token, &mut rand::rng()).map_err(|_| TargetError::NoSuchFence)?;
+            if then != Afterwards::Resume {
+                state.guard.machine_reset();
+            }
+        }
+        machine.let_go(then)?;
+        self.memory.change().guard.finish_release();
+        Ok(())
+    }
+
+    fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Machine {
+    fn is_gone(&self) -> bool {
+        self.process.is_none_or(|process| process.is_gone())
+    }
+
+    /// Stops the machine. One whose process is gone stands still already, and its memory is still in our hands.
+    fn stop(&mut self) -> Result<Stopped, TargetError> {
+        let Some(qmp) = &mut self.qmp else {
+            return if self.is_gone() { Ok(Stopped::gone()) } else { Err(self.no_hypervisor()) };
+        };
+        match fence::stop(qmp) {
+            Err(FenceError::Qmp(error)) if error.is_fatal() => {
+                self.lose_hypervisor(&error);
+                if self.is_gone() { Ok(Stopped::gone()) } else { Err(TargetError::NotFenced(error.into())) }
+            }
+            outcome => outcome.map_err(TargetError::NotFenced),
+        }
+    }
+
+    fn let_go(&mut self, then: Afterwards) -> Result<(), TargetError> {
+        let stopped = self.stopped.clone().unwrap_or_else(Stopped::gone);
+        if let Some(qmp) = &mut self.qmp {
+            let outcome = fence::release(qmp, &stopped, then);
+            if let Err(error) = &outcome
+                && error.is_fatal()
+            {
+                self.lose_hypervisor(error);
+            }
+            outcome.map_err(TargetError::NotReleased)?;
+        } else if !self.is_gone() {
+            return Err(self.no_hypervisor());
+        }
+        self.shut_down |= then == Afterwards::PowerOff;
+        self.stopped = None;
+        Ok(())
+    }
+
+    fn no_hypervisor(&self) -> TargetError {
+        TargetError::NoHypervisor(self.trouble.clone())
+    }
+
+    fn lose_hypervisor(&mut self, why: &QmpError) {
+        tracing::warn!(%why, "the connection to the hypervisor is lost");
+        self.trouble = why.to_string();
+        self.qmp = None;
+    }
+}

@@ -1,0 +1,159 @@
+//! Looks after the machine of a target: finds it, follows its events, notices its end.
+//!
+//! Everything slow (connecting, searching) is done without a lock, so that an order never waits for it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{Machine, Target};
+use crate::fence;
+use crate::guest_ram::Mapping;
+use crate::guest_ram::find::{FindError, Found, find};
+use crate::qmp::Qmp;
+
+/// How long QEMU may take for one command. A healthy one takes a tenth of a millisecond; `stop` also waits for its
+/// disks.
+const QMP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a missing machine is looked for, and how soon a machine that comes back under a standing fence is stopped.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// How long the memory of a QEMU that ended without being shut down is kept for an evacuation.
+const DEAD_MEMORY_KEPT: Duration = Duration::from_secs(600);
+
+impl Target {
+    /// Runs until `stop` is set.
+    pub fn watch(&self, stop: &AtomicBool) {
+        let mut said = String::new();
+        while !stop.load(Ordering::Relaxed) {
+            match self.hypervisor_socket() {
+                Some(socket) => {
+                    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+                    let timeout = PollTimeout::try_from(LOOK_EVERY).unwrap_or(PollTimeout::ZERO);
+                    let _ = poll(&mut fds, timeout); // whatever it says: events may also have come with a reply
+                    self.follow_events();
+                }
+                None => {
+                    let trouble = self.look_for_machine();
+                    if trouble != said && !trouble.is_empty() {
+                        tracing::warn!(target = self.name, %trouble, "no machine");
+                    }
+                    said = trouble;
+                    thread::sleep(LOOK_EVERY);
+                }
+            }
+        }
+    }
+
+    /// Tries once to find the machine; returns what stands in the way, empty if nothing.
+    pub fn look_for_machine(&self) -> String {
+        let trouble = match self.search() {
+            Ok((qmp, found)) => self.attach(qmp, found),
+            Err(error) => error.to_string(),
+        };
+        let mut machine = self.machine();
+        machine.trouble.clone_from(&trouble);
+        self.forget_the_dead(&mut machine);
+        trouble
+    }
+
+    fn search(&self) -> Result<(Qmp, Found), FindError> {
+        let mut qmp = Qmp::connect(&self.places.qmp, QMP_PATIENCE)?;
+        let pid = match &self.places.pid_file {
+            None => None,
+            Some(path) => {
+                let broken = |source| FindError::File { path: path.clone(), source };
+                let text = std::fs::read_to_string(path).map_err(broken)?;
+                Some(text.trim().parse().map_err(|_| FindError::NoProcess)?)
+            }
+        };
+        let found = find(&mut qmp, self.places.ram.as_deref(), pid)?;
+        Ok((qmp, found))
+    }
+
+    /// Takes over a machine that was found. The same one as before keeps its keys.
+    fn attach(&self, mut qmp: Qmp, found: Found) -> String {
+        let mut machine = self.machine();
+        let same = machine.process == Some(found.process) && machine.identity == found.identity && self.has_memory();
+        if !same {
+            let mapping = match Mapping::of(&found.file) {
+                Ok(mapping) => mapping,
+                Err(error) => return format!("its memory cannot be mapped: {error}"),
+            };
+            if self.is_fenced() {
+                match fence::stop(&mut qmp) {
+                    Ok(stopped) => machine.stopped = Some(stopped),
+                    Err(error) => return format!("a new machine under a standing fence cannot be stopped: {error}"),
+                }
+                tracing::warn!(target = self.name, "a machine was started under a standing fence, and stopped");
+            }
+            let bytes = mapping.len();
+            let mut state = self.memory.change();
+            state.guard.attach(found.layout, &mut rand::rng());
+            state.mapping = Some(mapping);
+            drop(state);
+            self.incarnation.store(rand::random(), Ordering::Release);
+            tracing::info!(target = self.name, bytes, "machine found, its memory is served");
+        }
+        machine.process = Some(found.process);
+        machine.identity = found.identity;
+        machine.qmp = Some(qmp);
+        machine.gone_since = None;
+        machine.shut_down = false;
+        String::new()
+    }
+
+    /// A second handle of the open connection, to wait on without the lock.
+    fn hypervisor_socket(&self) -> Option<OwnedFd> {
+        self.machine().qmp.as_ref()?.as_fd().try_clone_to_owned().ok()
+    }
+
+    fn follow_events(&self) {
+        let mut machine = self.machine();
+        let Some(qmp) = &mut machine.qmp else { return };
+        match qmp.events() {
+            Ok(events) => events.iter().for_each(|event| self.follow(&mut machine, event)),
+            Err(error) => machine.lose_hypervisor(&error),
+        }
+    }
+
+    fn follow(&self, machine: &mut Machine, event: &str) {
+        match event {
+            "RESET" => {
+                tracing::info!(target = self.name, "the machine was reset, its boxes are forgotten");
+                self.memory.change().guard.machine_reset();
+            }
+            "SHUTDOWN" => machine.shut_down = true,
+            "RESUME" if self.is_fenced() => self.keep_stopped(machine),
+            _ => {}
+        }
+    }
+
+    fn keep_stopped(&self, machine: &mut Machine) {
+        tracing::error!(target = self.name, "somebody let the fenced machine run; it is stopped again");
+        let Some(qmp) = &mut machine.qmp else { return };
+        if let Err(error) = fence::stop_again(qmp) {
+            tracing::error!(target = self.name, %error, "it cannot be stopped; its links are down");
+        }
+    }
+
+    /// Gives the memory of a machine back that has ended: at once if it was shut down, later if it died.
+    fn forget_the_dead(&self, machine: &mut Machine) {
+        if machine.qmp.is_some() || !machine.is_gone() || !self.has_memory() || self.is_fenced() {
+            return;
+        }
+        let since = *machine.gone_since.get_or_insert_with(Instant::now);
+        if machine.shut_down || since.elapsed() > DEAD_MEMORY_KEPT {
+            let mut state = self.memory.change();
+            state.guard.detach(&mut rand::rng());
+            state.mapping = None;
+            drop(state);
+            self.incarnation.store(rand::random(), Ordering::Release);
+            tracing::info!(target = self.name, "the machine has ended, its memory is given back");
+        }
+    }
+}
