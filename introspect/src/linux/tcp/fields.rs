@@ -33,7 +33,6 @@ pub(crate) fn socket(
     (layout.protocol.of(bytes) == IPPROTO_TCP).then_some(())?;
     let word = |field: crate::btf::Field| field.of(bytes) as u32;
     let flag = |field: crate::btf::Field| field.of(bytes) != 0;
-    let closed_by_us = matches!(state, State::FinWait1 | State::FinWait2 | State::LastAck | State::Closing);
     let closed_by_peer = matches!(state, State::CloseWait | State::LastAck | State::Closing);
     let mut socket = TcpSocket {
         address: member.address,
@@ -78,7 +77,8 @@ pub(crate) fn socket(
         is_mptcp: layout.is_mptcp.is_some_and(flag),
         send_queue: Vec::new(),
         receive_queue: Vec::new(),
-        fin_queued: closed_by_us,
+        // In the other closing states the FIN is not acknowledged, so it is found in the queue.
+        fin_queued: state == State::FinWait2,
         fin_received: closed_by_peer,
         send_queue_complete: false,
         receive_queue_complete: false,

@@ -149,7 +149,7 @@ pub struct TcpSocket {
     pub send_queue: Vec<Segment>,
     /// What the application has not read, from `copied_seq` to `rcv_nxt`.
     pub receive_queue: Vec<u8>,
-    /// Whether we have closed our direction: a FIN is queued, sent or acknowledged.
+    /// Whether our FIN has its sequence number: it is queued, sent or acknowledged.
     pub fin_queued: bool,
     /// Whether the peer has closed its direction and all of it was received.
     pub fin_received: bool,
@@ -163,14 +163,23 @@ pub struct TcpSocket {
 
 impl TcpSocket {
     /// Stream offset (bytes since the connection opened) of the next byte the application would read.
+    ///
+    /// `bytes_received` counts all sequence space from the first byte on: no SYN (both kinds of opening set `rcv_nxt`
+    /// past it without counting), but the FIN. A socket made by TCP_REPAIR starts at 0.
     pub fn read_offset(&self) -> u64 {
         let waiting = u64::from(self.rcv_nxt.wrapping_sub(self.copied_seq));
-        self.bytes_received.saturating_sub(waiting)
+        let fin_consumed = self.fin_received && waiting == 0;
+        self.bytes_received.saturating_sub(waiting + u64::from(fin_consumed))
     }
 
     /// Stream offset (bytes since the connection opened) of the next byte the application would write.
+    ///
+    /// `bytes_acked` counts all sequence space acknowledged: the FIN, and of a connection that *this* machine opened
+    /// the SYN too, so that the result is then one too high. A server's sockets (made past their SYN) and those made
+    /// by TCP_REPAIR start at 0, and nothing in a socket tells which kind it is.
     pub fn written_offset(&self) -> u64 {
-        self.bytes_acked + u64::from(self.write_seq.wrapping_sub(self.snd_una))
+        let unacknowledged = u64::from(self.write_seq.wrapping_sub(self.snd_una));
+        self.bytes_acked.saturating_add(unacknowledged).saturating_sub(self.fin_queued.into())
     }
 
     /// Whether this crate vouches for both queues and nothing makes the connection impossible to rebuild.
