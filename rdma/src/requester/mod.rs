@@ -91,6 +91,16 @@ pub struct Counters {
     pub ignored: u64,
 }
 
+impl Counters {
+    /// Adds `more` to every counter.
+    pub fn absorb(&mut self, more: &Self) {
+        self.sent += more.sent;
+        self.go_backs += more.go_backs;
+        self.timeouts += more.timeouts;
+        self.ignored += more.ignored;
+    }
+}
+
 /// A posted operation.
 #[derive(Clone, Copy, Debug)]
 struct Op {

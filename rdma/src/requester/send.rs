@@ -55,14 +55,18 @@ impl Requester {
 
     fn read_request(&self, segment: &Segment, out: &mut [u8]) -> usize {
         let reth = reth::Repr { addr: segment.at.addr, key: segment.at.key, len: segment.len };
-        let header = bth::Repr {
-            ack_request: true,
-            ..bth::Repr::new(Opcode::READ_REQUEST, self.peer, segment.psn)
-        };
+        let header = bth::Repr { ack_request: true, ..bth::Repr::new(Opcode::READ_REQUEST, self.peer, segment.psn) };
         packet::begin(out, header, &[&reth.bytes()], 0).1
     }
 
-    fn atomic_request(&self, opcode: Opcode, segment: &Segment, swap_or_add: u64, compare: u64, out: &mut [u8]) -> usize {
+    fn atomic_request(
+        &self,
+        opcode: Opcode,
+        segment: &Segment,
+        swap_or_add: u64,
+        compare: u64,
+        out: &mut [u8],
+    ) -> usize {
         let atomic = atomic::Repr { addr: segment.at.addr, key: segment.at.key, swap_or_add, compare };
         let header = bth::Repr { ack_request: true, ..bth::Repr::new(opcode, self.peer, segment.psn) };
         packet::begin(out, header, &[&atomic.bytes()], 0).1

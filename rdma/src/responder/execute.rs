@@ -23,12 +23,7 @@ impl Responder {
         }
     }
 
-    fn begin_write<M: Memory + ?Sized>(
-        &mut self,
-        memory: &M,
-        header: &bth::Repr,
-        body: &[u8],
-    ) -> Result<(), Refusal> {
+    fn begin_write<M: Memory + ?Sized>(&mut self, memory: &M, header: &bth::Repr, body: &[u8]) -> Result<(), Refusal> {
         let (reth, payload) = reth::split(body).map_err(|_| Refusal::Malformed)?;
         if self.open_write.is_some() || reth.len > MESSAGE_BYTES_MAX {
             return Err(Refusal::Malformed);

@@ -1,11 +1,47 @@
-//! The UDP loop that carries requester and responder.
+//! RoCEv2 over the kernel's IP stack: the loops that carry requester and responder over an ordinary interface.
+//!
+//! * [`SoftQueue`] is the asking end, a [`remote_memory::Queue`] driven by the thread that uses it.
+//! * [`Server`] is the serving end, one thread for any number of queue pairs, told about them by a [`ServerHandle`].
+//!
+//! Needs `CAP_NET_RAW` in its network namespace and nothing more (`CAP_NET_ADMIN` buys larger buffers). IPv4 only; no
+//! TLS here or below: who may connect at all is the control connection's decision, and a sender on the path could
+//! forge packets as with any RoCE.
+//!
+//! Invariants: a packet with a wrong invariant CRC, from another address or for another queue pair changes nothing but
+//! a counter; no thread is started; every wait ends.
 
 mod error;
+mod filter;
 mod options;
 mod queue;
+mod random;
 mod server;
+mod socket;
+mod sys;
 
 pub use error::SocketError;
 pub use options::{Options, PORT};
 pub use queue::{Dialer, SoftQueue};
 pub use server::{Server, ServerHandle, Stats};
+
+use remote_memory::LinkError;
+
+use crate::{PathMtu, QpAttributes};
+
+/// Refuses attributes of a peer that no packet could be sent to.
+fn check(remote: &QpAttributes) -> Result<(), LinkError> {
+    if !random::is_queue_pair(remote.number) || remote.first_psn >> 24 != 0 {
+        return Err(LinkError::Misused("the peer's queue pair number or first PSN is out of range"));
+    }
+    if remote.address.is_unspecified()
+        || remote.address.is_multicast()
+        || remote.address.is_broadcast()
+        || remote.port == 0
+    {
+        return Err(LinkError::Misused("the peer's address is not one that can be sent to"));
+    }
+    if remote.path_mtu < PathMtu::MIN.raw() {
+        return Err(LinkError::Misused("the peer's path MTU is below 256 bytes"));
+    }
+    Ok(())
+}

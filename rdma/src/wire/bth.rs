@@ -134,9 +134,8 @@ impl Repr {
         let mut bytes = [0; LEN];
         bytes[field::OPCODE] = self.opcode.0;
         let flag = |set: bool, bit: u8| if set { bit } else { 0 };
-        bytes[field::FLAGS] = flag(self.solicited, SOLICITED)
-            | flag(self.migrated, MIGRATED)
-            | (self.pad as u8 & PAD_MASK) << PAD_SHIFT;
+        bytes[field::FLAGS] =
+            flag(self.solicited, SOLICITED) | flag(self.migrated, MIGRATED) | (self.pad as u8 & PAD_MASK) << PAD_SHIFT;
         bytes[field::PARTITION_KEY].copy_from_slice(&DEFAULT_PARTITION.to_be_bytes());
         bytes[field::DEST_QP].copy_from_slice(&self.dest_qp.to_be_bytes()[1..]);
         bytes[field::ACK_REQUEST] = flag(self.ack_request, ACK_REQUEST);

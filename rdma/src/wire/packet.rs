@@ -63,7 +63,12 @@ pub const fn pad(payload: usize) -> usize {
 ///
 /// # Panics
 /// If `out` is shorter than [`LEN_MAX`] and too short: buffers are ours.
-pub fn begin(out: &mut [u8], header: bth::Repr, extension: &[&[u8]], payload: usize) -> (std::ops::Range<usize>, usize) {
+pub fn begin(
+    out: &mut [u8],
+    header: bth::Repr,
+    extension: &[&[u8]],
+    payload: usize,
+) -> (std::ops::Range<usize>, usize) {
     let header = bth::Repr { pad: pad(payload), ..header };
     let mut at = 0;
     for part in std::iter::once(header.bytes().as_slice()).chain(extension.iter().copied()) {

@@ -41,11 +41,7 @@ pub struct Repr {
 pub fn split(bytes: &[u8]) -> Result<(Repr, &[u8; LEN], &[u8]), Truncated> {
     let (header, rest) = take::<LEN>(bytes)?;
     let word = |range: std::ops::Range<usize>| u16::from_be_bytes([header[range.start], header[range.start + 1]]);
-    let repr = Repr {
-        source: word(field::SOURCE),
-        destination: word(field::DESTINATION),
-        length: word(field::LENGTH),
-    };
+    let repr = Repr { source: word(field::SOURCE), destination: word(field::DESTINATION), length: word(field::LENGTH) };
     let announced = usize::from(repr.length);
     match announced.checked_sub(LEN).and_then(|len| rest.get(..len)) {
         Some(payload) => Ok((repr, header, payload)),
