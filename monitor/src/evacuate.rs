@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -83,6 +84,8 @@ pub struct Standby {
     assignment: Assignment,
     patience: Duration,
     slots: Vec<Slot>,
+    /// Set while the target is fenced: there is nothing to prepare for then.
+    resting: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -106,7 +109,13 @@ impl Standby {
             conversation: Mutex::new(None),
             readiness: Mutex::new(Readiness::NotReady { why: "not asked yet".to_owned() }),
         };
-        Self { name: name.to_owned(), assignment, patience, slots: spares.iter().map(slot).collect() }
+        Self {
+            name: name.to_owned(),
+            assignment,
+            patience,
+            slots: spares.iter().map(slot).collect(),
+            resting: AtomicBool::new(false),
+        }
     }
 
     /// What moves, and from where.
@@ -114,8 +123,16 @@ impl Standby {
         &self.assignment
     }
 
-    /// Asks every spare to get ready; returns what each of them said.
+    /// Says whether spares are to be left alone because the target is fenced.
+    pub fn rest(&self, resting: bool) {
+        self.resting.store(resting, Ordering::Relaxed);
+    }
+
+    /// Asks every spare to get ready, unless they rest; returns what each of them said.
     pub fn prepare(&self) -> Vec<(&str, Readiness)> {
+        if self.resting.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
         self.slots.iter().map(|slot| (slot.spare.name.as_str(), slot.prepare(&self.name, &self.assignment))).collect()
     }
 

@@ -135,6 +135,18 @@ impl Detector {
         &self.plan
     }
 
+    /// Watches something else from now on; what is known of the path and of the target's identity stays.
+    pub fn replan(&mut self, plan: Plan) {
+        self.states = baselines(&plan);
+        self.suspicious = vec![false; self.states.len()];
+        self.plan = plan;
+    }
+
+    /// Sensors beyond their bounds now.
+    pub fn suspicions(&self) -> usize {
+        self.suspicious.iter().filter(|suspicious| **suspicious).count()
+    }
+
     /// Whether the path counts as lost now.
     pub fn is_path_lost(&self) -> bool {
         self.trouble == Trouble::PathLost

@@ -67,7 +67,8 @@ pub fn replay(lines: &[Line]) -> Vec<Redrawn> {
     for line in lines {
         match &line.event {
             Event::Watching { plan, .. } => {
-                targets.insert(&line.target, Redrawing { detector: Detector::new(plan.clone()), alarms: Vec::new() });
+                let fresh = || Redrawing { detector: Detector::new(plan.clone()), alarms: Vec::new() };
+                targets.entry(&line.target).or_insert_with(fresh).detector.replan(plan.clone());
             }
             Event::Sample { begin_ns, look } => {
                 if let Some(target) = targets.get_mut(line.target.as_str()) {

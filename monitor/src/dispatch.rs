@@ -1,0 +1,208 @@
+//! Dispatch: what follows from a finding. A hang goes to the first healing module that claims it; its remedy is carried
+//! out here, in order: fence, then take-over, never the other way.
+//!
+//! A lost path, an unreadable box and suspicions are written down and shown; none of them leads to an action.
+
+use std::time::Duration;
+
+use control::reinstate::{Evacuation, Report};
+use healing_modules::{Alarm, Cure, Diagnosis, FreshSample, Remedy};
+
+use crate::clock::Clock;
+use crate::config::OnHang;
+use crate::detect::Finding;
+use crate::evacuate::{Ordered, Progress};
+use crate::fence::fence;
+use crate::journal::Event;
+use crate::sample::Door;
+use crate::watch::{Standing, Watch, nanos};
+
+/// How long after a failed action the next one is tried.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The silence told to a spare when nobody saw the target's last sign of life. Too long does no harm (TCP time stamps
+/// may jump ahead by days), too short would make clients discard what the spare sends.
+const SILENCE_UNKNOWN: Duration = Duration::from_secs(3600);
+
+impl<D: Door, C: Clock> Watch<D, C> {
+    /// Does what follows from `finding`.
+    pub(crate) fn follow(&mut self, finding: Finding) {
+        let now_ns = self.tools.clock.now_ns();
+        let name = self.target.name.clone();
+        match finding {
+            Finding::Hung(alarm) => {
+                if self.standing == Standing::Watching && now_ns >= self.quiet_until_ns {
+                    self.dispatch(&alarm);
+                }
+            }
+            Finding::Suspicious { sensor, value } => {
+                let sensor = self.detector.plan().sensors[sensor].name.clone();
+                tracing::warn!(target_name = %name, %sensor, value, "out of bounds");
+                self.note(now_ns, Event::Suspicious { sensor, value });
+            }
+            Finding::Cleared { sensor } => {
+                let sensor = self.detector.plan().sensors[sensor].name.clone();
+                tracing::info!(target_name = %name, %sensor, "back in bounds");
+                self.note(now_ns, Event::Cleared { sensor });
+                if self.standing == Standing::Reported && self.detector.suspicions() == 0 {
+                    self.standing = Standing::Watching;
+                }
+            }
+            Finding::PathLost { since_ns } => {
+                tracing::error!(target_name = %name, "the path is lost; nothing is known of the target");
+                self.tools.metrics.path_lost.set(1);
+                self.hand_over_evidence();
+                self.renew_ring();
+                self.note(now_ns, Event::PathLost { since_ns });
+            }
+            Finding::PathBack { after } => {
+                tracing::warn!(target_name = %name, ?after, "the path is back");
+                self.tools.metrics.path_lost.set(0);
+                self.note(now_ns, Event::PathBack { after_ns: nanos(after) });
+            }
+            Finding::Unreadable { since_ns } => {
+                tracing::error!(target_name = %name, "reads succeed and bring no sensor box");
+                self.note(now_ns, Event::Unreadable { since_ns });
+            }
+            Finding::Restarted { was, is } => {
+                tracing::warn!(target_name = %name, "the target restarted");
+                self.note(now_ns, Event::Restarted { was, is });
+                self.standing = Standing::Watching;
+                self.tools.standby.rest(false);
+            }
+        }
+    }
+
+    fn dispatch(&mut self, alarm: &Alarm) {
+        let Some(chosen) = self.illnesses.iter().position(|illness| illness.is_raised_by(alarm)) else { return };
+        let illness = self.illnesses[chosen].name();
+        let fresh = self.fresh_samples(self.illnesses[chosen].confirming_samples());
+        match self.illnesses[chosen].confirm(alarm, &fresh) {
+            Diagnosis::Confirmed => self.verdict(chosen, alarm),
+            Diagnosis::Refuted { sensor } => {
+                tracing::warn!(target_name = %self.target.name, %sensor, illness, "refuted: the sensor moved");
+                self.tools.metrics.refuted.inc();
+                self.hand_over_evidence();
+                self.renew_ring();
+                self.note(self.tools.clock.now_ns(), Event::Refuted { illness: illness.to_owned(), sensor });
+            }
+            Diagnosis::Undecided { why } => {
+                tracing::warn!(target_name = %self.target.name, %why, illness, "undecided");
+                self.note(self.tools.clock.now_ns(), Event::Undecided { illness: illness.to_owned(), why });
+            }
+        }
+    }
+
+    fn fresh_samples(&mut self, count: usize) -> Vec<FreshSample> {
+        (0..count)
+            .map(|_| {
+                let begin_ns = self.tools.clock.now_ns();
+                let lost = self.tools.metrics.samples.get();
+                // The alarm that is being judged would only be raised again.
+                let findings = self.look().into_iter().filter(|finding| !matches!(finding, Finding::Hung(_)));
+                findings.collect::<Vec<_>>().into_iter().for_each(|finding| self.follow(finding));
+                let is_good = self.tools.metrics.samples.get() > lost;
+                let values = if is_good { self.newest_values().to_vec() } else { Vec::new() };
+                FreshSample { begin_ns, values }
+            })
+            .collect()
+    }
+
+    fn verdict(&mut self, chosen: usize, alarm: &Alarm) {
+        let now_ns = self.tools.clock.now_ns();
+        let alive_after_ns = alarm.alive_after_ns();
+        let illness = self.illnesses[chosen].name();
+        self.hand_over_evidence();
+        self.note(alive_after_ns.unwrap_or(now_ns), Event::LastSign { known: alive_after_ns.is_some() });
+        self.note(now_ns, Event::verdict(illness, alarm));
+        self.tools.metrics.verdicts.inc();
+        match (self.illnesses[chosen].remedy(), self.target.on_hang) {
+            (_, OnHang::Report) => {
+                self.standing = Standing::Reported;
+                self.note(now_ns, Event::Reported);
+                tracing::error!(target_name = %self.target.name, illness, rule = %alarm.rule, "verdict; only reported");
+            }
+            (Remedy::Evacuate, OnHang::Evacuate) => {
+                self.fence_target(illness, alive_after_ns);
+                tracing::error!(target_name = %self.target.name, illness, rule = %alarm.rule, "verdict");
+            }
+        }
+        self.renew_ring();
+    }
+
+    fn fence_target(&mut self, illness: &str, alive_after_ns: Option<u64>) {
+        let asked_ns = self.tools.clock.now_ns();
+        match fence(&mut self.tools.door, illness) {
+            Ok(token) => {
+                self.tools.standby.rest(true);
+                self.note(self.tools.clock.now_ns(), Event::Fenced { token: token.clone(), asked_ns });
+                self.tools.metrics.fences.inc();
+                self.standing = Standing::Fenced { token, alive_after_ns };
+                self.order();
+            }
+            Err(failure) => {
+                tracing::error!(target_name = %self.target.name, %failure, "not fenced, so nothing is taken over");
+                let now_ns = self.tools.clock.now_ns();
+                self.note(now_ns, Event::FenceFailed { why: failure.to_string() });
+                self.tools.metrics.failed_fences.inc();
+                self.quiet_until_ns = now_ns + nanos(RETRY_AFTER);
+            }
+        }
+    }
+
+    /// Orders a spare to take over the fenced target.
+    pub(crate) fn order(&mut self) {
+        let Standing::Fenced { token, alive_after_ns } = self.standing.clone() else { return };
+        let standby = std::sync::Arc::clone(&self.tools.standby);
+        let silent_ms = silent_ms(self.tools.clock.now_ns(), alive_after_ns);
+        let evacuation = Evacuation { token, silent_ms, assignment: standby.assignment().clone() };
+        let outcome = standby.order(&evacuation, |progress| {
+            let now_ns = self.tools.clock.now_ns();
+            match progress {
+                Progress::Ordered { spare } => self.note(now_ns, Event::Ordered { spare: spare.to_owned(), silent_ms }),
+                Progress::Passed { spare, why } => {
+                    tracing::warn!(target_name = %self.target.name, spare, %why, "passed");
+                    self.note(now_ns, Event::Passed { spare: spare.to_owned(), why });
+                }
+            }
+        });
+        let now_ns = self.tools.clock.now_ns();
+        match outcome {
+            Ordered::Evacuated { spare, report } => self.close(now_ns, spare, report),
+            Ordered::Unknown { spare, why } => {
+                tracing::error!(
+                    target_name = %self.target.name, %spare, %why,
+                    "the spare got the order and did not answer; it may have taken over, so nobody else is asked"
+                );
+                self.note(now_ns, Event::OutcomeUnknown { spare, why });
+                self.standing = Standing::OutcomeUnknown;
+            }
+            Ordered::Nobody => {
+                tracing::error!(target_name = %self.target.name, "no spare takes over; the fence stands, trying again");
+                self.note(now_ns, Event::Unserved);
+                self.quiet_until_ns = now_ns + nanos(RETRY_AFTER);
+            }
+        }
+    }
+
+    fn close(&mut self, now_ns: u64, spare: String, report: Report) {
+        let cure = self.illnesses.first().map(|illness| illness.proof_of_cure(&report));
+        let (resumed, lost) = match cure {
+            Some(Cure::Complete { sessions }) => (sessions, 0),
+            Some(Cure::Partial { resumed, lost }) => (resumed, lost),
+            None => (0, report.sessions.len()),
+        };
+        tracing::error!(target_name = %self.target.name, %spare, resumed, lost, "evacuated");
+        self.tools.metrics.evacuations.inc();
+        self.tools.metrics.sessions_resumed.inc_by(resumed as u64);
+        self.tools.metrics.sessions_lost.inc_by(lost as u64);
+        self.note(now_ns, Event::Evacuated { spare, resumed, lost, report });
+        self.standing = Standing::Evacuated;
+    }
+}
+
+/// Upper bound of the target's silence, in milliseconds.
+fn silent_ms(now_ns: u64, alive_after_ns: Option<u64>) -> u64 {
+    let silent_ns = alive_after_ns.map_or(nanos(SILENCE_UNKNOWN), |alive_ns| now_ns.saturating_sub(alive_ns));
+    silent_ns.div_ceil(1_000_000)
+}

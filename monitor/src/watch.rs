@@ -1,0 +1,311 @@
+//! The watch over one target: the loop that joins sampling, detection and dispatch, step by step on one thread.
+//!
+//! ```text
+//!   wait for the tick ─► look ─► detect ─► (dispatch ─► fence ─► order)        nothing between verdict and order waits
+//!        ▲                                          │                          for another thread or for the disk
+//!        └──────────────────────────────────────────┘
+//! ```
+//!
+//! The schedule is absolute, so it does not drift; a sample that comes late is counted and the ticks it missed are
+//! skipped. When a stall could be completed before the next tick, one sample more is taken then.
+//!
+//! Invariants: exactly one action per incident; a fence that stands is never released here; a target whose evacuation
+//! has begun is only looked at, until it shows a new life of its machine.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use control::backdoor::FenceToken;
+use healing_modules::Illness;
+use link::LinkFailure;
+
+use crate::clock::Clock;
+use crate::config::{Config, Target};
+use crate::detect::{Detector, Finding, Look, Observation, Plan};
+use crate::evacuate::Standby;
+use crate::journal::{Event, Journal, Ring};
+use crate::metrics::TargetMetrics;
+use crate::sample::{BoxReader, Door, Glance, Opened};
+
+/// How often a target is looked at that needs no detection any more, and how often a failed action is tried again.
+const INSPECT_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the box is searched for sensors that were not there when the plan was made.
+const REPLAN_EVERY: Duration = Duration::from_secs(1);
+
+/// The longest pause between two tries to reach a lost target.
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// Where an incident stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// No incident.
+    Watching,
+    /// A hang was reported and, by configuration, nothing done.
+    Reported,
+    /// The target is fenced; no spare has taken over yet.
+    Fenced {
+        /// The fence.
+        token: FenceToken,
+        /// The last sign of life, if one was seen.
+        alive_after_ns: Option<u64>,
+    },
+    /// A spare has taken over.
+    Evacuated,
+    /// A spare may have taken over.
+    OutcomeUnknown,
+}
+
+/// What a watch works with.
+#[derive(Debug)]
+pub struct Tools<D, C> {
+    /// The way to the target.
+    pub door: D,
+    /// Its clock.
+    pub clock: C,
+    /// Where decisions are recorded.
+    pub journal: Journal,
+    /// What is counted.
+    pub metrics: TargetMetrics,
+    /// Who can take over.
+    pub standby: Arc<Standby>,
+}
+
+/// The watch over one target.
+pub struct Watch<D, C> {
+    pub(crate) target: Target,
+    pub(crate) tools: Tools<D, C>,
+    pub(crate) illnesses: Vec<Box<dyn Illness>>,
+    pub(crate) detector: Detector,
+    pub(crate) ring: Ring,
+    pub(crate) standing: Standing,
+    /// No action is tried before this.
+    pub(crate) quiet_until_ns: u64,
+    reader: Option<(BoxReader, Opened)>,
+    values: Vec<Option<u64>>,
+    period_ns: u64,
+    path_deadline: Duration,
+    next_tick_ns: u64,
+    replan_ns: u64,
+    failures: u32,
+}
+
+impl<D: Door, C: Clock> Watch<D, C> {
+    /// A watch over `target` that has not looked yet.
+    pub fn new(config: &Config, target: &Target, tools: Tools<D, C>) -> Self {
+        let (plan, _) = Plan::new(&[], &target.rules, config.path_deadline);
+        let period_ns = nanos(config.period);
+        let now_ns = tools.clock.now_ns();
+        let (monitor, on_hang) = (config.name.clone(), target.on_hang);
+        tools.journal.note(&target.name, now_ns, Event::Opened { monitor, period_ns, on_hang });
+        Self {
+            target: target.clone(),
+            tools,
+            illnesses: healing_modules::known(),
+            detector: Detector::new(plan),
+            ring: Ring::new(0, Duration::ZERO, config.period),
+            standing: Standing::Watching,
+            quiet_until_ns: 0,
+            reader: None,
+            values: Vec::new(),
+            period_ns,
+            path_deadline: config.path_deadline,
+            next_tick_ns: now_ns,
+            replan_ns: now_ns,
+            failures: 0,
+        }
+    }
+
+    /// Where the incident stands, if there is one.
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// Watches until `stop` is set.
+    pub fn run(&mut self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) {
+            self.step();
+        }
+    }
+
+    /// Waits for the next look, takes it, and does what follows from it.
+    pub fn step(&mut self) {
+        let planned_ns = self.next_look_ns();
+        self.tools.clock.sleep_until(planned_ns);
+        let begin_ns = self.tools.clock.now_ns();
+        if begin_ns.saturating_sub(planned_ns) > self.period_ns / 2 {
+            self.tools.metrics.late_samples.inc();
+        }
+        if begin_ns >= self.next_tick_ns {
+            let passed = (begin_ns - self.next_tick_ns) / self.period_ns + 1;
+            self.next_tick_ns += passed * self.period_ns;
+        }
+        let findings = if self.reader.is_some() { self.look() } else { self.open() };
+        for finding in findings {
+            self.follow(finding);
+        }
+        if matches!(self.standing, Standing::Fenced { .. }) && self.tools.clock.now_ns() >= self.quiet_until_ns {
+            self.order();
+        }
+        self.tools.metrics.suspicious_sensors.set(self.detector.suspicions() as i64);
+    }
+
+    fn next_look_ns(&self) -> u64 {
+        let now_ns = self.tools.clock.now_ns();
+        if !matches!(self.standing, Standing::Watching | Standing::Reported) {
+            return now_ns + nanos(INSPECT_EVERY);
+        }
+        match self.failures {
+            0 => self.next_tick_ns.min(self.detector.due_ns().unwrap_or(u64::MAX)),
+            failures => now_ns + self.backoff_ns(failures),
+        }
+    }
+
+    /// A period at first, since single losses are normal, then doubled with every failure.
+    fn backoff_ns(&self, failures: u32) -> u64 {
+        let doubled = self.period_ns.saturating_mul(1 << (failures - 1).min(16));
+        doubled.min(nanos(BACKOFF_MAX).max(self.period_ns))
+    }
+
+    /// Takes one sample and gives it to ring and detector.
+    pub(crate) fn look(&mut self) -> Vec<Finding> {
+        let begin_ns = self.tools.clock.now_ns();
+        let glance = match (&mut self.reader, self.tools.door.memory()) {
+            (Some((reader, _)), Some(memory)) => reader.look(memory, &mut self.values),
+            _ => Glance::Lost,
+        };
+        let end_ns = self.tools.clock.now_ns();
+        match glance {
+            Glance::Values { identity, changed } => {
+                self.failures = 0;
+                self.tools.metrics.samples.inc();
+                let took = Duration::from_nanos(end_ns.saturating_sub(begin_ns));
+                self.tools.metrics.sample_seconds.observe(took.as_secs_f64());
+                let findings = self.observe(begin_ns, end_ns, Some(identity));
+                self.look_for_new_sensors(end_ns, changed);
+                findings
+            }
+            Glance::Lost => self.fail(begin_ns, end_ns, true),
+            Glance::Refused | Glance::Unreadable => {
+                // The region may have been registered anew: its table tells.
+                self.reader = None;
+                self.fail(begin_ns, end_ns, false)
+            }
+        }
+    }
+
+    fn look_for_new_sensors(&mut self, now_ns: u64, changed: bool) {
+        let Some((reader, opened)) = &self.reader else { return };
+        let is_due = now_ns >= self.replan_ns;
+        if is_due {
+            self.replan_ns = now_ns + nanos(REPLAN_EVERY);
+        }
+        if changed || is_due && reader.differs_from(opened) {
+            self.reader = None;
+        }
+    }
+
+    fn fail(&mut self, begin_ns: u64, end_ns: u64, is_path: bool) -> Vec<Finding> {
+        self.failures = self.failures.saturating_add(1);
+        let look = if is_path { Look::Lost } else { Look::Unreadable };
+        match is_path {
+            true => self.tools.metrics.lost_samples.inc(),
+            false => self.tools.metrics.unreadable_samples.inc(),
+        };
+        let observation = Observation { begin_ns, end_ns, look };
+        self.ring.push(&observation);
+        self.detector.observe(observation)
+    }
+
+    fn observe(&mut self, begin_ns: u64, end_ns: u64, identity: Option<u64>) -> Vec<Finding> {
+        let look = match identity {
+            Some(identity) => Look::Values { identity, values: &self.values },
+            None => Look::Lost,
+        };
+        let observation = Observation { begin_ns, end_ns, look };
+        self.ring.push(&observation);
+        self.detector.observe(observation)
+    }
+
+    /// Finds the box and makes a plan for it.
+    fn open(&mut self) -> Vec<Finding> {
+        let begin_ns = self.tools.clock.now_ns();
+        let found = match self.tools.door.region() {
+            Ok(region) => match self.tools.door.memory() {
+                Some(memory) => BoxReader::open(memory, region).map_err(|error| {
+                    let is_path = matches!(error, sensorbox::FetchError::Link(_));
+                    (is_path, error.to_string())
+                }),
+                None => Err((true, "no connection".to_owned())),
+            },
+            Err(failure) => Err((is_path(&failure), failure.to_string())),
+        };
+        let end_ns = self.tools.clock.now_ns();
+        match found {
+            Ok((reader, opened)) => {
+                self.failures = 0;
+                self.adopt(reader, opened, end_ns);
+                Vec::new()
+            }
+            Err((is_path, why)) => {
+                if self.failures == 0 {
+                    tracing::warn!(target_name = %self.target.name, %why, "the sensor box cannot be reached");
+                }
+                self.fail(begin_ns, end_ns, is_path)
+            }
+        }
+    }
+
+    fn adopt(&mut self, mut reader: BoxReader, opened: Opened, now_ns: u64) {
+        let (plan, places) = Plan::new(&opened.described, &self.target.rules, self.path_deadline);
+        reader.keep(&places);
+        if *self.detector.plan() != plan {
+            if !plan.can_raise_hang() {
+                let sensors: Vec<_> = opened.described.iter().map(|sensor| sensor.name.as_str()).collect();
+                tracing::error!(
+                    target_name = %self.target.name, ?sensors,
+                    "no sensor of this box fits a rule that raises a hang: the target is watched in vain"
+                );
+            }
+            let event = Event::Watching { identity: opened.identity, plan: plan.clone() };
+            self.tools.journal.note(&self.target.name, now_ns, event);
+            self.detector.replan(plan);
+            self.renew_ring();
+        }
+        tracing::info!(
+            target_name = %self.target.name, sensors = places.len(), damaged = opened.damaged, "watching"
+        );
+        self.reader = Some((reader, opened));
+    }
+
+    /// An empty ring for the present plan.
+    pub(crate) fn renew_ring(&mut self) {
+        let plan = self.detector.plan();
+        let period = Duration::from_nanos(self.period_ns);
+        self.ring = Ring::new(plan.sensors.len(), plan.longest_deadline(), period);
+    }
+
+    /// Hands the samples so far to the journal; cheap, as the ring is moved.
+    pub(crate) fn hand_over_evidence(&mut self) {
+        self.tools.journal.evidence(&self.target.name, std::mem::take(&mut self.ring));
+    }
+
+    /// The values of the newest look.
+    pub(crate) fn newest_values(&self) -> &[Option<u64>] {
+        &self.values
+    }
+
+    pub(crate) fn note(&self, mono_ns: u64, event: Event) {
+        self.tools.journal.note(&self.target.name, mono_ns, event);
+    }
+}
+
+/// A link that says so is lost; so is one that this machine cannot open. Anything else came over a working path.
+fn is_path(failure: &LinkFailure) -> bool {
+    failure.is_path() || matches!(failure, LinkFailure::Local(_))
+}
+
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
