@@ -21,7 +21,7 @@ const FORKS_PER_SECOND_MAX: u64 = 1000;
 /// Of the tasks the kernel allows, as a divisor and a factor: nine tenths.
 const TASKS_LIMIT_TENTHS: u64 = 9;
 
-/// A server that switches context less often than this is not served by its kernel any more.
+/// A processor that the kernel holds on to for so long is stuck: the kernel's own watchdog says so after 20 s.
 const SWITCH_WITHIN: Duration = Duration::from_secs(10);
 
 /// The agent's own thread advances its sensor ten times as often.
@@ -48,9 +48,7 @@ pub fn take(mapping: Mapping, cpus: &[u32], tick_deadline: Duration) -> Result<S
             producer
         }
         // Fresh BPF memory is zero. Anything else may be in use by an agent of another release.
-        Err(ProducerError::Malformed(Malformed::Magic { found: 0 })) => {
-            Producer::create(mapping.words(), boot_id()?)?
-        }
+        Err(ProducerError::Malformed(Malformed::Magic { found: 0 })) => Producer::create(mapping.words(), boot_id()?)?,
         Err(refused) => return Err(refused).context("remove the pin `sb` to give the old sensors up"),
     };
     for cpu in cpus {

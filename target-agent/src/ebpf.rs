@@ -100,10 +100,8 @@ fn pin(mut link: Link, path: PathBuf) -> Result<()> {
 
 /// Names this build of the programs.
 fn hash() -> u64 {
-    let words: Vec<u64> = OBJECT
-        .chunks(8)
-        .map(|chunk| chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)))
-        .collect();
+    let words: Vec<u64> =
+        OBJECT.chunks(8).map(|chunk| chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))).collect();
     checksum(&words)
 }
 

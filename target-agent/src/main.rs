@@ -1,7 +1,7 @@
 //! The agent's process: arguments, logs, threads, the signal that ends it.
 
 use std::fs;
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -77,9 +77,8 @@ fn main() -> Result<()> {
     let regions = [registration::of(&sensor_box)?, registration::of(&boxes)?];
 
     let (running, stopped) = mpsc::channel();
-    let registrar = thread::Builder::new()
-        .name("registration".into())
-        .spawn(move || registration::keep(&regions, &stopped))?;
+    let registrar =
+        thread::Builder::new().name("registration".into()).spawn(move || registration::keep(&regions, &stopped))?;
     thread::Builder::new().name("heartbeat".into()).spawn(move || beat(heartbeat))?;
     info!(processors = cpus.len(), slots = service.pool().geometry().slots, "the agent is up");
 
@@ -143,7 +142,10 @@ fn check() -> Result<()> {
 
 fn start_log(json: bool) {
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     if json {
         log.json().init();
     } else {

@@ -39,8 +39,8 @@ impl BoxMap {
             make(&path, name, entry_bytes, entries)?
         };
         let len = map.value_size() as usize * map.max_entries() as usize;
-        let mapping = Mapping::new(map.as_fd(), len)
-            .with_context(|| format!("cannot map {} ({len} bytes)", path.display()))?;
+        let mapping =
+            Mapping::new(map.as_fd(), len).with_context(|| format!("cannot map {} ({len} bytes)", path.display()))?;
         Ok(Self { name, map, mapping })
     }
 

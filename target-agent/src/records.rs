@@ -5,10 +5,12 @@
 /// Processors that have sensors; those above are not watched.
 pub const CPUS: u32 = 64;
 
-/// First of [`CPUS`] records: timer interrupts taken.
+/// First of [`CPUS`] records: ticks of the processor's own timer. Stands still while it takes no interrupts, and after
+/// a panic.
 pub const TICK: u32 = 1;
 
-/// First of [`CPUS`] records: context switches.
+/// First of [`CPUS`] records: context switches, and ticks that found the processor idle or in a user's program. Stands
+/// still while a processor is stuck in the kernel, with interrupts or without.
 pub const SWITCHES: u32 = TICK + CPUS;
 
 /// First of [`CPUS`] records: interrupts.

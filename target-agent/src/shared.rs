@@ -71,14 +71,7 @@ pub fn cpu_clock(cpu: u32, hertz: u64) -> io::Result<OwnedFd> {
     let (every_process, no_group) = (-1, -1);
     // SAFETY: the attributes outlive the call and announce their own length, in the second half of their first word.
     let fd = unsafe {
-        libc::syscall(
-            libc::SYS_perf_event_open,
-            attributes.as_ptr(),
-            every_process,
-            cpu,
-            no_group,
-            CLOSE_ON_EXEC,
-        )
+        libc::syscall(libc::SYS_perf_event_open, attributes.as_ptr(), every_process, cpu, no_group, CLOSE_ON_EXEC)
     };
     let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
     // SAFETY: the kernel has just opened this descriptor for us and nobody else owns it.

@@ -3,7 +3,7 @@
  *
  * Each processor writes only its own records, with plain stores: no lock, no atomic, nothing shared with another
  * processor. Counters that belong to the whole machine are advanced atomically. No kernel structure is looked into,
- * so one object serves every kernel; the two kernel variables that are read are found by name and may be absent.
+ * so one object serves every kernel; the three kernel variables that are read are found by name and may be absent.
  *
  * The record numbers come from src/records.rs through build.rs.
  */
@@ -35,6 +35,7 @@ struct {
 	__type(value, struct sensor_record);
 } sensor_box SEC(".maps");
 
+extern const void panic_cpu __ksym __weak;    /* atomic_t, kernel/panic.c; -1 while all is well */
 extern const void nr_threads __ksym __weak;   /* int, kernel/fork.c */
 extern const void vm_zone_stat __ksym __weak; /* atomic_long_t[], mm/vmstat.c */
 
@@ -95,14 +96,39 @@ static __always_inline void show_amounts(void)
 	}
 }
 
+/* A processor that waits for the end after a panic takes timer interrupts for ever: that is no progress. */
+static __always_inline int panicking(void)
+{
+	int cpu = -1;
+
+	return &panic_cpu && !bpf_probe_read_kernel(&cpu, sizeof(cpu), &panic_cpu) && cpu != -1;
+}
+
+/* What a perf_event program sees, cut to the registers. Source: uapi bpf_perf_event.h, x86 struct pt_regs. */
+struct bpf_perf_event_data {
+	sb_u64 before_code_segment[17];
+	sb_u64 code_segment;
+};
+
+/* Whether the processor idles or runs a user's program: then the kernel holds on to nothing on it, and a long time
+ * without a context switch only means that there is nobody to switch to. */
+static __always_inline int kernel_lets_go(struct bpf_perf_event_data *context)
+{
+	__u32 user_ring = 3;
+
+	return (__u32)bpf_get_current_pid_tgid() == 0 || (context->code_segment & user_ring) == user_ring;
+}
+
 /* One timer of each processor, 200 times a second, also when it idles. */
 SEC("perf_event")
-int tick(void *context)
+int tick(struct bpf_perf_event_data *context)
 {
 	struct sensor_record *sensor = own_record(TICK);
 
-	if (!sensor)
+	if (!sensor || panicking())
 		return 0;
+	if (kernel_lets_go(context))
+		advance_own(SWITCHES);
 	*(volatile sb_u64 *)&sensor->value += 1;
 	/* 25 times a second: monitors sample no faster than that for amounts. */
 	if ((sensor->value & 7) == 0)

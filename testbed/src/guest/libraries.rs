@@ -52,7 +52,8 @@ mod tests {
 
     #[test]
     fn the_listing_yields_libraries_and_loader_but_not_the_vdso() {
-        let listing = "\tlinux-vdso.so.1 (0x7ff)\n\tlibc.so.6 => /lib/libc.so.6 (0x7f)\n\t/lib64/ld-linux.so.2 (0x7e)\n";
+        let listing =
+            "\tlinux-vdso.so.1 (0x7ff)\n\tlibc.so.6 => /lib/libc.so.6 (0x7f)\n\t/lib64/ld-linux.so.2 (0x7e)\n";
         let expected = ["/lib/libc.so.6", "/lib64/ld-linux.so.2"].map(PathBuf::from);
         assert_eq!(parse_listing(listing).unwrap(), BTreeSet::from(expected));
     }

@@ -41,8 +41,7 @@ pub(super) struct Control {
 
 impl Control {
     pub fn connect(socket: &Path) -> Result<Self> {
-        let stream =
-            UnixStream::connect(socket).with_context(|| format!("no control port at {}", socket.display()))?;
+        let stream = UnixStream::connect(socket).with_context(|| format!("no control port at {}", socket.display()))?;
         stream.set_read_timeout(Some(SLICE))?;
         Ok(Self { stream: BufReader::new(stream), sent: 0, line: vec![] })
     }

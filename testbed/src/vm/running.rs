@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
+use super::Qmp;
 use super::control::{Control, Output};
 use super::process::Kept;
 use super::spec::{Accel, Places, Ram, Tap, VmSpec, arguments};
-use super::Qmp;
 
 const QEMU: &str = "qemu-system-x86_64";
 

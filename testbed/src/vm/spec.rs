@@ -215,8 +215,7 @@ fn ram(spec: &VmSpec) -> String {
 
 /// `panic=0` keeps a panicked kernel where it is: its memory is what everything is about.
 fn kernel_parameters(spec: &VmSpec) -> String {
-    let shares: Vec<String> =
-        spec.shares.iter().map(|share| format!("{}:{}", share.tag, share.in_guest)).collect();
+    let shares: Vec<String> = spec.shares.iter().map(|share| format!("{}:{}", share.tag, share.in_guest)).collect();
     let mut parameters =
         vec!["console=ttyS0".to_owned(), "panic=0".to_owned(), format!("backdoors.hostname={}", spec.name)];
     for (name, values) in [("addresses", &spec.addresses), ("shares", &shares)] {

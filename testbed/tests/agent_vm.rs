@@ -1,0 +1,231 @@
+//! The agent in a real guest, seen from where a backdoor sits: the host's end of the virtio port and raw guest RAM.
+
+use std::fs::File;
+use std::net::Shutdown;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::mpsc::{self, Receiver};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use contbox::reader::{PoolInfo, parse_pool};
+use control::agent::{FromAgent, Registration, ToAgent};
+use control::{Channel, VERSION};
+use sensorbox::{Class, Reading, SensorBox};
+use testbed::guest::{ImageSpec, Kernel, Service};
+use testbed::vm::{Vm, VmSpec};
+
+const CPUS: u32 = 2;
+const PAGE: u64 = 4096;
+
+/// Generous: software emulation on a loaded machine.
+const BOUND: Duration = Duration::from_secs(180);
+
+/// Builds and finds the agent beside this test's own program.
+fn agent_program() -> PathBuf {
+    let built = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "target-agent"]).status().unwrap();
+    assert!(built.success(), "the agent does not build");
+    let this = std::env::current_exe().unwrap();
+    let debug = this.ancestors().nth(3).unwrap().join("debug/target-agent");
+    assert!(debug.is_file(), "{} is missing", debug.display());
+    debug
+}
+
+fn boot(kernel: &str) -> Vm {
+    let image =
+        ImageSpec::new(Kernel::cached(kernel).unwrap()).program("target-agent", &agent_program()).service(Service {
+            name: "agent".into(),
+            command: "/bin/target-agent --pool-slots 64".into(),
+            ready_path: Some("/run/backdoors/box.sock".into()),
+        });
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guest-images");
+    let mut spec = VmSpec::new("agent-test", &image.kernel().vmlinuz, &image.build(&folder).unwrap());
+    spec.cpus = CPUS;
+    let mut vm = Vm::start(spec).unwrap();
+    vm.wait_ready(BOUND).unwrap();
+    vm
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + BOUND;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in {BOUND:?}: {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Plays the backdoor at the host's end of the agent's port, and passes on what was registered.
+struct BackdoorEnd {
+    stream: UnixStream,
+    registered: Receiver<Registration>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl BackdoorEnd {
+    fn of(vm: &Vm) -> Self {
+        let stream = UnixStream::connect(vm.agent_socket()).unwrap();
+        let (register, registered) = mpsc::channel();
+        let mut channel = Channel::new(stream.try_clone().unwrap());
+        let thread = thread::spawn(move || {
+            let mut greeted = false;
+            while let Ok(message) = channel.receive() {
+                let answer = match message {
+                    FromAgent::Hello(hello) => {
+                        greeted = true;
+                        assert_eq!(hello.version, VERSION);
+                        ToAgent::Welcome { version: VERSION }
+                    }
+                    FromAgent::Register(region) => {
+                        assert!(greeted, "registration without a hello");
+                        register.send(region.clone()).unwrap();
+                        ToAgent::Registered { name: region.name }
+                    }
+                };
+                channel.send(&answer).unwrap();
+            }
+        });
+        Self { stream, registered, thread: Some(thread) }
+    }
+
+    /// The next registration of both regions, made after this call.
+    fn registrations(&self) -> [Registration; 2] {
+        while self.registered.try_recv().is_ok() {}
+        loop {
+            let region = self.registered.recv_timeout(BOUND).expect("the agent registers");
+            if region.name == "sb" {
+                return [region, self.registered.recv_timeout(BOUND).expect("the second region follows")];
+            }
+        }
+    }
+}
+
+impl Drop for BackdoorEnd {
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+        let ended = self.thread.take().map(JoinHandle::join);
+        assert!(thread::panicking() || matches!(ended, Some(Ok(()))), "the agent broke the protocol");
+    }
+}
+
+/// Guest RAM as the backdoor sees it: below 3 GiB addresses in the guest are offsets in the file.
+struct Ram(File);
+
+impl Ram {
+    fn region(&self, region: &Registration) -> Vec<u8> {
+        let mut bytes = vec![0; region.len as usize];
+        for (page, into) in region.pages.iter().zip(bytes.chunks_mut(PAGE as usize)) {
+            self.0.read_exact_at(into, page * PAGE).unwrap();
+        }
+        bytes
+    }
+
+    fn sensors(&self, region: &Registration) -> SensorBox {
+        let parsed = SensorBox::parse(&self.region(region)).unwrap();
+        assert_eq!(parsed.damage, []);
+        parsed
+    }
+
+    fn values(&self, region: &Registration, name: &str) -> Vec<u64> {
+        self.sensors(region).named(name).map(|reading| reading.value).collect()
+    }
+
+    fn pool(&self, region: &Registration) -> PoolInfo {
+        parse_pool(&self.region(region), region.len).unwrap()
+    }
+}
+
+fn all_advance(ram: &Ram, sb: &Registration, name: &str) {
+    let before = ram.values(sb, name);
+    assert!(!before.is_empty(), "no sensor {name}");
+    until(&format!("every {name} advances"), || {
+        ram.values(sb, name).iter().zip(&before).all(|(now, before)| now > before)
+    });
+}
+
+fn one(sensors: &SensorBox, name: &str) -> Reading {
+    let mut named = sensors.named(name);
+    let reading = *named.next().unwrap_or_else(|| panic!("no sensor {name}"));
+    assert!(named.next().is_none(), "two sensors {name}");
+    reading
+}
+
+fn check(kernel: &str) {
+    let mut vm = boot(kernel);
+    let ram = Ram(File::options().read(true).write(true).open(vm.ram_path()).unwrap());
+    let backdoor = BackdoorEnd::of(&vm);
+    let [sb, cb] = backdoor.registrations();
+    assert_eq!((sb.name.as_str(), cb.name.as_str(), sb.writable, cb.writable), ("sb", "cb", false, false));
+
+    sensors_show_the_idle_machine(&ram, &sb, &mut vm);
+    let pool = ram.pool(&cb);
+    assert_eq!(pool.geometry.slots, 64);
+
+    let forks = one(&ram.sensors(&sb), "forks").value;
+    let last_slot = pool.geometry.slot(63).end - 8;
+    let (page, inside) = (cb.pages[(last_slot / PAGE) as usize], last_slot % PAGE);
+    ram.0.write_all_at(b"my state", page * PAGE + inside).unwrap();
+
+    // A restarted agent: the connection stays, the agent says hello again and names the same pages.
+    vm.run("kill -9 $(pidof target-agent)").unwrap();
+    assert_eq!(backdoor.registrations(), [sb.clone(), cb.clone()]);
+    assert_eq!(ram.pool(&cb), pool);
+    assert_eq!(ram.region(&cb)[last_slot as usize..][..8], *b"my state");
+    assert!(one(&ram.sensors(&sb), "forks").value > forks, "a counter began anew");
+    all_advance(&ram, &sb, "tick");
+    all_advance(&ram, &sb, "agent");
+
+    // A restarted backdoor.
+    drop(backdoor);
+    let backdoor = BackdoorEnd::of(&vm);
+    assert_eq!(backdoor.registrations(), [sb.clone(), cb.clone()]);
+
+    sensors_move_while_no_user_process_does(&ram, &sb, &mut vm);
+
+    vm.panic().unwrap();
+    until("every tick stands still after a panic", || {
+        let before = ram.values(&sb, "tick");
+        thread::sleep(Duration::from_millis(500));
+        ram.values(&sb, "tick") == before
+    });
+    let console = std::fs::read_to_string(vm.console_path()).unwrap();
+    assert!(console.contains("sysrq triggered crash"), "it stood still without a panic");
+}
+
+fn sensors_show_the_idle_machine(ram: &Ram, sb: &Registration, vm: &mut Vm) {
+    let sensors = ram.sensors(sb);
+    for name in ["tick", "switches", "interrupts"] {
+        let cpus: Vec<_> = sensors.named(name).map(|reading| reading.description.cpu).collect();
+        assert_eq!(cpus, [Some(0), Some(1)], "{name}");
+        all_advance(ram, sb, name);
+    }
+    let boot_id: String = sensors.header.boot_id.iter().map(|byte| format!("{byte:02x}")).collect();
+    let told = vm.run("cat /proc/sys/kernel/random/boot_id").unwrap().text();
+    assert_eq!(boot_id, told.replace('-', ""));
+
+    let tasks = one(&sensors, "tasks");
+    assert_eq!(tasks.description.class, Class::Level);
+    let told: u64 = vm.run("cut -d/ -f2 /proc/loadavg | cut -d' ' -f1").unwrap().text().parse().unwrap();
+    assert!(tasks.value.abs_diff(told) < 30, "{} tasks, /proc/loadavg says {told}", tasks.value);
+    assert!(tasks.value < tasks.description.limit);
+    let free = one(&sensors, "free-pages");
+    let told: u64 = vm.run("awk '/MemFree/ { print $2 / 4 }' /proc/meminfo").unwrap().text().parse().unwrap();
+    assert!(free.value.abs_diff(told) < 8192, "{} free pages, /proc/meminfo says {told}", free.value);
+    assert!(free.description.floor && free.value > free.description.limit);
+    assert_eq!(one(&sensors, "oom-kills").value, 0);
+}
+
+fn sensors_move_while_no_user_process_does(ram: &Ram, sb: &Registration, vm: &mut Vm) {
+    vm.run("kill -STOP $(pidof target-agent)").unwrap();
+    let agent = one(&ram.sensors(sb), "agent").value;
+    all_advance(ram, sb, "tick");
+    all_advance(ram, sb, "switches");
+    assert_eq!(one(&ram.sensors(sb), "agent").value, agent, "the agent was stopped");
+    vm.run("kill -CONT $(pidof target-agent)").unwrap();
+}
+
+#[test]
+fn boxes_can_be_read_from_ram_and_outlive_the_agent_and_ticks_stop_with_the_kernel() {
+    check("6.1");
+}
