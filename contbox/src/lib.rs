@@ -15,12 +15,17 @@
 //! Stream offsets count bytes from the start of the connection as the application sees it, never sequence numbers.
 
 pub mod continuation;
+pub mod http;
 pub mod layout;
+pub mod listener;
 pub mod reader;
 pub mod service;
 pub mod shared;
+pub mod stream;
 
 pub use continuation::{ContinuationBox, Opening};
 pub use layout::Geometry;
+pub use listener::{Accepted, RecoverableListener};
 pub use reader::{BoxImage, Snapshot};
 pub use shared::Pool;
+pub use stream::{RecoverableStream, Session};

@@ -48,6 +48,9 @@ pub struct Declined {
     pub socket: OwnedFd,
 }
 
+/// A socket to hand over, and the order for the application that gets it or the reason why none does.
+type Placed = (OwnedFd, Result<(Resume, u32), String>);
+
 /// A running box service. Stops when dropped; boxes and mappings of applications live on.
 #[derive(Debug)]
 pub struct BoxService {
@@ -122,19 +125,19 @@ impl BoxService {
     /// An application that does not answer within `patience` counts as declining.
     pub fn resume(&self, handovers: Vec<Handover>, patience: Duration) -> Vec<Result<(), Declined>> {
         let deadline = Instant::now() + patience;
-        let placed: Vec<(OwnedFd, Result<(Resume, u32), String>)> = {
+        let placed: Vec<Placed> = {
             let mut state = self.shared.lock();
             handovers.into_iter().map(|handover| state.place(handover)).collect()
         };
         self.send_orders(&placed);
-        let await_answer = |(socket, placing): (OwnedFd, Result<(Resume, u32), String>)| {
+        let await_answer = |(socket, placing): Placed| {
             let answer = placing.and_then(|(order, _)| self.shared.answer(order.order, deadline));
             answer.map_err(|why| Declined { why, socket })
         };
         placed.into_iter().map(await_answer).collect()
     }
 
-    fn send_orders(&self, placed: &[(OwnedFd, Result<(Resume, u32), String>)]) {
+    fn send_orders(&self, placed: &[Placed]) {
         let mut by_app: BTreeMap<u32, Vec<(ToApp, &OwnedFd)>> = BTreeMap::new();
         for (socket, placing) in placed {
             if let Ok((order, owner)) = placing {
@@ -189,7 +192,7 @@ impl Shared {
 
 impl State {
     /// Puts a session into a slot of the application that serves its port.
-    fn place(&mut self, handover: Handover) -> (OwnedFd, Result<(Resume, u32), String>) {
+    fn place(&mut self, handover: Handover) -> Placed {
         let Handover { mut opening, discard, socket } = handover;
         let placing = self.place_box(&mut opening).map(|(slot, owner)| {
             self.last_order += 1;

@@ -1,3 +1,66 @@
-//! A recoverable HTTP/1.1 file server on hyper.
+//! `file-server`: serves a directory over HTTP/1.1, with a Continuation Box per connection where a box service is.
 
-fn main() {}
+use anyhow::Context;
+use clap::Parser;
+use contbox::listener::RecoverableListener;
+use contbox::service::BoxClient;
+use file_server::server;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// How long the start waits for boxes: connections accepted before that would go unprotected.
+const BOXES_PATIENCE: Duration = Duration::from_millis(500);
+
+/// A recoverable HTTP/1.1 file server.
+#[derive(Parser)]
+struct Options {
+    /// Address to listen at; it need not be there yet.
+    #[arg(long, default_value = "[::]:8080")]
+    listen: SocketAddr,
+    /// Directory to serve and to upload to; shared between target and spare.
+    #[arg(long)]
+    root: PathBuf,
+    /// Unix socket of the box service; without one, connections are unprotected.
+    #[arg(long)]
+    box_socket: Option<PathBuf>,
+    /// Say nothing but warnings.
+    #[arg(long)]
+    quiet: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    let level = if options.quiet { "warn" } else { "info" };
+    let filter = EnvFilter::try_from_env("BACKDOORS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(run(options))
+}
+
+async fn run(options: Options) -> anyhow::Result<()> {
+    let Options { listen, root, box_socket, .. } = options;
+    anyhow::ensure!(root.is_dir(), "--root {}: not a directory", root.display());
+    let listener = server::listen(listen).with_context(|| format!("--listen {listen}"))?;
+    let port = listener.local_addr()?.port();
+    let listener = match box_socket {
+        None => RecoverableListener::unprotected(listener),
+        Some(path) => {
+            let (client, handed) = BoxClient::connect(&path, "file-server", &[port])?;
+            if !client.wait_ready(BOXES_PATIENCE) {
+                tracing::warn!(path = %path.display(), "no boxes yet: connections are unprotected until the service is there");
+            }
+            RecoverableListener::new(listener, client, handed)
+        }
+    };
+    tracing::info!(%listen, root = %root.display(), "serving");
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        never = server::serve(listener, root) => match never {},
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

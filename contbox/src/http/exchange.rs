@@ -1,0 +1,192 @@
+//! What a request handler can say and ask about the recovery of its connection.
+
+use crate::continuation::ExportError;
+use crate::reader::Snapshot;
+use crate::stream::{Session, WhenFull};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+/// Heads of one response (interim ones included) must stay below this for [`Exchange::already_sent`] to be exact.
+pub const RESPONSE_HEAD_BYTES_MAX: u64 = 16 << 10;
+
+/// Why progress inside a request cannot be exported. The session stays resumable from its last snapshot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ProgressError {
+    /// Output of this request is on its way already: its position is no longer that of the snapshot.
+    #[error("the response has begun")]
+    ResponseStarted,
+    /// A chunked body's offsets are not those of the stream: such an upload restarts from its head, if at all.
+    #[error("progress inside a chunked body cannot be exported")]
+    Chunked,
+    /// The box refused.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+}
+
+/// The recovery side of the request being served on one connection; cheap to clone into handlers.
+#[derive(Clone, Debug)]
+pub struct Exchange {
+    shared: Arc<Mutex<Shared>>,
+    session: Session,
+}
+
+#[derive(Debug)]
+struct Shared {
+    date: SystemTime,
+    /// Stream offset of the body's first byte, if body offsets and stream offsets run in step.
+    body_start: Option<u64>,
+    responding: bool,
+    /// The application's words that outlive a request.
+    session_state: Vec<u8>,
+    /// Where snapshots are put together, kept so that an export allocates nothing.
+    scratch: Vec<u8>,
+}
+
+/// What a snapshot of an HTTP session says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct HttpState {
+    pub(super) kind: Kind,
+    pub(super) date: SystemTime,
+    /// The application's words that outlive a request.
+    pub(super) session: Vec<u8>,
+    /// Its words about the request in progress; empty at a boundary.
+    pub(super) progress: Vec<u8>,
+}
+
+/// Where in an exchange a snapshot stands. Odd constants, as everywhere in a box.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(super) enum Kind {
+    /// Before a request's first byte.
+    Boundary = 0xb1,
+    /// Inside a request's body, before its response.
+    Progress = 0xb3,
+}
+
+impl HttpState {
+    /// Kind, date in seconds, length of the session's words.
+    const FIXED_BYTES: usize = 1 + 8 + 4;
+
+    fn write(kind: Kind, date: SystemTime, session: &[u8], progress: &[u8], into: &mut Vec<u8>) {
+        into.clear();
+        into.push(kind as u8);
+        into.extend_from_slice(&unix_seconds(date).to_le_bytes());
+        into.extend_from_slice(&(session.len() as u32).to_le_bytes());
+        into.extend_from_slice(session);
+        into.extend_from_slice(progress);
+    }
+
+    /// Parses a snapshot's LWS; `None` for one that is not ours. The empty one of a new box is a boundary.
+    pub(super) fn parse(snapshot: &Snapshot) -> Option<Self> {
+        if snapshot.lws.is_empty() {
+            let (date, session, progress) = (SystemTime::now(), Vec::new(), Vec::new());
+            return Some(Self { kind: Kind::Boundary, date, session, progress });
+        }
+        let (fixed, words) = snapshot.lws.split_at_checked(Self::FIXED_BYTES)?;
+        let kind = [Kind::Boundary, Kind::Progress].into_iter().find(|kind| *kind as u8 == fixed[0])?;
+        let seconds = u64::from_le_bytes(fixed[1..9].try_into().ok()?);
+        let date = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
+        let session_bytes = u32::from_le_bytes(fixed[9..].try_into().ok()?) as usize;
+        let (session, progress) = words.split_at_checked(session_bytes)?;
+        Some(Self { kind, date, session: session.to_vec(), progress: progress.to_vec() })
+    }
+}
+
+fn unix_seconds(date: SystemTime) -> u64 {
+    date.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl Exchange {
+    pub(super) fn new(session: Session) -> Self {
+        let shared = Shared {
+            date: SystemTime::now(),
+            body_start: None,
+            responding: false,
+            session_state: Vec::new(),
+            scratch: Vec::with_capacity(256),
+        };
+        Self { shared: Arc::new(Mutex::new(shared)), session }
+    }
+
+    /// The time to put into this response's `Date`: a part of the snapshot, so that a regenerated head has the same
+    /// bytes.
+    pub fn date(&self) -> SystemTime {
+        self.lock().date
+    }
+
+    /// How many bytes of this response's body nobody will see because the client has them: a handler may yield
+    /// anything of the right length for them instead of reading a file again. Ask once, before the response.
+    pub fn already_sent(&self) -> u64 {
+        self.session.position().discard.saturating_sub(RESPONSE_HEAD_BYTES_MAX)
+    }
+
+    /// Whether a spare could resume the session.
+    pub fn is_protected(&self) -> bool {
+        self.session.is_protected()
+    }
+
+    /// Promises that this request's handler exports progress whenever it has digested input: a full receive log then
+    /// makes the connection wait instead of losing its protection. Holds until the response has ended.
+    ///
+    /// # Errors
+    /// [`ProgressError::Chunked`]: the promise could not be kept.
+    pub fn promise_progress(&self) -> Result<(), ProgressError> {
+        self.lock().body_start.ok_or(ProgressError::Chunked)?;
+        self.session.set_when_full(WhenFull::Wait);
+        Ok(())
+    }
+
+    /// Exports a point inside the request: the first `digested` body bytes of this request are safe elsewhere, and
+    /// `state` says all that is needed to go on. A resumed session gets `state` back and replays the rest of the body
+    /// after a preamble of the application's choice.
+    ///
+    /// # Errors
+    /// See [`ProgressError`].
+    pub fn export_progress(&self, digested: u64, state: &[u8]) -> Result<(), ProgressError> {
+        let shared = &mut *self.lock();
+        if shared.responding {
+            return Err(ProgressError::ResponseStarted);
+        }
+        let lsr = shared.body_start.ok_or(ProgressError::Chunked)?.saturating_add(digested);
+        let (date, written) = (shared.date, self.session.position().written);
+        HttpState::write(Kind::Progress, date, &shared.session_state, state, &mut shared.scratch);
+        self.session.export_state(&shared.scratch, lsr, written)?;
+        Ok(())
+    }
+
+    /// Words of the application that outlive a request (a login, say); they are part of every boundary snapshot from
+    /// the next one on, and of the snapshot a resumed session gets.
+    pub fn set_session_state(&self, state: &[u8]) {
+        self.lock().session_state = state.to_vec();
+    }
+
+    /// The words of [`Exchange::set_session_state`], also those set before this connection moved here.
+    pub fn session_state(&self) -> Vec<u8> {
+        self.lock().session_state.clone()
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Exports the boundary before the request whose head begins at `lsr`.
+    pub(super) fn export_boundary(&self, lsr: u64, date: SystemTime) -> Result<(), ExportError> {
+        let shared = &mut *self.lock();
+        shared.date = date;
+        HttpState::write(Kind::Boundary, date, &shared.session_state, &[], &mut shared.scratch);
+        self.session.export_state(&shared.scratch, lsr, self.session.position().written)
+    }
+
+    pub(super) fn begin(&self, date: SystemTime, body_start: Option<u64>) {
+        let mut shared = self.lock();
+        (shared.date, shared.body_start, shared.responding) = (date, body_start, false);
+    }
+
+    pub(super) fn note_response(&self) {
+        self.lock().responding = true;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().expect("no thread panics with an exchange half-changed")
+    }
+}

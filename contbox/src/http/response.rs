@@ -1,0 +1,60 @@
+//! Watches a response go by and says when it has ended: what the socket took, not what the server buffered.
+
+use super::framing::{BodyMeter, Framing, HEAD_BYTES_MAX, RequestHead, response_head};
+
+/// The state of one response.
+#[derive(Debug)]
+pub(super) struct ResponseMeter {
+    request: Option<RequestHead>,
+    head: Vec<u8>,
+    body: Option<BodyMeter>,
+    interim: bool,
+}
+
+impl ResponseMeter {
+    /// Before the response to `request`; `None` if the request could not be framed.
+    pub(super) fn new(request: Option<RequestHead>) -> Self {
+        Self { request, head: Vec::new(), body: None, interim: false }
+    }
+
+    /// Whether the response's last byte has gone by.
+    pub(super) fn is_done(&self) -> bool {
+        self.body.is_some_and(|body| body.is_done())
+    }
+
+    /// Whether the final response has begun.
+    pub(super) fn has_begun(&self) -> bool {
+        self.body.is_some()
+    }
+
+    /// Whether the client has been told, by an interim or final response, what to do with its body.
+    pub(super) fn has_told(&self) -> bool {
+        self.interim || self.has_begun()
+    }
+
+    /// Follows bytes that the socket has taken.
+    pub(super) fn observe(&mut self, bytes: &[u8]) {
+        if let Some(body) = &mut self.body {
+            body.consume(bytes);
+            return;
+        }
+        self.head.extend_from_slice(bytes);
+        let Some(request) = &self.request else {
+            self.body = Some(BodyMeter::new(Framing::Opaque));
+            return;
+        };
+        match response_head(&self.head, request) {
+            Ok(None) if self.head.len() < HEAD_BYTES_MAX => {}
+            Ok(Some(head)) => {
+                let rest = self.head.split_off(head.length);
+                self.head.clear();
+                self.interim |= head.is_interim;
+                self.body = (!head.is_interim).then(|| BodyMeter::new(head.framing));
+                if !rest.is_empty() {
+                    self.observe(&rest);
+                }
+            }
+            Ok(None) | Err(_) => self.body = Some(BodyMeter::new(Framing::Opaque)),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Accepts connections with boxes: new ones from a TCP listener, and sessions that a spare has reinstated.
+//!
+//! A connection never waits for the box service. Without one (or without a free slot) it is accepted unprotected and
+//! that is logged; sessions handed over are answered the moment they are accepted.
+
+use crate::continuation::{ContinuationBox, Opening};
+use crate::layout::canonical;
+use crate::reader::Snapshot;
+use crate::service::{BoxClient, Handed};
+use crate::stream::{Position, RecoverableStream};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+/// A connection to serve.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The connection.
+    pub stream: RecoverableStream,
+    /// Its client.
+    pub peer: SocketAddr,
+    /// The snapshot to go on from, if the session began on another machine.
+    pub resumed: Option<Snapshot>,
+}
+
+/// A TCP listener whose connections have boxes.
+#[derive(Debug)]
+pub struct RecoverableListener {
+    listener: TcpListener,
+    service: Option<Service>,
+}
+
+#[derive(Debug)]
+struct Service {
+    client: Arc<BoxClient>,
+    handed: UnboundedReceiver<Handed>,
+}
+
+impl RecoverableListener {
+    /// A listener whose connections are unprotected.
+    pub fn unprotected(listener: TcpListener) -> Self {
+        Self { listener, service: None }
+    }
+
+    /// A listener with what [`BoxClient::connect`] returned.
+    pub fn new(listener: TcpListener, client: Arc<BoxClient>, handed: UnboundedReceiver<Handed>) -> Self {
+        Self { listener, service: Some(Service { client, handed }) }
+    }
+
+    /// Waits for the next connection, new or handed over.
+    ///
+    /// # Errors
+    /// Those of `accept`; the listener stays usable.
+    pub async fn accept(&mut self) -> io::Result<Accepted> {
+        let Some(service) = &mut self.service else {
+            let (socket, peer) = self.listener.accept().await?;
+            return Ok(Accepted { stream: RecoverableStream::unprotected(socket), peer, resumed: None });
+        };
+        loop {
+            // Handed sessions first: their clients have waited for longer.
+            tokio::select! {
+                biased;
+                Some(handed) = service.handed.recv() => {
+                    let (order, slot) = (handed.order.order, handed.slot.clone());
+                    match take_over(handed, &service.client) {
+                        Ok(accepted) => {
+                            service.client.resumed(order);
+                            return Ok(accepted);
+                        }
+                        Err(why) => {
+                            tracing::warn!(order, why, "a session handed over cannot be resumed");
+                            service.client.give_back(&slot);
+                            service.client.declined(order, &why);
+                        }
+                    }
+                }
+                accepted = self.listener.accept() => {
+                    let (socket, peer) = accepted?;
+                    return Ok(protect(socket, peer, &service.client));
+                }
+            }
+        }
+    }
+}
+
+/// Gives a new connection a box, if there is one.
+fn protect(socket: TcpStream, peer: SocketAddr, client: &Arc<BoxClient>) -> Accepted {
+    let Some((continuation, slot)) = socket.local_addr().ok().zip(client.lease()).map(|(local, (slot, owner))| {
+        let opening = Opening::fresh(owner, canonical(local), canonical(peer));
+        (ContinuationBox::create(slot.clone(), &opening), slot)
+    }) else {
+        tracing::debug!(%peer, "no box: the connection is unprotected");
+        return Accepted { stream: RecoverableStream::unprotected(socket), peer, resumed: None };
+    };
+    let stream = match continuation {
+        Ok(continuation) => {
+            RecoverableStream::protected(socket, continuation, Position::default(), Some(Arc::clone(client)))
+        }
+        Err(why) => {
+            tracing::warn!(%peer, %why, "no box: the connection is unprotected");
+            client.give_back(&slot);
+            RecoverableStream::unprotected(socket)
+        }
+    };
+    Accepted { stream, peer, resumed: None }
+}
+
+/// Makes a stream of a reinstated socket and the box that came with it.
+fn take_over(handed: Handed, client: &Arc<BoxClient>) -> Result<Accepted, String> {
+    let Handed { order, slot, socket } = handed;
+    let imported = ContinuationBox::import_state(slot, order.received);
+    let (continuation, snapshot) = imported.map_err(|why| why.to_string())?;
+    let socket = std::net::TcpStream::from(socket);
+    socket.set_nonblocking(true).map_err(|why| why.to_string())?;
+    let socket = TcpStream::from_std(socket).map_err(|why| why.to_string())?;
+    let position = Position { read: snapshot.lsr, written: snapshot.lsw, discard: order.discard };
+    let stream = RecoverableStream::protected(socket, continuation, position, Some(Arc::clone(client)));
+    Ok(Accepted { stream, peer: order.peer, resumed: Some(snapshot) })
+}

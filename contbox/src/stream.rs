@@ -1,0 +1,276 @@
+//! A TCP connection whose session survives its machine, as tokio's `AsyncRead` and `AsyncWrite`.
+//!
+//! ```text
+//!  input    lsr ............. read ............. received            (stream offsets)
+//!           newest snapshot   given to caller    end of log = the kernel's copied_seq, at the latest
+//!  output   lsw ......................... written
+//!           newest snapshot               counted here; after a resume the first `discard` bytes are swallowed
+//! ```
+//!
+//! Reads land in the receive log first and are copied to the caller from there; an export trims the log. Writes go
+//! straight to the socket: what the kernel took is in its send queue until acknowledged, and that is where a spare finds
+//! it. A connection without a box behaves like a plain `TcpStream`.
+
+use crate::continuation::{ContinuationBox, ExportError};
+use crate::service::BoxClient;
+use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker, ready};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+/// What to do when the log is full and the application has not exported.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum WhenFull {
+    /// Give the session's protection up and go on: right for an application that may need the input before it can
+    /// export.
+    #[default]
+    GiveUp,
+    /// Read no more until the next export: right for an application that exports whatever it has digested.
+    Wait,
+}
+
+/// Stream offsets of a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Position {
+    /// Input handed to the application.
+    pub read: u64,
+    /// Output taken from the application, swallowed bytes included.
+    pub written: u64,
+    /// Output still to be swallowed because the client, or the rebuilt send queue, has it already.
+    pub discard: u64,
+}
+
+/// A handle to a connection's session; application code exports through it.
+#[derive(Clone, Debug)]
+pub struct Session {
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    continuation: Option<ContinuationBox>,
+    position: Position,
+    when_full: WhenFull,
+    /// A reader that waits for room in the log.
+    waiting: Option<Waker>,
+}
+
+impl Session {
+    /// Makes `lws` the newest snapshot of this session: the application has digested all input before `lsr` and has
+    /// produced all output before `lsw`. A session without a box accepts and forgets it.
+    ///
+    /// # Errors
+    /// See [`ExportError`]; the newest snapshot stays what it was.
+    pub fn export_state(&self, lws: &[u8], lsr: u64, lsw: u64) -> Result<(), ExportError> {
+        let mut shared = self.lock();
+        if let Some(continuation) = shared.continuation.as_mut().filter(|it| it.is_protected()) {
+            continuation.export_state(lws, lsr, lsw)?;
+        }
+        let waiting = shared.waiting.take();
+        drop(shared);
+        waiting.into_iter().for_each(Waker::wake);
+        Ok(())
+    }
+
+    /// Where the session stands.
+    pub fn position(&self) -> Position {
+        self.lock().position
+    }
+
+    /// Whether a spare could resume the session.
+    pub fn is_protected(&self) -> bool {
+        self.lock().continuation.as_ref().is_some_and(ContinuationBox::is_protected)
+    }
+
+    /// Chooses what happens when the log is full.
+    pub fn set_when_full(&self, when_full: WhenFull) {
+        let mut shared = self.lock();
+        shared.when_full = when_full;
+        let waiting = shared.waiting.take();
+        drop(shared);
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().expect("no thread panics with a session half-changed")
+    }
+}
+
+/// A connection with a box.
+#[derive(Debug)]
+pub struct RecoverableStream {
+    socket: TcpStream,
+    session: Session,
+    service: Option<Arc<BoxClient>>,
+}
+
+impl RecoverableStream {
+    /// A connection that no spare can resume.
+    pub fn unprotected(socket: TcpStream) -> Self {
+        Self::assemble(socket, None, Position::default(), None)
+    }
+
+    /// A connection with its box, standing at `position`; `service` gets the slot back at the end.
+    pub fn protected(
+        socket: TcpStream,
+        continuation: ContinuationBox,
+        position: Position,
+        service: Option<Arc<BoxClient>>,
+    ) -> Self {
+        Self::assemble(socket, Some(continuation), position, service)
+    }
+
+    fn assemble(
+        socket: TcpStream,
+        continuation: Option<ContinuationBox>,
+        position: Position,
+        service: Option<Arc<BoxClient>>,
+    ) -> Self {
+        let shared = Shared { continuation, position, when_full: WhenFull::default(), waiting: None };
+        Self { socket, session: Session { shared: Arc::new(Mutex::new(shared)) }, service }
+    }
+
+    /// The session, for exports.
+    pub fn session(&self) -> Session {
+        self.session.clone()
+    }
+
+    /// The socket, for its options. Reading or writing it past this stream would break the offsets.
+    pub fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+}
+
+impl Drop for RecoverableStream {
+    fn drop(&mut self) {
+        // The box ends before the socket closes: a box whose connection is gone could match a later one.
+        if let Some(continuation) = self.session.lock().continuation.take() {
+            let slot = continuation.close();
+            self.service.iter().for_each(|service| service.give_back(&slot));
+        }
+    }
+}
+
+impl AsyncRead for RecoverableStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if into.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let mut shared = this.session.lock();
+        if !shared.logged_input() && shared.is_logging() {
+            if shared.log_is_full() {
+                match shared.when_full {
+                    WhenFull::Wait => {
+                        shared.waiting = Some(cx.waker().clone());
+                        return Poll::Pending;
+                    }
+                    WhenFull::GiveUp => shared.give_up(),
+                }
+            } else {
+                ready!(shared.poll_receive(&this.socket, cx, into.remaining()))?;
+                shared.deliver(into);
+                return Poll::Ready(Ok(()));
+            }
+        }
+        if shared.logged_input() {
+            shared.deliver(into);
+            return Poll::Ready(Ok(()));
+        }
+        let before = into.filled().len();
+        ready!(Pin::new(&mut this.socket).poll_read(cx, into))?;
+        shared.position.read += (into.filled().len() - before) as u64;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Shared {
+    fn logged_input(&self) -> bool {
+        self.continuation.as_ref().is_some_and(|it| self.position.read < it.received())
+    }
+
+    fn is_logging(&self) -> bool {
+        self.continuation.as_ref().is_some_and(ContinuationBox::is_protected)
+    }
+
+    fn log_is_full(&self) -> bool {
+        self.continuation.as_ref().is_some_and(|it| it.log_room() == 0)
+    }
+
+    fn give_up(&mut self) {
+        tracing::debug!(position = ?self.position, "the receive log is full: the session goes on unprotected");
+        self.continuation.as_mut().expect("only a session with a box logs").give_up();
+    }
+
+    /// Receives from the socket into the log, up to `wanted` bytes.
+    fn poll_receive(&mut self, socket: &TcpStream, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<()>> {
+        let continuation = self.continuation.as_mut().expect("only a session with a box logs");
+        let room = continuation.log_room().min(wanted as u64);
+        loop {
+            ready!(socket.poll_read_ready(cx))?;
+            let (slot, end) = (continuation.slot(), continuation.received());
+            match socket.try_io(Interest::READABLE, || slot.log_receive(socket.as_fd(), end, room)) {
+                Ok(count) => {
+                    continuation.note_received(count);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(why) if matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(why) => return Poll::Ready(Err(why)),
+            }
+        }
+    }
+
+    /// Copies logged input that the caller has not seen; nothing at the end of the stream.
+    fn deliver(&mut self, into: &mut ReadBuf<'_>) {
+        let continuation = self.continuation.as_ref().expect("only a session with a box has logged input");
+        let count = (continuation.received() - self.position.read).min(into.remaining() as u64) as usize;
+        continuation.slot().log_copy(self.position.read, &mut into.initialize_unfilled()[..count]);
+        into.advance(count);
+        self.position.read += count as u64;
+    }
+
+    /// Takes up to `offered` bytes of output that the client has already, or 0 if there are none to swallow.
+    fn swallow(&mut self, offered: usize) -> usize {
+        let swallowed = self.position.discard.min(offered as u64);
+        self.position.discard -= swallowed;
+        self.position.written += swallowed;
+        swallowed as usize
+    }
+}
+
+impl AsyncWrite for RecoverableStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let mut shared = this.session.lock();
+        let swallowed = shared.swallow(slices.iter().map(|slice| slice.len()).sum());
+        if swallowed > 0 {
+            return Poll::Ready(Ok(swallowed));
+        }
+        let count = ready!(Pin::new(&mut this.socket).poll_write_vectored(cx, slices))?;
+        shared.position.written += count as u64;
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
+    }
+}
