@@ -40,7 +40,7 @@ pub(crate) fn socket(
         peer: member.peer,
         inet6_socket: member.inet6,
         state,
-        accepted: flag(layout.socket),
+        accepted: flag(layout.socket) || layout.flags.of(bytes) & SOCK_DEAD != 0,
         orphaned: layout.flags.of(bytes) & SOCK_DEAD != 0,
         in_init_net: init_net == Some(member.net),
         bound_device: member.device,

@@ -5,6 +5,7 @@
 
 use remote_memory::KernelVirt;
 
+use super::payload::SKB_BYTES_MAX;
 use super::skb::Skb;
 use crate::{Damage, Fault};
 
@@ -54,8 +55,8 @@ pub(crate) fn cut(skbs: &[Skb], start: u32, end: u32, part: &'static str, socket
         let first = skb.seq.wrapping_add(u32::from(skb.tcp_flags & SYN != 0));
         let last = skb.end_seq.wrapping_sub(u32::from(fin));
         let len = distance(first, last);
-        if len < 0 || len > i64::from(skb.len) {
-            // More sequence space than bytes: the numbers or the length are garbage, and either spoils the rest.
+        if len < 0 || len > i64::from(skb.len) || skb.len > SKB_BYTES_MAX {
+            // More sequence space than bytes, or than a buffer holds: numbers or length are garbage.
             report(skb.len, len as u32);
             plan.complete = false;
             continue;

@@ -1,0 +1,38 @@
+//! The recorded machines: pages of real kernels, what they said of themselves, what their /proc said.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::fs;
+use std::io::Read;
+use std::path::PathBuf;
+
+use introspect::Damage;
+use introspect::Kernel;
+use introspect::linux::task::{self, Task};
+use introspect::linux::tcp::{self, TcpFilter, TcpSocket};
+use remote_memory::image::Image;
+use remote_memory::{RemoteKey, RemoteRead};
+
+/// The machines in `tests/images`: paging depth and kernel line differ, the software in them is the same.
+pub const MACHINES: [&str; 2] = ["linux-6.1-5level", "linux-6.12-4level"];
+
+pub const KEY: RemoteKey = RemoteKey::new(1);
+
+pub fn path(machine: &str, suffix: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/images").join(format!("{machine}.{suffix}"))
+}
+
+pub fn load(machine: &str) -> (Kernel, Image) {
+    let kernel = serde_json::from_slice(&fs::read(path(machine, "kernel.json")).unwrap()).unwrap();
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path(machine, "image.xz")).unwrap();
+    xz2::read::XzDecoder::new(file).read_to_end(&mut bytes).unwrap();
+    (kernel, Image::load(&bytes[..]).unwrap())
+}
+
+pub fn tasks(kernel: &Kernel, mem: &mut dyn RemoteRead) -> (Vec<Task>, Vec<Damage>) {
+    task::walk(kernel, mem, KEY).unwrap()
+}
+
+pub fn sockets(kernel: &Kernel, mem: &mut dyn RemoteRead) -> (Vec<TcpSocket>, Vec<Damage>) {
+    tcp::walk(kernel, mem, KEY, &TcpFilter::default()).unwrap()
+}
