@@ -1,3 +1,2 @@
-//! Process on a spare: extracts, admits, rebuilds sockets, takes the address over.
-
+//! The daemon of a spare.
 fn main() {}

@@ -1,0 +1,176 @@
+//! Where a connection goes on: the decision between what the dead kernel believed and what the client says.
+//!
+//! A client's acknowledgement number is the truth about what it has: it can be ahead of the dead kernel's `snd_una`
+//! (its acknowledgement was lost or never processed) and even ahead of `snd_nxt` (the processor was stopped between
+//! handing a segment to the device and counting it). Everything from there on is sent again as new data, so no
+//! acknowledgement can ever lie beyond what the rebuilt socket has sent: the deadlock of a too small `snd_nxt` cannot
+//! happen. Without an answer the dead kernel's `snd_una` is the start; the raised initial window of
+//! [`crate::routes`] then lets all of the flight leave at once, so that the client's jump ahead is covered too.
+//!
+//! What a client says is a claim. Numbers outside of what the target wrote are refused.
+
+use crate::{
+    packet::Heard,
+    snapshot::{Snapshot, distance},
+};
+
+/// Slack below `rcv_wup` within which a client's own sequence number is plausible: it may resend what was received
+/// when our last acknowledgement was lost. One unscaled window.
+const RESEND_SLACK: u32 = 1 << 16;
+
+/// Who vouches for a [`Start`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// The client answered.
+    Client,
+    /// Nobody: the dead kernel's number, which the client may be ahead of.
+    Kernel,
+}
+
+/// Where the rebuilt socket begins to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// Its first sequence number.
+    pub seq: u32,
+    /// The client's window from there, in bytes.
+    pub window: u32,
+    /// Why we believe it.
+    pub proof: Proof,
+}
+
+/// Why an answer was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// An old packet, or no packet of this connection.
+    #[error("the answer acknowledges {behind} bytes less than the target knew")]
+    Behind {
+        /// How much less.
+        behind: u32,
+    },
+    /// The client claims bytes we do not have: garbage, or our copy of the send queue is short.
+    #[error("the client acknowledges {beyond} bytes beyond what was found in the send queue")]
+    Beyond {
+        /// How far.
+        beyond: u32,
+    },
+    /// Its own sequence number is outside of the window it was promised.
+    #[error("the answer's sequence number {seq} is outside of the window")]
+    OutOfWindow {
+        /// The number.
+        seq: u32,
+    },
+    /// The client reset the connection.
+    #[error("the client has reset the connection")]
+    Reset,
+}
+
+/// The start without an answer.
+pub fn assumed(snapshot: &Snapshot) -> Start {
+    Start { seq: snapshot.snd_una, window: snapshot.snd_wnd, proof: Proof::Kernel }
+}
+
+/// The start an answer implies.
+///
+/// # Errors
+/// [`Refused`] if the answer cannot be this client's honest position.
+pub fn answered(snapshot: &Snapshot, heard: &Heard) -> Result<Start, Refused> {
+    let earliest = snapshot.rcv_wup.wrapping_sub(RESEND_SLACK);
+    let room = RESEND_SLACK.saturating_add(snapshot.rcv_wnd).saturating_add(1);
+    if distance(earliest, heard.seq) > room {
+        return Err(Refused::OutOfWindow { seq: heard.seq });
+    }
+    if heard.is_reset() {
+        return Err(Refused::Reset);
+    }
+    let ahead = distance(snapshot.snd_una, heard.ack);
+    let written = snapshot.sending.len() as u32;
+    match ahead {
+        _ if ahead > i32::MAX as u32 => Err(Refused::Behind { behind: ahead.wrapping_neg() }),
+        _ if ahead > written => Err(Refused::Beyond { beyond: ahead - written }),
+        _ => {
+            let shift = snapshot.scales.map_or(0, |(theirs, _)| theirs);
+            Ok(Start { seq: heard.ack, window: u32::from(heard.window) << shift, proof: Proof::Client })
+        }
+    }
+}
+
+/// Takes a further answer into account: the furthest honest one counts, since acknowledgements never go back.
+pub fn further(snapshot: &Snapshot, best: Start, next: Start) -> Start {
+    match best.proof {
+        Proof::Client if distance(snapshot.snd_una, best.seq) > distance(snapshot.snd_una, next.seq) => best,
+        _ => next,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn snapshot(snd_una: u32, written: usize) -> Snapshot {
+        Snapshot {
+            local: "10.0.0.1:80".parse().unwrap(),
+            peer: "10.0.0.2:4000".parse().unwrap(),
+            snd_una,
+            snd_nxt: snd_una,
+            sending: vec![7; written],
+            rcv_nxt: 1000,
+            receiving: vec![],
+            rcv_wup: 1000,
+            rcv_wnd: 5000,
+            snd_wl1: 1000,
+            snd_wnd: 9000,
+            max_window: 9000,
+            scales: Some((3, 7)),
+            sack: true,
+            timestamp: None,
+            mss_clamp: 1460,
+        }
+    }
+
+    fn heard(seq: u32, ack: u32) -> Heard {
+        let (source, destination) = ("10.0.0.2:4000".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
+        Heard { source, destination, seq, ack, flags: crate::packet::ACK, window: 100 }
+    }
+
+    #[test]
+    fn the_client_is_believed_inside_what_was_written() {
+        let snapshot = snapshot(u32::MAX - 10, 100);
+        for ahead in [0, 1, 11, 100] {
+            let ack = snapshot.snd_una.wrapping_add(ahead);
+            let start = answered(&snapshot, &heard(1000, ack)).unwrap();
+            assert_eq!(start, Start { seq: ack, window: 800, proof: Proof::Client });
+            assert_eq!(snapshot.sending_from(start.seq).unwrap().len(), 100 - ahead as usize);
+        }
+    }
+
+    #[test]
+    fn claims_outside_of_what_was_written_are_refused() {
+        let snapshot = snapshot(500, 100);
+        assert_eq!(answered(&snapshot, &heard(1000, 601)), Err(Refused::Beyond { beyond: 1 }));
+        assert_eq!(answered(&snapshot, &heard(1000, 499)), Err(Refused::Behind { behind: 1 }));
+        assert_eq!(answered(&snapshot, &heard(7000, 550)), Err(Refused::OutOfWindow { seq: 7000 }));
+        let reset = Heard { flags: crate::packet::RST, ..heard(1000, 550) };
+        assert_eq!(answered(&snapshot, &reset), Err(Refused::Reset));
+    }
+
+    #[test]
+    fn the_furthest_answer_counts() {
+        let snapshot = snapshot(500, 100);
+        let at = |ack| answered(&snapshot, &heard(1000, ack)).unwrap();
+        assert_eq!(further(&snapshot, assumed(&snapshot), at(500)), at(500));
+        assert_eq!(further(&snapshot, at(590), at(510)), at(590));
+        assert_eq!(further(&snapshot, at(510), at(590)), at(590));
+    }
+
+    proptest! {
+        #[test]
+        fn a_taken_answer_always_points_into_the_queue(una: u32, written in 0usize..5000, seq: u32, ack: u32) {
+            let snapshot = snapshot(una, written);
+            if let Ok(start) = answered(&snapshot, &heard(seq, ack)) {
+                prop_assert!(snapshot.sending_from(start.seq).is_some());
+            }
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Asks every client of a silenced target where it stands, before a socket exists for it.
+//!
+//! One raw segment for each session: one byte that the client already has (`seq = snd_una - 1`), acknowledging exactly
+//! what the target last acknowledged and promising exactly the window it last promised. TCP must answer old data with a
+//! duplicate acknowledgement (RFC 9293, 3.10.7.4), which carries the client's true `rcv_nxt` and window; and because the
+//! probe says nothing new, the client sends nothing that would be lost here. It is the shape of an ordinary keep-alive.
+//!
+//! Answers come to a packet socket: the service address is not local yet, so the kernel itself says nothing to them.
+//! All sessions are asked at once; whoever has not answered when the wait is over goes on with the dead kernel's numbers.
+
+use std::{
+    collections::HashMap,
+    io::{self, Read},
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, ppoll},
+    sys::time::TimeSpec,
+};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+
+use crate::{
+    address::Interface,
+    packet::{ACK, Heard, PSH, Segment},
+    position::{self, Refused, Start},
+    snapshot::Snapshot,
+    tcp_repair::raw::link_address,
+};
+
+const ETHERTYPE_V4: u16 = 0x0800;
+const ETHERTYPE_V6: u16 = 0x86dd;
+/// Headers of the longest answer we read: IPv6 and TCP with all options.
+const HEAD_BYTES: usize = 128;
+/// Answers that may wait in the kernel: 20 000 sessions' worth of headers with their overhead.
+const RECEIVE_BUFFER_BYTES: usize = 16 << 20;
+
+/// How long to wait for clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// In all.
+    pub most: Duration,
+    /// After the last client that answered: the others are then probably gone.
+    pub after_answer: Duration,
+}
+
+impl Default for Patience {
+    /// For clients a local network away: 10 ms in all, 3 ms after the last answer.
+    fn default() -> Self {
+        Self { most: Duration::from_millis(10), after_answer: Duration::from_millis(3) }
+    }
+}
+
+/// What a probe brought for one session.
+pub type Verdict = Result<Start, Refused>;
+
+/// Ears and mouth, opened before they are needed.
+#[derive(Debug)]
+pub struct Prober {
+    ears: Vec<Socket>,
+    v4: Socket,
+    v6: Option<Socket>,
+}
+
+impl Prober {
+    /// Opens one packet socket for each service address, on the interface where it will live.
+    ///
+    /// # Errors
+    /// The kernel's: usually a missing CAP_NET_RAW.
+    pub fn open(places: &[(IpAddr, &Interface)]) -> io::Result<Self> {
+        let ears = places.iter().map(|(address, interface)| ear(*address, interface)).collect::<io::Result<_>>()?;
+        // IPPROTO_RAW: the IP header is ours, and so is the source address, local or not.
+        let mouth = |domain| Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)));
+        let wants_v6 = places.iter().any(|(address, _)| address.is_ipv6());
+        let v6 = wants_v6.then(|| mouth(Domain::IPV6)).transpose()?;
+        Ok(Self { ears, v4: mouth(Domain::IPV4)?, v6 })
+    }
+
+    fn say(&self, segment: &Segment<'_>) -> io::Result<()> {
+        let mouth = if segment.destination.is_ipv4() { &self.v4 } else { self.v6.as_ref().unwrap_or(&self.v4) };
+        let to = SocketAddr::new(segment.destination.ip(), 0);
+        mouth.send_to(&segment.to_packet(), &to.into()).map(drop)
+    }
+
+    /// Sends one probe for `snapshot`, `elapsed` after the order to take over. With a local address and no socket for
+    /// this connection, the client's answer makes the kernel reset it: that is how lost sessions end.
+    ///
+    /// # Errors
+    /// The kernel's: usually no route to the client.
+    pub fn poke(&self, snapshot: &Snapshot, elapsed: Duration) -> io::Result<()> {
+        let shift = snapshot.scales.map_or(0, |(_, ours)| ours);
+        self.say(&Segment {
+            source: snapshot.local,
+            destination: snapshot.peer,
+            seq: snapshot.snd_una.wrapping_sub(1),
+            ack: snapshot.rcv_wup,
+            flags: ACK | PSH,
+            window: u16::try_from(snapshot.rcv_wnd.checked_shr(shift.into()).unwrap_or(0)).unwrap_or(u16::MAX),
+            timestamps: snapshot.timestamp_after(elapsed).map(|value| (value, 0)),
+            payload: &[0],
+        })
+    }
+
+    /// Asks the clients of all `snapshots` and waits. `order` is when the order to take over arrived. The verdicts are
+    /// in the order of `snapshots`; silent clients get [`position::assumed`].
+    ///
+    /// # Errors
+    /// The kernel's, for the ears; a client that cannot be reached is merely silent.
+    pub fn ask(&mut self, snapshots: &[&Snapshot], order: Instant, patience: Patience) -> io::Result<Vec<Verdict>> {
+        let index: HashMap<_, _> = snapshots.iter().enumerate().map(|(at, one)| ((one.local, one.peer), at)).collect();
+        let mut verdicts: Vec<Verdict> = snapshots.iter().map(|one| Ok(position::assumed(one))).collect();
+        self.forget_what_was_heard()?;
+        for snapshot in snapshots {
+            if let Err(error) = self.poke(snapshot, order.elapsed()) {
+                tracing::debug!(peer = %snapshot.peer, %error, "client cannot be probed");
+            }
+        }
+        let begin = Instant::now();
+        let mut until = begin + patience.most;
+        let mut waiting = snapshots.len();
+        while waiting > 0 {
+            let Some(heard) = self.hear(until)? else { break };
+            let Some(&at) = index.get(&(heard.destination, heard.source)) else { continue };
+            let first = verdicts[at].as_ref().is_ok_and(|start| start.proof == position::Proof::Kernel);
+            take(&mut verdicts[at], snapshots[at], &heard);
+            let settled = verdicts[at].as_ref().is_ok_and(|start| start.proof == position::Proof::Client);
+            if first && settled {
+                waiting -= 1;
+                until = (Instant::now() + patience.after_answer).min(begin + patience.most);
+            }
+        }
+        Ok(verdicts)
+    }
+
+    fn forget_what_was_heard(&mut self) -> io::Result<()> {
+        while self.hear(Instant::now())?.is_some() {}
+        Ok(())
+    }
+
+    /// The next segment, or `None` when it is `until`.
+    fn hear(&mut self, until: Instant) -> io::Result<Option<Heard>> {
+        let mut head = [0; HEAD_BYTES];
+        loop {
+            for mut ear in &self.ears {
+                match ear.read(&mut head) {
+                    Ok(len) => match Heard::parse(&head[..len]) {
+                        Some(heard) => return Ok(Some(heard)),
+                        None => continue,
+                    },
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let mut fds: Vec<_> = self.ears.iter().map(|ear| PollFd::new(ear.as_fd(), PollFlags::POLLIN)).collect();
+            match ppoll(&mut fds, Some(TimeSpec::from_duration(left)), None) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Lets one overheard segment change what is known of its session. An honest position beats a refusal, whichever came
+/// first: strangers can send anything in a client's name, but not in its window.
+fn take(verdict: &mut Verdict, snapshot: &Snapshot, heard: &Heard) {
+    match (position::answered(snapshot, heard), &*verdict) {
+        (Ok(next), Ok(best)) => *verdict = Ok(position::further(snapshot, *best, next)),
+        (Ok(next), Err(Refused::Beyond { .. })) => *verdict = Ok(next),
+        (Err(refused @ (Refused::Beyond { .. } | Refused::Reset)), Ok(best))
+            if best.proof == position::Proof::Kernel =>
+        {
+            *verdict = Err(refused);
+        }
+        _ => {}
+    }
+}
+
+fn ear(address: IpAddr, interface: &Interface) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
+    socket.set_nonblocking(true)?;
+    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES);
+    socket.attach_filter(&filter(address))?;
+    let ethertype = if address.is_ipv4() { ETHERTYPE_V4 } else { ETHERTYPE_V6 };
+    // Bound last: with protocol 0 nothing is received before the filter stands.
+    socket.bind(&link_address(interface.index, ethertype, None))?;
+    Ok(socket)
+}
+
+/// Classic BPF: TCP to `address`, cut to its headers. The packet begins with its IP header.
+fn filter(address: IpAddr) -> Vec<SockFilter> {
+    const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
+    const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    const TCP: u32 = 6;
+    let (protocol_at, address_at, octets) = match address {
+        IpAddr::V4(address) => (9, 16, address.octets().to_vec()),
+        IpAddr::V6(address) => (6, 24, address.octets().to_vec()),
+    };
+    let mut wanted = vec![(LOAD_BYTE, protocol_at, TCP)];
+    for (at, word) in (address_at..).step_by(4).zip(octets.chunks_exact(4)) {
+        wanted.push((LOAD_WORD, at, u32::from_be_bytes([word[0], word[1], word[2], word[3]])));
+    }
+    let len = wanted.len() * 2 + 2;
+    let mut program = Vec::with_capacity(len);
+    for (load, at, value) in wanted {
+        program.push(SockFilter::new(load, 0, 0, at));
+        // A miss jumps to the last instruction, which drops the packet.
+        let to_drop = (len - 1 - (program.len() + 1)) as u8;
+        program.push(SockFilter::new(JUMP_EQUAL, 0, to_drop, value));
+    }
+    program.push(SockFilter::new(RETURN, 0, 0, HEAD_BYTES as u32));
+    program.push(SockFilter::new(RETURN, 0, 0, 0));
+    program
+}

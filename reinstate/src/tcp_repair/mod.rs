@@ -1,0 +1,253 @@
+//! Builds a kernel socket that is in the middle of a connection (`TCP_REPAIR`), and reads one that is.
+//!
+//! ```text
+//!   socket, transparent ── the service address is not local yet
+//!   repair on ── buffers ── segment size ── bind ── queue numbers ── connect      no packet leaves
+//!   options ── timestamp ── unread bytes ── window                                still silent: `Rebuilt`
+//!   … the address becomes ours …
+//!   repair off (one window probe) ── saved bytes, sent as new                     live: `Rebuilt::go_live`
+//! ```
+//!
+//! Saved bytes are **sent after** repair, not put into the send queue under repair: queued ones count as sent, and with
+//! no round-trip time known the kernel waits one second before it sends them again. Invariants: a socket that cannot be
+//! finished is closed while still under repair, so it never says a word; the low bit of the timestamp is clear (set, it
+//! would ask newer kernels for microseconds); the segment size is set before connect, or it stays at 524.
+//!
+//! Congestion state is not restored, no kernel takes it; the route's initial window stands in ([`crate::routes`]).
+
+mod capture;
+pub(crate) mod raw;
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage};
+
+pub use capture::capture;
+
+use crate::{
+    position::Start,
+    snapshot::{QUEUE_BYTES_MAX, Snapshot, WINDOW_SCALE_MAX},
+};
+use raw::{RepairOption, RepairWindow};
+
+const REPAIR_ON: i32 = 1;
+const REPAIR_OFF: i32 = 0;
+const QUEUE_NONE: i32 = 0;
+const QUEUE_RECEIVE: i32 = 1;
+const QUEUE_SEND: i32 = 2;
+
+const OPTION_MSS: u32 = 2;
+const OPTION_WINDOW: u32 = 3;
+const OPTION_SACK: u32 = 4;
+const OPTION_TIMESTAMP: u32 = 8;
+
+/// Bounds of TCP_MAXSEG: the kernel's TCP_MIN_MSS and MAX_TCP_WINDOW.
+const SEGMENT_BYTES: std::ops::RangeInclusive<u16> = 88..=32767;
+
+/// A buffer's accounting includes kernel overhead, at most about this many times the payload for small writes.
+const BUFFER_OVERHEAD: usize = 2;
+
+/// Buffers are never set below this, so that a session does not crawl until the kernel tunes them again.
+const BUFFER_BYTES_MIN: usize = 1 << 20;
+
+/// `SO_BUF_LOCK` (Linux 5.14): 0 gives both buffers back to the kernel's own tuning.
+const SO_BUF_LOCK: i32 = 72;
+
+/// Which step of a repair failed, and with what. The session is lost; others are not affected.
+#[derive(Debug, thiserror::Error)]
+#[error("rebuilding a socket failed at {step}: {source}")]
+pub struct RepairError {
+    /// The step: an option's or call's name.
+    pub step: &'static str,
+    /// The kernel's answer.
+    pub source: io::Error,
+}
+
+trait At<T> {
+    fn at(self, step: &'static str) -> Result<T, RepairError>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
+    fn at(self, step: &'static str) -> Result<T, RepairError> {
+        self.map_err(|source| RepairError { step, source: source.into() })
+    }
+}
+
+/// A socket under repair: it has its connection's numbers and unread bytes, and is silent.
+#[derive(Debug)]
+pub struct Rebuilt {
+    socket: OwnedFd,
+    v6: bool,
+}
+
+fn storage(address: SocketAddr) -> SockaddrStorage {
+    SockaddrStorage::from(address)
+}
+
+fn refuse_nonsense(snapshot: &Snapshot, start: Start) -> io::Result<()> {
+    let wrong = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    let queues = [snapshot.sending.len(), snapshot.receiving.len()];
+    match snapshot.scales {
+        Some((theirs, ours)) if theirs.max(ours) > WINDOW_SCALE_MAX => return wrong("window scale above 14"),
+        _ if queues.iter().any(|len| *len > QUEUE_BYTES_MAX) => return wrong("queue above its limit"),
+        _ if snapshot.sending_from(start.seq).is_none() => return wrong("start outside of the send queue"),
+        _ if snapshot.local.is_ipv4() != snapshot.peer.is_ipv4() => return wrong("two address families"),
+        _ => Ok(()),
+    }
+}
+
+/// Builds the socket of `snapshot`, to go on at `start`. `timestamp` is the TSval to use now, if the connection has
+/// timestamps. Needs CAP_NET_ADMIN; the local address need not be local yet.
+///
+/// # Errors
+/// [`RepairError`] names the step; nothing of the attempt remains.
+pub fn rebuild(snapshot: &Snapshot, start: Start, timestamp: Option<u32>) -> Result<Rebuilt, RepairError> {
+    refuse_nonsense(snapshot, start).at("checking the numbers")?;
+    let v6 = snapshot.local.is_ipv6();
+    let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket::socket(family, SockType::Stream, flags, None).at("socket")?;
+    let rebuilt = Rebuilt { socket, v6 };
+    rebuilt.connect(snapshot, start)?;
+    rebuilt.negotiated(snapshot, timestamp)?;
+    rebuilt.queue_received(&snapshot.receiving)?;
+    rebuilt.windows(snapshot, start)?;
+    Ok(rebuilt)
+}
+
+impl Rebuilt {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn tcp<T: raw::Plain>(&self, name: i32, value: &T, step: &'static str) -> Result<(), RepairError> {
+        raw::set(self.fd(), libc::IPPROTO_TCP, name, value).at(step)
+    }
+
+    fn transparent(&self, on: bool) -> Result<(), RepairError> {
+        let (level, name) = if self.v6 {
+            (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT)
+        } else {
+            (libc::IPPROTO_IP, libc::IP_TRANSPARENT)
+        };
+        raw::set(self.fd(), level, name, &i32::from(on)).at("IP_TRANSPARENT")
+    }
+
+    fn buffers(&self, snapshot: &Snapshot) {
+        let room = |payload: usize| (payload * BUFFER_OVERHEAD).max(BUFFER_BYTES_MIN).min(i32::MAX as usize / 2) as i32;
+        let promised = snapshot.receiving.len() + snapshot.rcv_wnd as usize;
+        for (force, plain, bytes) in [
+            (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, room(snapshot.sending.len())),
+            (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, room(promised.min(QUEUE_BYTES_MAX))),
+        ] {
+            // Best effort: force needs privileges in the first user namespace; what does not fit then shows as a short
+            // write, which is an error of its own.
+            if raw::set(self.fd(), libc::SOL_SOCKET, force, &bytes).is_err() {
+                let _ = raw::set(self.fd(), libc::SOL_SOCKET, plain, &bytes);
+            }
+        }
+    }
+
+    fn connect(&self, snapshot: &Snapshot, start: Start) -> Result<(), RepairError> {
+        self.transparent(true)?;
+        self.tcp(libc::TCP_REPAIR, &REPAIR_ON, "TCP_REPAIR")?;
+        self.buffers(snapshot);
+        let segment = snapshot.mss_clamp.clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end());
+        self.tcp(libc::TCP_MAXSEG, &i32::from(segment), "TCP_MAXSEG")?;
+        socket::bind(raw_fd(self.fd()), &storage(snapshot.local)).at("bind")?;
+        self.tcp(libc::TCP_REPAIR_QUEUE, &QUEUE_RECEIVE, "choosing the receive queue")?;
+        self.tcp(libc::TCP_QUEUE_SEQ, &snapshot.copied_seq(), "TCP_QUEUE_SEQ (receive)")?;
+        self.tcp(libc::TCP_REPAIR_QUEUE, &QUEUE_SEND, "choosing the send queue")?;
+        self.tcp(libc::TCP_QUEUE_SEQ, &start.seq, "TCP_QUEUE_SEQ (send)")?;
+        socket::connect(raw_fd(self.fd()), &storage(snapshot.peer)).at("connect")
+    }
+
+    fn negotiated(&self, snapshot: &Snapshot, timestamp: Option<u32>) -> Result<(), RepairError> {
+        let (theirs, ours) = snapshot.scales.unwrap_or((0, 0));
+        let mut options = [RepairOption::default(); 4];
+        // Without scaling, 0 and 0 say the same and undo the scale connect() chose for itself.
+        options[0] = RepairOption { code: OPTION_WINDOW, value: u32::from(theirs) | u32::from(ours) << 16 };
+        options[1] = RepairOption { code: OPTION_MSS, value: u32::from(snapshot.mss_clamp) };
+        let mut used = 2;
+        for (wanted, code) in [(snapshot.sack, OPTION_SACK), (timestamp.is_some(), OPTION_TIMESTAMP)] {
+            if wanted {
+                options[used] = RepairOption { code, value: 0 };
+                used += 1;
+            }
+        }
+        let len = used * size_of::<RepairOption>();
+        raw::set_part(self.fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR_OPTIONS, &options, len).at("TCP_REPAIR_OPTIONS")?;
+        match timestamp {
+            Some(value) => self.tcp(libc::TCP_TIMESTAMP, &(value & !1), "TCP_TIMESTAMP"),
+            None => Ok(()),
+        }
+    }
+
+    fn queue_received(&self, bytes: &[u8]) -> Result<(), RepairError> {
+        self.tcp(libc::TCP_REPAIR_QUEUE, &QUEUE_RECEIVE, "choosing the receive queue")?;
+        send_all(self.fd(), bytes).at("putting unread bytes back")?;
+        self.tcp(libc::TCP_REPAIR_QUEUE, &QUEUE_NONE, "choosing no queue")
+    }
+
+    fn windows(&self, snapshot: &Snapshot, start: Start) -> Result<(), RepairError> {
+        let window = RepairWindow {
+            snd_wl1: snapshot.snd_wl1,
+            snd_wnd: start.window,
+            max_window: snapshot.max_window.max(start.window),
+            rcv_wnd: snapshot.rcv_wnd,
+            rcv_wup: snapshot.rcv_wup,
+        };
+        self.tcp(libc::TCP_REPAIR_WINDOW, &window, "TCP_REPAIR_WINDOW")
+    }
+
+    /// Ends repair and sends the saved bytes from `start` on. The address must be local by now. The socket is
+    /// non-blocking; a zero window does not hinder: bytes wait in the kernel's queue.
+    ///
+    /// # Errors
+    /// [`RepairError`]; the socket is then closed, and the kernel resets the client.
+    pub fn go_live(self, snapshot: &Snapshot, start: Start) -> Result<OwnedFd, RepairError> {
+        self.transparent(false)?;
+        self.tcp(libc::TCP_REPAIR, &REPAIR_OFF, "ending TCP_REPAIR")?;
+        let bytes = snapshot.sending_from(start.seq).unwrap_or_default();
+        send_all(self.fd(), bytes).at("sending the saved bytes")?;
+        // Kernels before 5.14 do not know it: buffers then stay as they are, which works too.
+        let _ = raw::set(self.fd(), libc::SOL_SOCKET, SO_BUF_LOCK, &0_i32);
+        Ok(self.socket)
+    }
+}
+
+fn raw_fd(fd: BorrowedFd<'_>) -> i32 {
+    use std::os::fd::AsRawFd;
+    fd.as_raw_fd()
+}
+
+fn send_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match socket::send(raw_fd(fd), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            sent => bytes = &bytes[sent..],
+        }
+    }
+    Ok(())
+}
+
+/// Closes a connection without a word: the client learns nothing from it.
+///
+/// # Errors
+/// The kernel's answer to `TCP_REPAIR`; the socket is closed in any case, then with a FIN.
+pub fn drop_silently(socket: OwnedFd) -> io::Result<()> {
+    raw::set(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR, &REPAIR_ON)
+}
+
+/// Segments in flight or lost, and how often the oldest was sent again: 0 and 0 once the client has everything.
+///
+/// # Errors
+/// The kernel's answer to `TCP_INFO`.
+pub fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<(u32, u8)> {
+    let info: raw::Info = raw::fetch(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
+    Ok((info.unacked, info.retransmits))
+}

@@ -1,0 +1,287 @@
+//! A real connection loses its server; another machine goes on with it. Both streams must be whole, each byte once.
+//!
+//! The snapshot comes from the silenced server's own kernel here (`tcp_repair::capture`), where an evacuation takes it
+//! out of dead memory; everything after that is what the daemon does.
+
+mod wire;
+
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use reinstate::{
+    address::{Interface, StandBy},
+    netlink::Netlink,
+    position::{self, Proof, Start},
+    probe::{Patience, Prober},
+    routes::{RaisedRoutes, TABLE},
+    snapshot::Snapshot,
+    tcp_repair,
+};
+use wire::{SERVICE, Wire, address, service};
+
+/// Nothing here should take a second; this says "never" even on a loaded machine.
+const NEVER: Duration = Duration::from_secs(20);
+const QUEUE_BYTES: usize = 4 << 20;
+/// Bytes exchanged each way after the take-over, more than any queue here.
+const AFTER: usize = 300_000;
+
+/// Byte `at` of a stream; the two directions differ.
+fn pattern(direction: u8, from: usize, len: usize) -> Vec<u8> {
+    (from..from + len).map(|at| (at as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0] ^ direction).collect()
+}
+const DOWN: u8 = 0;
+const UP: u8 = 0x5a;
+
+struct Case {
+    v6: bool,
+    probe: bool,
+    client_buffer: Option<usize>,
+    timestamps: bool,
+}
+
+const PLAIN: Case = Case { v6: false, probe: true, client_buffer: None, timestamps: true };
+
+struct Session {
+    wire: Wire,
+    case: Case,
+    client: TcpStream,
+    server: TcpStream,
+    down: usize,
+    up: usize,
+    read_down: usize,
+    read_up: usize,
+}
+
+impl Session {
+    fn begin(case: Case) -> Self {
+        let wire = Wire::new();
+        if !case.timestamps {
+            wire.server.sysctl("ipv4/tcp_timestamps", "0");
+        }
+        let listener = wire.server.run(|| TcpListener::bind(service(case.v6)).unwrap());
+        let client = wire.client.run(|| connect(&case));
+        let server = listener.accept().unwrap().0;
+        socket2::SockRef::from(&server).set_send_buffer_size(QUEUE_BYTES).unwrap();
+        for stream in [&client, &server] {
+            stream.set_read_timeout(Some(NEVER)).unwrap();
+            stream.set_write_timeout(Some(NEVER)).unwrap();
+        }
+        let mut session = Self { wire, case, client, server, down: 0, up: 0, read_down: 0, read_up: 0 };
+        session.write_down(5000);
+        session.read_down(5000);
+        session.write_up(3000);
+        session.read_up(3000);
+        session
+    }
+
+    fn write_down(&mut self, len: usize) {
+        self.server.write_all(&pattern(DOWN, self.down, len)).unwrap();
+        self.down += len;
+    }
+
+    fn write_up(&mut self, len: usize) {
+        self.client.write_all(&pattern(UP, self.up, len)).unwrap();
+        self.up += len;
+    }
+
+    fn read_down(&mut self, len: usize) {
+        let mut bytes = vec![0; len];
+        self.client.read_exact(&mut bytes).unwrap();
+        assert!(bytes == pattern(DOWN, self.read_down, len), "the client read something else at {}", self.read_down);
+        self.read_down += len;
+    }
+
+    fn read_up(&mut self, len: usize) {
+        let mut bytes = vec![0; len];
+        self.server.read_exact(&mut bytes).unwrap();
+        assert!(bytes == pattern(UP, self.read_up, len), "the server read something else at {}", self.read_up);
+        self.read_up += len;
+    }
+
+    fn wait_until_acknowledged(&self) {
+        use std::os::fd::AsFd;
+        let begin = Instant::now();
+        while tcp_repair::unacknowledged(self.server.as_fd()).unwrap().0 > 0 {
+            assert!(begin.elapsed() < NEVER, "the client never acknowledged");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        tcp_repair::capture(&self.server, QUEUE_BYTES).unwrap()
+    }
+
+    /// What the server's kernel would say if the acknowledgement of the last `len` bytes had not reached it.
+    fn forget_acknowledgement(&self, snapshot: Snapshot, len: usize) -> Snapshot {
+        assert_eq!(snapshot.sending.len(), 0, "the client has acknowledged everything");
+        Snapshot {
+            snd_una: snapshot.snd_una.wrapping_sub(len as u32),
+            snd_nxt: snapshot.snd_nxt.wrapping_sub(len.min(1000) as u32),
+            sending: pattern(DOWN, self.down - len, len),
+            ..snapshot
+        }
+    }
+
+    /// Takes over and proves that both streams go on. Returns the start that was chosen.
+    fn take_over(mut self, snapshot: &Snapshot) -> Start {
+        let (case, spare) = (&self.case, &self.wire.spare);
+        let (mut netlink, mut standby, mut prober, mut routes) = spare.run(|| prepare(case.v6));
+        let order = Instant::now();
+        let (start, server) = spare.run(|| {
+            standby.announce().unwrap();
+            let start = if case.probe {
+                prober.ask(&[snapshot], order, Patience { most: NEVER, ..Patience::default() }).unwrap()[0].unwrap()
+            } else {
+                position::assumed(snapshot)
+            };
+            let probed = order.elapsed();
+            let rebuilt = tcp_repair::rebuild(snapshot, start, snapshot.timestamp_after(order.elapsed())).unwrap();
+            let built = order.elapsed();
+            standby.take(&mut netlink).unwrap();
+            let taken = order.elapsed();
+            let server = rebuilt.go_live(snapshot, start).unwrap();
+            println!("probed {probed:?}, built {built:?}, taken {taken:?}, live {:?}", order.elapsed());
+            routes.retire(&mut netlink).unwrap();
+            (start, server)
+        });
+        self.server = TcpStream::from(server);
+        self.server.set_nonblocking(false).unwrap();
+        self.server.set_read_timeout(Some(NEVER)).unwrap();
+        self.server.set_write_timeout(Some(NEVER)).unwrap();
+        let missing = self.down - self.read_down;
+        self.read_down(missing);
+        println!("client has everything after {:?}", order.elapsed());
+        let unread = self.up - self.read_up;
+        self.read_up(unread);
+        println!("server has everything after {:?}", order.elapsed());
+        for _ in 0..3 {
+            self.write_down(AFTER / 3);
+            self.read_down(AFTER / 3);
+            self.write_up(AFTER / 3);
+            self.read_up(AFTER / 3);
+        }
+        println!("{} kB more each way after {:?}", AFTER / 1000, order.elapsed());
+        self.wire.spare.run(|| {
+            routes.remove(&mut netlink);
+            standby.give_back(&mut netlink).unwrap();
+        });
+        start
+    }
+}
+
+fn connect(case: &Case) -> TcpStream {
+    let domain = if case.v6 { socket2::Domain::IPV6 } else { socket2::Domain::IPV4 };
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+    if let Some(bytes) = case.client_buffer {
+        socket.set_recv_buffer_size(bytes).unwrap();
+    }
+    socket.connect(&service(case.v6).into()).unwrap();
+    socket.into()
+}
+
+fn prepare(v6: bool) -> (Netlink, StandBy, Prober, RaisedRoutes) {
+    let mut netlink = Netlink::open().unwrap();
+    let moving = address(v6, SERVICE);
+    let interface = Interface::towards(&mut netlink, moving).unwrap();
+    let routes = RaisedRoutes::install(&mut netlink, moving, TABLE).unwrap();
+    let prober = Prober::open(&[(moving, &interface)]).unwrap();
+    let standby = StandBy::prepare(moving, interface).unwrap();
+    (netlink, standby, prober, routes)
+}
+
+fn client_lacks(case: Case, flight: usize) {
+    let mut session = Session::begin(case);
+    session.wire.silence_server();
+    session.write_down(flight);
+    let snapshot = session.snapshot();
+    assert_eq!(snapshot.sending.len(), flight);
+    let start = session.take_over(&snapshot);
+    assert_eq!(start.seq, snapshot.snd_una);
+}
+
+fn client_has(case: Case, flight: usize) {
+    let probe = case.probe;
+    let mut session = Session::begin(case);
+    session.write_down(flight);
+    session.read_down(flight);
+    session.wait_until_acknowledged();
+    session.wire.silence_server();
+    let snapshot = session.forget_acknowledgement(session.snapshot(), flight);
+    let start = session.take_over(&snapshot);
+    let expected = if probe { (snapshot.write_seq(), Proof::Client) } else { (snapshot.snd_una, Proof::Kernel) };
+    assert_eq!((start.seq, start.proof), expected);
+}
+
+#[test]
+fn an_idle_connection_goes_on() {
+    let session = Session::begin(PLAIN);
+    session.wait_until_acknowledged();
+    session.wire.silence_server();
+    let snapshot = session.snapshot();
+    assert_eq!(session.take_over(&snapshot).proof, Proof::Client);
+}
+
+#[test]
+fn bytes_in_flight_that_the_client_lacks_arrive() {
+    for flight in [1, 5_000, 30_000, 100_000] {
+        client_lacks(PLAIN, flight);
+    }
+}
+
+#[test]
+fn bytes_in_flight_that_the_client_has_are_not_repeated() {
+    for flight in [1, 5_000, 30_000, 100_000] {
+        client_has(PLAIN, flight);
+    }
+}
+
+#[test]
+fn without_an_answer_the_raised_window_covers_both_cases() {
+    for flight in [5_000, 30_000, 100_000] {
+        client_lacks(Case { probe: false, ..PLAIN }, flight);
+        client_has(Case { probe: false, ..PLAIN }, flight);
+    }
+}
+
+#[test]
+fn unread_and_unheard_input_reaches_the_new_server() {
+    let mut session = Session::begin(PLAIN);
+    session.write_up(20_000);
+    let begin = Instant::now();
+    let mut seen = vec![0; 20_000];
+    while session.server.peek(&mut seen).unwrap() < seen.len() {
+        assert!(begin.elapsed() < NEVER);
+    }
+    session.wire.silence_server();
+    session.write_up(10_000);
+    let snapshot = session.snapshot();
+    assert_eq!(snapshot.receiving.len(), 20_000);
+    session.take_over(&snapshot);
+}
+
+#[test]
+fn a_client_with_a_closed_window_gets_the_rest_when_it_reads() {
+    let mut session = Session::begin(Case { client_buffer: Some(4096), ..PLAIN });
+    session.write_down(200_000);
+    std::thread::sleep(Duration::from_millis(50));
+    session.wire.silence_server();
+    let snapshot = session.snapshot();
+    assert!(snapshot.sending.len() > 100_000, "most of it waits in the server");
+    session.take_over(&snapshot);
+}
+
+#[test]
+fn connections_without_timestamps_go_on() {
+    client_lacks(Case { timestamps: false, ..PLAIN }, 30_000);
+    client_has(Case { timestamps: false, ..PLAIN }, 30_000);
+}
+
+#[test]
+fn ipv6_connections_go_on() {
+    client_lacks(Case { v6: true, ..PLAIN }, 100_000);
+    client_has(Case { v6: true, ..PLAIN }, 30_000);
+    client_has(Case { v6: true, probe: false, ..PLAIN }, 30_000);
+}
