@@ -123,21 +123,21 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 tracing::error!(target_name = %self.target.name, illness, rule = %alarm.rule, "verdict; only reported");
             }
             (Remedy::Evacuate, OnHang::Evacuate) => {
-                self.fence_target(illness, alive_after_ns);
+                self.fence_target(chosen, alive_after_ns);
                 tracing::error!(target_name = %self.target.name, illness, rule = %alarm.rule, "verdict");
             }
         }
         self.renew_ring();
     }
 
-    fn fence_target(&mut self, illness: &str, alive_after_ns: Option<u64>) {
+    fn fence_target(&mut self, illness: usize, alive_after_ns: Option<u64>) {
         let asked_ns = self.tools.clock.now_ns();
-        match fence(&mut self.tools.door, illness) {
+        match fence(&mut self.tools.door, self.illnesses[illness].name()) {
             Ok(token) => {
                 self.tools.standby.rest(true);
                 self.note(self.tools.clock.now_ns(), Event::Fenced { token: token.clone(), asked_ns });
                 self.tools.metrics.fences.inc();
-                self.standing = Standing::Fenced { token, alive_after_ns };
+                self.standing = Standing::Fenced { token, alive_after_ns, illness };
                 self.order();
             }
             Err(failure) => {
@@ -152,7 +152,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
 
     /// Orders a spare to take over the fenced target.
     pub(crate) fn order(&mut self) {
-        let Standing::Fenced { token, alive_after_ns } = self.standing.clone() else { return };
+        let Standing::Fenced { token, alive_after_ns, illness } = self.standing.clone() else { return };
         let standby = std::sync::Arc::clone(&self.tools.standby);
         let silent_ms = silent_ms(self.tools.clock.now_ns(), alive_after_ns);
         let evacuation = Evacuation { token, silent_ms, assignment: standby.assignment().clone() };
@@ -168,7 +168,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         });
         let now_ns = self.tools.clock.now_ns();
         match outcome {
-            Ordered::Evacuated { spare, report } => self.close(now_ns, spare, report),
+            Ordered::Evacuated { spare, report } => self.close(now_ns, illness, spare, report),
             Ordered::Unknown { spare, why } => {
                 tracing::error!(
                     target_name = %self.target.name, %spare, %why,
@@ -185,12 +185,10 @@ impl<D: Door, C: Clock> Watch<D, C> {
         }
     }
 
-    fn close(&mut self, now_ns: u64, spare: String, report: Report) {
-        let cure = self.illnesses.first().map(|illness| illness.proof_of_cure(&report));
-        let (resumed, lost) = match cure {
-            Some(Cure::Complete { sessions }) => (sessions, 0),
-            Some(Cure::Partial { resumed, lost }) => (resumed, lost),
-            None => (0, report.sessions.len()),
+    fn close(&mut self, now_ns: u64, illness: usize, spare: String, report: Report) {
+        let (resumed, lost) = match self.illnesses[illness].proof_of_cure(&report) {
+            Cure::Complete { sessions } => (sessions, 0),
+            Cure::Partial { resumed, lost } => (resumed, lost),
         };
         tracing::error!(target_name = %self.target.name, %spare, resumed, lost, "evacuated");
         self.tools.metrics.evacuations.inc();

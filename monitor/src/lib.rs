@@ -4,6 +4,7 @@ pub mod clock;
 pub mod config;
 pub mod detect;
 mod dispatch;
+pub mod door;
 pub mod evacuate;
 pub mod fence;
 pub mod journal;

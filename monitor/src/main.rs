@@ -1,3 +1,228 @@
-//! Process: samples, detects, dispatches, fences, evacuates.
+//! The monitor daemon: watches targets through their backdoors, and looks back at what it decided.
 
-fn main() {}
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use control::reinstate::Assignment;
+use monitor::clock::Monotonic;
+use monitor::config::{self, Config, OnHang, Target};
+use monitor::door::LinkDoor;
+use monitor::evacuate::{Readiness, Standby};
+use monitor::journal::{Journal, Line, replay, timeline};
+use monitor::metrics::{Metrics, TargetMetrics};
+use monitor::watch::{Tools, Watch};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::Pid;
+
+/// How often spares that are not ready are asked again.
+const PREPARE_AGAIN: Duration = Duration::from_secs(1);
+
+/// How often a sleeping thread looks whether the daemon is to end.
+const STOP_POLL: Duration = Duration::from_millis(100);
+
+#[derive(Parser)]
+#[command(version, about = "Watches targets through their backdoors; fences and evacuates those that hang")]
+#[command(args_conflicts_with_subcommands = true)]
+struct Arguments {
+    /// Configuration file.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Check the configuration and exit.
+    #[arg(long)]
+    check: bool,
+    /// Report hangs, whatever the configuration says, and touch nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Write logs as JSON.
+    #[arg(long)]
+    json_logs: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Draw the verdicts of a journal again from its samples; fails if one comes out differently.
+    Replay {
+        /// The journal.
+        journal: PathBuf,
+    },
+    /// Print the incidents of a journal.
+    Timeline {
+        /// The journal.
+        journal: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_logs(arguments.json_logs);
+    match run(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("monitor: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_logs(json: bool) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BACKDOORS_LOG").unwrap_or_else(|_| "info".into());
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json { logs.json().init() } else { logs.init() }
+}
+
+fn run(arguments: Arguments) -> Result<ExitCode> {
+    match arguments.command {
+        Some(Command::Replay { journal }) => return replayed(&read(&journal)?),
+        Some(Command::Timeline { journal }) => print!("{}", timeline::text(&read(&journal)?)),
+        None => {
+            let Some(file) = arguments.config else { bail!("--config FILE is missing") };
+            let mut config = config::load(&file)?;
+            if arguments.dry_run {
+                config.targets.iter_mut().for_each(|target| target.on_hang = OnHang::Report);
+            }
+            match arguments.check {
+                true => println!(
+                    "{}: right; {} targets, a sample every {:?}",
+                    file.display(),
+                    config.targets.len(),
+                    config.period
+                ),
+                false => watch_all(&config)?,
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(journal: &Path) -> Result<Vec<Line>> {
+    let file = File::open(journal).with_context(|| format!("{} cannot be opened", journal.display()))?;
+    replay::lines(BufReader::new(file)).with_context(|| journal.display().to_string())
+}
+
+fn replayed(lines: &[Line]) -> Result<ExitCode> {
+    let redrawn = replay::replay(lines);
+    for one in &redrawn {
+        let word = if one.agrees() { "agrees" } else { "DIFFERS" };
+        println!(
+            "{} {} at {}: {word}; journaled {:?}, derived {:?}",
+            one.target, one.rule, one.raised_ns, one.journaled, one.derived
+        );
+    }
+    println!("{} verdicts", redrawn.len());
+    Ok(if redrawn.iter().all(replay::Redrawn::agrees) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs until SIGTERM or SIGINT.
+fn watch_all(config: &Config) -> Result<()> {
+    // Blocked before the first thread starts, so that only the wait below ever takes them.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().context("signals cannot be blocked")?;
+
+    let metrics = Metrics::default();
+    if let Some(address) = config.metrics {
+        let bound = metrics.serve(address).with_context(|| format!("metrics cannot be served at {address}"))?;
+        tracing::info!(%bound, "metrics");
+    }
+    let opened = Journal::open(&config.journal);
+    let (journal, writer) = opened.with_context(|| format!("journal {}", config.journal.display()))?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut threads = Vec::new();
+    for (index, target) in config.targets.iter().enumerate() {
+        let metrics = metrics.of(&target.name);
+        let standby = Arc::new(standby(config, target));
+        threads.push(prepare_in_background(target, &standby, &metrics, &stop)?);
+        let tools =
+            Tools { door: LinkDoor::new(config, target), clock: Monotonic, journal: journal.clone(), metrics, standby };
+        let watch = Watch::new(config, target, tools);
+        threads.push(watch_in_background(watch, target, config.cpu.map(|first| first + index), &stop)?);
+    }
+    drop(journal);
+    tracing::info!(monitor = %config.name, targets = config.targets.len(), period = ?config.period, "watching");
+    let signal = signals.wait().context("signals cannot be waited for")?;
+    tracing::info!(%signal, "ending");
+    stop.store(true, Ordering::Relaxed);
+    for thread in threads.into_iter().chain([writer]) {
+        if thread.join().is_err() {
+            bail!("a thread panicked; its message is above");
+        }
+    }
+    Ok(())
+}
+
+fn standby(config: &Config, target: &Target) -> Standby {
+    let (name, backdoor, services) = (target.name.clone(), target.backdoor, target.services.clone());
+    let assignment = Assignment { target: name, backdoor, services };
+    Standby::new(&config.name, assignment, &target.spares, target.evacuation_patience)
+}
+
+/// A plain thread for one target, so that nothing else is ever scheduled between its samples.
+fn watch_in_background(
+    mut watch: Watch<LinkDoor, Monotonic>,
+    target: &Target,
+    cpu: Option<usize>,
+    stop: &Arc<AtomicBool>,
+) -> Result<JoinHandle<()>> {
+    let stop = Arc::clone(stop);
+    let body = move || {
+        if let Some(cpu) = cpu {
+            pin(cpu);
+        }
+        watch.run(&stop);
+    };
+    thread::Builder::new().name(format!("watch {}", target.name)).spawn(body).context("no thread")
+}
+
+fn pin(cpu: usize) {
+    let count = thread::available_parallelism().map_or(1, usize::from);
+    let mut set = CpuSet::new();
+    let pinned = set.set(cpu % count).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    if let Err(error) = pinned {
+        tracing::warn!(cpu, %error, "not pinned");
+    }
+}
+
+/// Keeps a target's spares warm: asks them to get ready, soon again while one is not.
+fn prepare_in_background(
+    target: &Target,
+    standby: &Arc<Standby>,
+    metrics: &TargetMetrics,
+    stop: &Arc<AtomicBool>,
+) -> Result<JoinHandle<()>> {
+    let (standby, stop, ready) = (Arc::clone(standby), Arc::clone(stop), metrics.spares_ready.clone());
+    let (name, every) = (target.name.clone(), target.prepare_every);
+    let body = move || {
+        let mut last = Vec::new();
+        while !stop.load(Ordering::Relaxed) {
+            let now: Vec<_> = standby.prepare().into_iter().map(|(spare, state)| (spare.to_owned(), state)).collect();
+            let count = now.iter().filter(|(_, state)| matches!(state, Readiness::Ready { .. })).count();
+            ready.set(count as i64);
+            for (spare, state) in now.iter().filter(|one| !last.contains(*one)) {
+                match state {
+                    Readiness::Ready { kernel } => tracing::info!(target_name = %name, %spare, %kernel, "ready"),
+                    Readiness::NotReady { why } => tracing::warn!(target_name = %name, %spare, %why, "not ready"),
+                }
+            }
+            let pause = if count == now.len() { every } else { every.min(PREPARE_AGAIN) };
+            last = now;
+            let mut slept = Duration::ZERO;
+            while slept < pause && !stop.load(Ordering::Relaxed) {
+                thread::sleep(STOP_POLL);
+                slept += STOP_POLL;
+            }
+        }
+    };
+    thread::Builder::new().name(format!("spares {}", target.name)).spawn(body).context("no thread")
+}

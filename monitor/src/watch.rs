@@ -50,6 +50,8 @@ pub enum Standing {
         token: FenceToken,
         /// The last sign of life, if one was seen.
         alive_after_ns: Option<u64>,
+        /// Which illness it has, by its place among the known ones.
+        illness: usize,
     },
     /// A spare has taken over.
     Evacuated,
