@@ -5,6 +5,7 @@
 
 pub mod capture;
 pub mod client;
+pub mod demo;
 pub mod fault;
 pub mod guest;
 pub mod sandbox;

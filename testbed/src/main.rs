@@ -7,8 +7,16 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
-use testbed::{sandbox, timeline::Timeline, topology::Topology};
+use clap::{Args, Parser, Subcommand};
+use testbed::{
+    client::Kind,
+    demo,
+    fault::Fault,
+    sandbox,
+    scenario::{self, Order, Progress, Run},
+    timeline::Timeline,
+    topology::Topology,
+};
 
 /// Breaks real virtual machines and proves that their clients never notice.
 #[derive(Parser)]
@@ -20,6 +28,19 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Action {
+    /// One curl, one panic, one checksum.
+    Demo {
+        /// Where drawing and result are left.
+        #[arg(long, default_value = "out/demo")]
+        out: PathBuf,
+        #[command(flatten)]
+        guest: Guest,
+    },
+    /// Runs a scenario; its last line on standard output is the result, as JSON.
+    Run {
+        #[command(subcommand)]
+        scenario: Scenario,
+    },
     /// Draws a timeline that was saved as JSON: as SVG on standard output, as text on standard error.
     Draw {
         /// The file.
@@ -33,6 +54,61 @@ enum Action {
         #[arg(required = true, trailing_var_arg = true)]
         command: Vec<String>,
     },
+}
+
+#[derive(Subcommand)]
+enum Scenario {
+    /// Clients are served by a guest, the guest hangs, every client must get every byte exactly once.
+    HangDownload(HangDownload),
+}
+
+#[derive(Args)]
+struct HangDownload {
+    /// What is done to the guest.
+    #[arg(long, value_enum, default_value = "panic")]
+    fault: Fault,
+    /// How many clients.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    sessions: u16,
+    /// What they do, in turn.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "paced")]
+    kinds: Vec<Kind>,
+    /// Every second client uses IPv6.
+    #[arg(long)]
+    ipv6: bool,
+    #[command(flatten)]
+    guest: Guest,
+    /// Where result, drawing and, after a failure, logs are left.
+    #[arg(long, default_value = "out/hang-download")]
+    out: PathBuf,
+    /// Leaves the logs there after a success, too.
+    #[arg(long)]
+    keep_logs: bool,
+    /// Records the RDMA network into this file (pcap).
+    #[arg(long)]
+    capture: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Guest {
+    /// Line of guest kernels, as scripts/setup fetches them.
+    #[arg(long, default_value = "6.1", value_parser = ["6.1", "6.12", "6.1-rt"])]
+    kernel: String,
+    /// Virtual CPUs.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    vcpus: u32,
+    /// Everything random follows from it.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Silence of a CPU's tick that counts as a hang.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    deadline_ms: u64,
+}
+
+impl Guest {
+    fn order(&self) -> Order {
+        Order { kernel: self.kernel.clone(), vcpus: self.vcpus, deadline_ms: self.deadline_ms, lockup_module: false }
+    }
 }
 
 fn main() -> ExitCode {
@@ -52,8 +128,23 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     sandbox::enter()?;
     match arguments.action {
         Action::Draw { timeline } => draw(&timeline),
+        Action::Demo { out, guest } => {
+            let pass = demo::demo(&out, guest.order(), guest.seed)?;
+            Ok(if pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Action::Run { scenario: Scenario::HangDownload(arguments) } => hang_download(arguments),
         Action::Enter { place, command } => enter(&place, &command),
     }
+}
+
+fn hang_download(arguments: HangDownload) -> Result<ExitCode> {
+    let HangDownload { fault, sessions, kinds, ipv6, guest, out, keep_logs, capture } = arguments;
+    let (seed, order) = (guest.seed, guest.order());
+    let run = Run { fault, sessions: sessions.into(), kinds, ipv6, seed, order, out, keep_logs, capture };
+    let (verdict, timeline) = scenario::hang_download::run(&run, Progress::begin())?;
+    eprint!("\n{}", timeline.text(100));
+    println!("{}", serde_json::to_string(&verdict)?);
+    Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn draw(file: &Path) -> Result<ExitCode> {

@@ -3,9 +3,10 @@
 //!
 //! Sessions are blocking threads: what a client sees is when `read` returns, and nothing here may blur that.
 
+pub mod content;
 mod http;
 mod plan;
 mod session;
 
 pub use plan::{Kind, Plan, mix};
-pub use session::{Arrival, Outcome, Session};
+pub use session::{Arrival, Outcome, Session, Signals};

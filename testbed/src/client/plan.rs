@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::Serialize;
 
 /// What a session does with its connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Downloads at the pace the server was asked to keep: the server is idle between two pieces.
@@ -17,6 +17,19 @@ pub enum Kind {
     Small,
     /// Sends one request, stays silent for the whole fault, and sends another.
     Idle,
+}
+
+impl Kind {
+    /// For labels.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Paced => "download",
+            Self::Fast => "fast",
+            Self::Upload => "upload",
+            Self::Small => "small",
+            Self::Idle => "idle",
+        }
+    }
 }
 
 /// One session.

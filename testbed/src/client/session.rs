@@ -2,12 +2,13 @@
 
 use std::{
     net::{SocketAddr, TcpStream},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use super::{
+    content,
     http::{Connection, HttpError},
     plan::{Kind, Plan},
 };
@@ -18,8 +19,17 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Time between two requests of a session that makes many.
 const BETWEEN_REQUESTS: Duration = Duration::from_millis(5);
 
-/// Fills a buffer with the content of a seed from an offset on.
-pub type Content = fn(seed: u64, offset: u64, buffer: &mut [u8]);
+/// Bytes of an upload handed to the kernel at once.
+const UPLOAD_PIECE_BYTES: usize = 16 * 1024;
+
+/// What the sessions of a run and whoever directs them tell each other.
+#[derive(Debug, Default)]
+pub struct Signals {
+    /// Set by the director: complete what is under way, and end.
+    pub finish: AtomicBool,
+    /// Sessions that have got (or brought) their first bytes.
+    pub under_way: AtomicUsize,
+}
 
 /// A session about to begin.
 #[derive(Debug)]
@@ -28,8 +38,6 @@ pub struct Session {
     pub plan: Plan,
     /// The service.
     pub server: SocketAddr,
-    /// What belongs where.
-    pub content: Content,
     /// Zero of every time in the outcome.
     pub clock: Instant,
 }
@@ -63,7 +71,8 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn new(kind: Kind) -> Self {
+    /// Nothing yet.
+    pub fn new(kind: Kind) -> Self {
         Self { kind, local: None, arrivals: Vec::new(), bytes_checked: 0, wrong_bytes: 0, requests: 0, lost: None }
     }
 
@@ -78,16 +87,16 @@ impl Outcome {
 }
 
 impl Session {
-    /// Runs until `finish` is set and the exchange then under way is complete, or the session is lost.
-    pub fn run(self, finish: &AtomicBool) -> Outcome {
+    /// Runs until it shall finish and the exchange then under way is complete, or the session is lost.
+    pub fn run(self, signals: &Signals) -> Outcome {
         let mut outcome = Outcome::new(self.plan.kind);
-        if let Err(error) = self.exchanges(finish, &mut outcome) {
+        if let Err(error) = self.exchanges(signals, &mut outcome) {
             outcome.lost = Some(error.to_string());
         }
         outcome
     }
 
-    fn exchanges(&self, finish: &AtomicBool, outcome: &mut Outcome) -> Result<(), HttpError> {
+    fn exchanges(&self, signals: &Signals, outcome: &mut Outcome) -> Result<(), HttpError> {
         let stream = TcpStream::connect_timeout(&self.server, SILENCE_MAX)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(SILENCE_MAX))?;
@@ -95,26 +104,31 @@ impl Session {
         outcome.local = Some(stream.local_addr()?);
         let mut connection = Connection::new(stream);
         loop {
-            let last = finish.load(Ordering::Relaxed);
-            self.exchange(&mut connection, outcome)?;
+            let last = signals.finish.load(Ordering::Relaxed);
+            self.exchange(&mut connection, signals, outcome)?;
             outcome.requests += 1;
             if last {
                 return Ok(());
             }
             match self.plan.kind {
-                Kind::Idle => wait_for(finish),
+                Kind::Idle => wait_for(&signals.finish),
                 Kind::Small => thread::sleep(BETWEEN_REQUESTS),
                 Kind::Paced | Kind::Fast | Kind::Upload => {}
             }
         }
     }
 
-    fn exchange(&self, connection: &mut Connection<TcpStream>, outcome: &mut Outcome) -> Result<(), HttpError> {
+    fn exchange(
+        &self,
+        connection: &mut Connection<TcpStream>,
+        signals: &Signals,
+        outcome: &mut Outcome,
+    ) -> Result<(), HttpError> {
         // Another content each time: a response that belongs to an earlier request must not pass.
         let seed = self.plan.seed + outcome.requests;
         match self.plan.kind {
-            Kind::Upload => self.upload(connection, seed, outcome),
-            _ => self.download(connection, seed, outcome),
+            Kind::Upload => self.upload(connection, seed, signals, outcome),
+            _ => self.download(connection, seed, signals, outcome),
         }
     }
 
@@ -122,20 +136,58 @@ impl Session {
         &self,
         connection: &mut Connection<TcpStream>,
         seed: u64,
+        signals: &Signals,
+        outcome: &mut Outcome,
+    ) -> Result<(), HttpError> {
+        let pace = self.plan.rate.map(|rate| format!("?rate={rate}")).unwrap_or_default();
+        let target = format!("/synthetic/{seed}/{}{pace}", self.plan.bytes);
+        self.check(connection, &target, seed, signals, outcome)
+    }
+
+    /// Brings a file, and fetches it again: what the server has must be what was brought.
+    fn upload(
+        &self,
+        connection: &mut Connection<TcpStream>,
+        seed: u64,
+        signals: &Signals,
+        outcome: &mut Outcome,
+    ) -> Result<(), HttpError> {
+        let (target, bytes) = (format!("/upload-{seed}"), self.plan.bytes);
+        connection.request("PUT", &target, bytes)?;
+        let mut piece = vec![0; UPLOAD_PIECE_BYTES];
+        let mut offset = 0;
+        while offset < bytes {
+            let len = piece.len().min((bytes - offset) as usize);
+            content::fill(seed, offset, &mut piece[..len]);
+            connection.send(&piece[..len])?;
+            self.note(len, signals, outcome);
+            offset += len as u64;
+        }
+        let head = connection.head()?;
+        connection.body(head.body_bytes, |_, _| {})?;
+        self.check(connection, &target, seed, signals, outcome)
+    }
+
+    /// Fetches `target` and compares it with the content of `seed`.
+    fn check(
+        &self,
+        connection: &mut Connection<TcpStream>,
+        target: &str,
+        seed: u64,
+        signals: &Signals,
         outcome: &mut Outcome,
     ) -> Result<(), HttpError> {
         let bytes = self.plan.bytes;
-        let pace = self.plan.rate.map(|rate| format!("?rate={rate}")).unwrap_or_default();
-        connection.request("GET", &format!("/synthetic/{seed}/{bytes}{pace}"), 0)?;
+        connection.request("GET", target, 0)?;
         let head = connection.head()?;
         if head.body_bytes != bytes {
             return Err(HttpError::Response(format!("{} bytes announced, {bytes} asked for", head.body_bytes)));
         }
         let mut expected = Vec::new();
         connection.body(bytes, |offset, got| {
-            outcome.arrivals.push(Arrival { at: self.clock.elapsed(), bytes: got.len() as u64 });
+            self.note(got.len(), signals, outcome);
             expected.resize(got.len(), 0);
-            (self.content)(seed, offset, &mut expected);
+            content::fill(seed, offset, &mut expected);
             outcome.bytes_checked += got.len() as u64;
             if expected != got {
                 outcome.wrong_bytes += expected.iter().zip(got).filter(|(ours, theirs)| ours != theirs).count() as u64;
@@ -143,29 +195,11 @@ impl Session {
         })
     }
 
-    fn upload(
-        &self,
-        connection: &mut Connection<TcpStream>,
-        seed: u64,
-        outcome: &mut Outcome,
-    ) -> Result<(), HttpError> {
-        let bytes = self.plan.bytes;
-        connection.request("PUT", &format!("/synthetic/{seed}/{bytes}"), bytes)?;
-        let mut piece = vec![0; 16 * 1024];
-        let mut offset = 0;
-        while offset < bytes {
-            let len = piece.len().min((bytes - offset) as usize);
-            (self.content)(seed, offset, &mut piece[..len]);
-            connection.send(&piece[..len])?;
-            outcome.arrivals.push(Arrival { at: self.clock.elapsed(), bytes: len as u64 });
-            offset += len as u64;
+    fn note(&self, bytes: usize, signals: &Signals, outcome: &mut Outcome) {
+        if outcome.arrivals.is_empty() {
+            signals.under_way.fetch_add(1, Ordering::Relaxed);
         }
-        let head = connection.head()?;
-        let mut answer = Vec::new();
-        connection.body(head.body_bytes, |_, got| answer.extend_from_slice(got))?;
-        outcome.bytes_checked += bytes;
-        // TODO-UPLOAD
-        Ok(())
+        outcome.arrivals.push(Arrival { at: self.clock.elapsed(), bytes: bytes as u64 });
     }
 }
 

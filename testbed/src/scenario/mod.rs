@@ -1,10 +1,16 @@
 //! Scenarios: a whole installation is built, broken and judged. The result is one line of JSON; a run can be repeated
 //! from its seed.
 
+mod configuration;
 mod daemon;
+pub mod hang_download;
+pub mod incident;
+mod installation;
 mod progress;
 mod verdict;
 
 pub use daemon::{Daemon, program};
+pub use hang_download::Run;
+pub use installation::{Installation, Order};
 pub use progress::Progress;
 pub use verdict::{Host, Verdict};

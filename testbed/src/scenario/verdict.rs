@@ -4,7 +4,7 @@ use std::fs;
 
 use serde::Serialize;
 
-use crate::{client::Outcome, fault::Fault};
+use crate::{client::Outcome, fault::Fault, vm::Accel};
 
 /// The result of one `hang-download`. Times in milliseconds.
 #[derive(Clone, Debug, Serialize)]
@@ -63,7 +63,11 @@ pub struct Host {
 
 impl Host {
     /// This machine.
-    pub fn here(accelerator: &'static str) -> Self {
+    pub fn here() -> Self {
+        let accelerator = match Accel::choose() {
+            Ok(Accel::Kvm) => "kvm",
+            _ => "tcg",
+        };
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
         Self { kernel, cpus: std::thread::available_parallelism().map_or(1, usize::from), accelerator }
     }

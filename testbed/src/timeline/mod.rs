@@ -15,6 +15,8 @@ pub struct Timeline {
     pub fault: String,
     /// What was run, in a line: kernel, vCPUs, sessions, seed.
     pub subtitle: String,
+    /// Time zero on the clock of the world, in nanoseconds since 1970: where a capture is looked into.
+    pub zero_unix_ns: u64,
     /// The monitor's deadline.
     pub deadline_ms: f64,
     /// What each client saw.
@@ -104,6 +106,7 @@ mod tests {
         Timeline {
             fault: "panic".into(),
             subtitle: "Linux 6.1, 1 vCPU".into(),
+            zero_unix_ns: 0,
             deadline_ms: 60.0,
             lanes: vec![lane("download 1", 0.5), lane("download <2>", 1.0)],
             stages: vec![stage("detect", 0.0, 62.0), stage("fence", 62.0, 63.1), stage("extract", 63.1, 65.0)],

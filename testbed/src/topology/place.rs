@@ -41,6 +41,15 @@ impl Place {
         Ok(Self { name, namespace: Some(namespace) })
     }
 
+    /// Another handle of the same place.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn try_clone(&self) -> Result<Self> {
+        let namespace = self.namespace.as_ref().map(OwnedFd::try_clone).transpose();
+        Ok(Self { name: self.name, namespace: namespace.context("duplicating a namespace's descriptor")? })
+    }
+
     /// Its name, for messages and interface names.
     pub fn name(&self) -> &'static str {
         self.name

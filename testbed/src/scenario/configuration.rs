@@ -1,0 +1,124 @@
+//! The configurations of an installation, as an operator would write them. Each daemon's example file explains the
+//! keys.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    path::Path,
+};
+
+use crate::{
+    guest::Service,
+    topology::{FILE_PORT, HYPERVISOR, MONITOR, SERVICE, SERVICE_INTERFACE, SPARE, rdma_v4, service_v4, service_v6},
+    vm::Vm,
+};
+
+/// Name of the guest in every configuration.
+pub(super) const TARGET: &str = "guest";
+
+/// Where a guest's agent offers boxes.
+const GUEST_BOXES: &str = "/run/backdoors/box.sock";
+
+/// Control plane of the backdoor.
+pub(super) const BACKDOOR_CONTROL: SocketAddr = on_rdma_network(HYPERVISOR, control::backdoor::PORT);
+
+/// Control plane of the spare.
+pub(super) const SPARE_CONTROL: SocketAddr = on_rdma_network(SPARE, control::reinstate::PORT);
+
+const fn on_rdma_network(number: u8, port: u16) -> SocketAddr {
+    SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 78, 0, number), port))
+}
+
+pub(super) fn backdoor(vm: &Vm) -> String {
+    format!(
+        "target = \"{TARGET}\"\nlisten = \"{}\"\n\n[vm]\nqmp = \"{}\"\nagent_port = \"{}\"\nram = \"{}\"\n",
+        rdma_v4(HYPERVISOR),
+        vm.backdoor_qmp_socket().display(),
+        vm.agent_socket().display(),
+        vm.ram_path().display(),
+    )
+}
+
+pub(super) fn monitor(journal: &Path, deadline_ms: u64) -> String {
+    format!(
+        r#"[monitor]
+name = "monitor"
+local = "{local}"
+journal = "{journal}"
+
+# An interrupt-level tick on every CPU: stops in a panic, a hard lock-up, and when the virtual CPUs stop.
+[[rule]]
+sensors = "tick.cpu*"
+deadline_ms = {deadline_ms}
+quorum = "any"
+raises = "hang"
+
+# Context switches: stop in a soft lock-up, which leaves the ticks running.
+[[rule]]
+sensors = "switches.cpu*"
+deadline_ms = {SWITCH_DEADLINE_MS}
+quorum = "all"
+raises = "hang"
+
+[[target]]
+name = "{TARGET}"
+backdoor = "{BACKDOOR_CONTROL}"
+on_hang = "evacuate"
+
+[[target.spare]]
+name = "spare"
+control = "{SPARE_CONTROL}"
+
+[[target.service]]
+address = "{v4}"
+ports = [{FILE_PORT}]
+
+[[target.service]]
+address = "{v6}"
+ports = [{FILE_PORT}]
+"#,
+        local = rdma_v4(MONITOR),
+        journal = journal.display(),
+        v4 = service_v4(SERVICE),
+        v6 = service_v6(SERVICE),
+    )
+}
+
+/// The agent's heartbeat wakes a CPU five times a second: three of them may fail to come.
+const SWITCH_DEADLINE_MS: u64 = 800;
+
+pub(super) fn reinstate(boxes: &Path) -> String {
+    format!(
+        "listen = \"{SPARE_CONTROL}\"\nlocal = \"{}\"\ninterface = \"{SERVICE_INTERFACE}\"\nbox_socket = \"{}\"\n",
+        rdma_v4(SPARE),
+        boxes.display(),
+    )
+}
+
+/// Where the guest mounts the files; see [`super::installation`] for the folder on the host.
+pub(super) const GUEST_FILES: &str = "/srv/files";
+
+/// Arguments of the file server on the spare.
+pub(super) fn file_server(boxes: &Path, files: &Path) -> Vec<String> {
+    file_server_arguments(&boxes.display().to_string(), &files.display().to_string())
+}
+
+/// What runs in the guest, in the order in which it starts.
+pub(super) fn guest_services() -> Vec<Service> {
+    vec![
+        Service {
+            name: "target-agent".to_owned(),
+            command: format!("/bin/target-agent --box-socket {GUEST_BOXES}"),
+            ready_path: Some(GUEST_BOXES.to_owned()),
+        },
+        Service {
+            name: "file-server".to_owned(),
+            command: format!("/bin/file-server {}", file_server_arguments(GUEST_BOXES, GUEST_FILES).join(" ")),
+            ready_path: None,
+        },
+    ]
+}
+
+fn file_server_arguments(boxes: &str, files: &str) -> Vec<String> {
+    let listen = format!("[::]:{FILE_PORT}");
+    ["--listen", &listen, "--root", files, "--box-socket", boxes].map(str::to_owned).to_vec()
+}

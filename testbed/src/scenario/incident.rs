@@ -1,0 +1,195 @@
+//! What the healers did, out of the monitor's journal. Its times are on the monotonic clock that all processes of this
+//! machine share, so that they can be laid beside the clients'.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+use control::reinstate::{Outcome, Report};
+use monitor::journal::{Event, Line};
+
+use crate::timeline::Stage;
+
+/// One incident, from the last sign of life to the spare's report. Times in monotonic nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Incident {
+    /// After this moment every raising sensor still moved.
+    pub last_sign_ns: Option<u64>,
+    /// The verdict.
+    pub verdict_ns: Option<u64>,
+    /// The fence: asked for, and standing.
+    pub fence_ns: Option<(u64, u64)>,
+    /// The order to the spare.
+    pub ordered_ns: Option<u64>,
+    /// The spare's report, and when it arrived.
+    pub report: Option<(u64, Report)>,
+    /// Sentences of the journal about what went wrong.
+    pub trouble: Vec<String>,
+}
+
+/// Every line of a journal that is complete so far.
+///
+/// # Errors
+/// When the file cannot be read; a line that is no journal's.
+pub fn read(journal: &Path) -> Result<Vec<Line>> {
+    let text = match fs::read_to_string(journal) {
+        Ok(text) => text,
+        // The monitor makes it when it starts.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("the journal {}", journal.display())),
+    };
+    let complete = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+    complete.lines().map(|line| serde_json::from_str(line).with_context(|| format!("journal line {line:?}"))).collect()
+}
+
+/// Whether the detector has begun to watch.
+pub fn watches(lines: &[Line]) -> bool {
+    lines.iter().any(|line| matches!(line.event, Event::Watching { .. }))
+}
+
+/// Whether a line says that the target is ill.
+pub fn is_verdict(line: &Line) -> bool {
+    matches!(line.event, Event::Verdict { .. })
+}
+
+impl Incident {
+    /// The first incident of a journal.
+    pub fn of(lines: &[Line]) -> Self {
+        let mut incident = Self::default();
+        for line in lines {
+            incident.take(line);
+        }
+        incident
+    }
+
+    fn take(&mut self, line: &Line) {
+        let at = line.mono_ns;
+        match &line.event {
+            Event::LastSign { known: true } => _ = self.last_sign_ns.get_or_insert(at),
+            Event::Verdict { .. } => _ = self.verdict_ns.get_or_insert(at),
+            Event::Fenced { asked_ns, .. } => _ = self.fence_ns.get_or_insert((*asked_ns, at)),
+            Event::Ordered { .. } => self.ordered_ns = Some(at),
+            Event::Evacuated { report, .. } => _ = self.report.get_or_insert_with(|| (at, report.clone())),
+            Event::FenceFailed { why } => self.trouble.push(format!("the fence failed: {why}")),
+            Event::Passed { spare, why } => self.trouble.push(format!("{spare} did not take over: {why}")),
+            Event::OutcomeUnknown { spare, why } => self.trouble.push(format!("{spare} did not answer: {why}")),
+            Event::Undecided { illness, why } => self.trouble.push(format!("{illness} undecided: {why}")),
+            _ => {}
+        }
+    }
+
+    /// Whether it has come to an end, good or bad.
+    pub fn is_over(&self) -> bool {
+        self.report.is_some()
+    }
+
+    /// From the last sign of life to the verdict, in milliseconds.
+    pub fn detect_ms(&self) -> Option<f64> {
+        Some(millis_between(self.last_sign_ns?, self.verdict_ns?))
+    }
+
+    /// The fence, from request to answer, in milliseconds.
+    pub fn fence_ms(&self) -> Option<f64> {
+        self.fence_ns.map(|(asked, stood)| millis_between(asked, stood))
+    }
+
+    /// A stage of the spare's report, in milliseconds.
+    pub fn stage_ms(&self, name: &str) -> Option<f64> {
+        let (_, report) = self.report.as_ref()?;
+        let stage = report.stages.iter().find(|stage| stage.name == name)?;
+        Some(stage.end_us.saturating_sub(stage.begin_us) as f64 / 1e3)
+    }
+
+    /// From the order to the end of the spare's last stage, in milliseconds.
+    pub fn reinstate_ms(&self) -> Option<f64> {
+        let (_, report) = self.report.as_ref()?;
+        report.stages.iter().map(|stage| stage.end_us as f64 / 1e3).reduce(f64::max)
+    }
+
+    /// Sessions the spare could not resume, with its reasons.
+    pub fn lost(&self) -> Vec<String> {
+        let sessions = self.report.iter().flat_map(|(_, report)| &report.sessions);
+        let lost = sessions.filter_map(|session| match &session.outcome {
+            Outcome::Resumed => None,
+            Outcome::Lost { why } => Some(format!("the spare lost {}: {why}", session.peer)),
+        });
+        lost.collect()
+    }
+
+    /// Sessions that live on.
+    pub fn resumed(&self) -> usize {
+        let sessions = self.report.iter().flat_map(|(_, report)| &report.sessions);
+        sessions.filter(|session| session.outcome == Outcome::Resumed).count()
+    }
+
+    /// The stages for the drawing, in milliseconds since `zero_ns`.
+    pub fn stages(&self, zero_ns: u64) -> Vec<Stage> {
+        let stage = |name: &str, begin_ns: u64, end_ns: u64| Stage {
+            name: name.to_owned(),
+            begin_ms: millis_between(zero_ns, begin_ns),
+            end_ms: millis_between(zero_ns, end_ns),
+        };
+        let mut stages = Vec::new();
+        if let Some(verdict) = self.verdict_ns {
+            stages.push(stage("detect", self.last_sign_ns.unwrap_or(zero_ns), verdict));
+        }
+        if let Some((asked, stood)) = self.fence_ns {
+            stages.push(stage("fence", asked, stood));
+        }
+        if let (Some(ordered), Some((_, report))) = (self.ordered_ns, &self.report) {
+            stages.extend(
+                report
+                    .stages
+                    .iter()
+                    .map(|part| stage(&part.name, ordered + part.begin_us * 1000, ordered + part.end_us * 1000)),
+            );
+        }
+        stages
+    }
+}
+
+/// Signed, because a clock of events may put either first.
+pub(super) fn millis_between(from_ns: u64, to_ns: u64) -> f64 {
+    (to_ns as f64 - from_ns as f64) / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(ms: u64, event: Event) -> Line {
+        Line { wall_ns: 0, mono_ns: ms * 1_000_000, target: "guest".into(), event }
+    }
+
+    fn journal() -> Vec<Line> {
+        let stage = |name: &str, begin_us, end_us| control::reinstate::Stage { name: name.into(), begin_us, end_us };
+        let report =
+            Report { stages: vec![stage("extract", 0, 2_000), stage("resume", 2_000, 5_500)], ..Report::default() };
+        vec![
+            line(1000, Event::LastSign { known: true }),
+            line(1060, Event::Fenced { epoch: 2, asked_ns: 1_059_000_000 }),
+            line(1061, Event::Ordered { spare: "spare".into(), silent_ms: 61 }),
+            line(1067, Event::Evacuated { spare: "spare".into(), resumed: 0, lost: 0, report }),
+        ]
+    }
+
+    #[test]
+    fn an_incident_is_measured_from_its_journal() {
+        let incident = Incident::of(&journal());
+        assert!(incident.is_over());
+        assert_eq!(incident.fence_ms(), Some(1.0));
+        assert_eq!(incident.stage_ms("extract"), Some(2.0));
+        assert_eq!(incident.reinstate_ms(), Some(5.5));
+        let stages = incident.stages(1_000_000_000);
+        assert_eq!(stages.last(), Some(&Stage { name: "resume".into(), begin_ms: 63.0, end_ms: 66.5 }));
+    }
+
+    #[test]
+    fn a_line_still_being_written_is_left_for_later() {
+        let file = std::env::temp_dir().join(format!("journal-{}", std::process::id()));
+        let whole = serde_json::to_string(&journal()[0]).unwrap();
+        fs::write(&file, format!("{whole}\n{}", &whole[..20])).unwrap();
+        let lines = read(&file);
+        fs::remove_file(&file).unwrap();
+        assert_eq!(lines.unwrap(), journal()[..1]);
+    }
+}

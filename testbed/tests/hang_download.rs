@@ -1,0 +1,98 @@
+//! The whole story with a real virtual machine: a guest's kernel panics, and no client loses a byte. Slow (a minute),
+//! because everything in it is real.
+//!
+//! The daemons must have been built (`make test` does): the scenario runs them as processes of their own.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+
+/// A folder for results that goes away when the test succeeds.
+struct Out(PathBuf);
+
+impl Out {
+    fn new(name: &str) -> Self {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).expect("cargo's folder for tests can be written");
+        Self(path)
+    }
+
+    fn json(&self, name: &str) -> Value {
+        let text = fs::read_to_string(self.0.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+}
+
+/// Runs `hang-download` and returns its line of JSON; a run that fails shows what it said.
+fn hang_download(out: &Out, arguments: &[&str]) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
+        .args(["run", "hang-download", "--out"])
+        .arg(&out.0)
+        .args(arguments)
+        .output()
+        .expect("testbed can be started");
+    let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{log}\n{said}", output.status);
+    let line = said.lines().last().unwrap_or_default();
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+}
+
+fn check_result(result: &Value, sessions: u64) {
+    assert_eq!(result["pass"], true, "{result}");
+    assert_eq!(result["sessions"], sessions, "{result}");
+    assert_eq!(result["lost"], 0, "{result}");
+    assert_eq!(result["wrong_bytes"], 0, "{result}");
+    assert!(result["bytes_checked"].as_u64() > Some(100_000), "{result}");
+    for figure in ["detect_ms", "fence_ms", "extract_ms", "reinstate_ms", "gap_ms_p50", "gap_ms_p99", "gap_ms_max"] {
+        assert!(result[figure].as_f64() > Some(0.0), "{figure} was not measured: {result}");
+    }
+}
+
+#[test]
+fn a_panic_loses_no_byte_and_the_recovery_travels_as_roce() {
+    let out = Out::new("hang-download-panic");
+    let capture = out.0.join("rdma.pcap");
+    let capture = capture.to_str().expect("cargo's folder is text");
+    let result = hang_download(&out, &["--fault", "panic", "--sessions", "4", "--seed", "11", "--capture", capture]);
+    check_result(&result, 4);
+
+    let timeline = out.json("timeline.json");
+    let drawing = fs::read_to_string(out.0.join("timeline.svg")).expect("a drawing was left");
+    assert!(drawing.contains("extract"), "{drawing}");
+
+    // From the last sign of life to the first resumed bytes: everything that was read came as RoCEv2.
+    let begin = timeline["zero_unix_ns"].as_f64().expect("a time") / 1e9;
+    let lanes = timeline["lanes"].as_array().expect("lanes");
+    let resumed_ms = lanes.iter().filter_map(|lane| lane["gap_ms"][1].as_f64()).fold(f64::INFINITY, f64::min);
+    assert!(resumed_ms.is_finite(), "{timeline}");
+    let judged = judge_capture(capture, begin, begin + resumed_ms / 1e3);
+    assert_eq!(judged["wrong_icrc"], 0, "{judged}");
+    assert!(judged["monitor"]["read_requests"].as_u64() > Some(2), "the monitor sampled a dead guest: {judged}");
+    assert!(judged["spare"]["read_bytes"].as_u64() > Some(4096), "the spare read the dead memory: {judged}");
+    fs::remove_dir_all(&out.0).expect("the results are ours");
+}
+
+fn judge_capture(file: &str, begin: f64, end: f64) -> Value {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("check/roce_capture.py");
+    let output = Command::new("/usr/bin/python3")
+        .arg(script)
+        .args([file, &format!("{begin:.6}"), &format!("{end:.6}"), "10.78.0.1", "10.78.0.3", "10.78.0.2"])
+        .output()
+        .expect("python3 is installed");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_str(&said).unwrap_or_else(|error| panic!("{said:?}: {error}"))
+}
+
+#[test]
+fn vcpus_stopped_between_two_instructions_lose_no_byte() {
+    let out = Out::new("hang-download-stop");
+    let result = hang_download(&out, &["--fault", "stop", "--sessions", "20", "--vcpus", "2", "--seed", "12"]);
+    check_result(&result, 20);
+    fs::remove_dir_all(&out.0).expect("the results are ours");
+}
