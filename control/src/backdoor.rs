@@ -17,7 +17,7 @@ pub enum Request {
     /// Opens the conversation; answered by [`Reply::Welcome`].
     Hello(Hello),
     /// Asks for a queue pair for the caller's end; answered by [`Reply::Connected`]. It lives as long as this control
-    /// connection, or until the caller connects another one with the same local number.
+    /// connection, or until the caller asks for another one on it.
     Connect(QueuePair),
     /// Asks for the region table; answered by [`Reply::Regions`]. With a token of a standing fence, the table has the
     /// fenced memory with its writable key.

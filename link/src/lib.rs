@@ -42,7 +42,7 @@ pub struct Options {
     pub memory_patience: Duration,
     /// Bytes of one round of reads: the size of the landing buffer.
     pub landing_bytes: usize,
-    /// Local UDP port of the queue pair; 0 takes any free one.
+    /// Local UDP port of the queue pair. Any number of links share it; real NICs know no other than 4791.
     pub port: u16,
 }
 
@@ -54,7 +54,7 @@ impl Options {
             control_patience: Duration::from_secs(5),
             memory_patience: Duration::from_secs(1),
             landing_bytes: 4 << 20,
-            port: 0,
+            port: rdma::soft::PORT,
         }
     }
 }

@@ -21,7 +21,7 @@ pub type Memory = Blocking<SoftQueue>;
 /// Which connection of the conversation the queue pair was asked for on, by its number.
 pub(crate) type PairedOn = Arc<AtomicU64>;
 
-/// Opens a queue pair at any free port of `local` and joins it to the backdoor of `conversation`.
+/// Opens a queue pair at `local` and joins it to the backdoor of `conversation`.
 pub(crate) fn open(
     conversation: &Arc<Mutex<Conversation>>,
     local: Ipv4Addr,

@@ -10,9 +10,6 @@ use rdma::QpAttributes;
 use super::stream::Patient;
 use super::{NOTICE, Plane};
 
-/// Queue pairs of one connection: a peer uses one, and two while it replaces it.
-const QUEUE_PAIRS_MAX: usize = 8;
-
 /// How long a peer may take to greet.
 const GREETING_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -24,14 +21,14 @@ struct Peer<'a> {
     name: Option<String>,
     /// The incarnation it was told.
     incarnation: u64,
-    /// Its queue pairs: its number, ours.
-    pairs: Vec<(u32, u32)>,
+    /// Our end of its queue pair, by number.
+    pair: Option<u32>,
 }
 
 /// Answers a peer until one side ends it.
 pub(super) fn converse(plane: &Plane, stream: Patient, from: IpAddr) {
     let incarnation = plane.target.incarnation();
-    let mut peer = Peer { plane, from, name: None, incarnation, pairs: Vec::new() };
+    let mut peer = Peer { plane, from, name: None, incarnation, pair: None };
     let mut channel = Channel::new(stream);
     match peer.serve(&mut channel) {
         Ok(()) | Err(FrameError::Closed) => {}
@@ -116,20 +113,19 @@ impl Peer<'_> {
         }
     }
 
-    fn connect(&mut self, theirs: QueuePair) -> Result<QueuePair, String> {
-        check(&theirs)?;
-        if let Some(index) = self.pairs.iter().position(|(number, _)| *number == theirs.number) {
-            let (_, ours) = self.pairs.swap_remove(index);
+    fn disconnect(&mut self) {
+        if let Some(ours) = self.pair.take() {
             self.plane.pairs.remove(ours);
         }
-        if self.pairs.len() >= QUEUE_PAIRS_MAX {
-            let (_, oldest) = self.pairs.remove(0);
-            self.plane.pairs.remove(oldest);
-        }
+    }
+
+    fn connect(&mut self, theirs: QueuePair) -> Result<QueuePair, String> {
+        check(&theirs)?;
+        self.disconnect();
         let QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight } = theirs;
         let remote = QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight };
         let ours = self.plane.pairs.add(remote).map_err(|error| error.to_string())?;
-        self.pairs.push((number, ours.number));
+        self.pair = Some(ours.number);
         let QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight } = ours;
         Ok(QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight })
     }
@@ -145,8 +141,6 @@ fn check(pair: &QueuePair) -> Result<(), String> {
 
 impl Drop for Peer<'_> {
     fn drop(&mut self) {
-        for (_, ours) in &self.pairs {
-            self.plane.pairs.remove(*ours);
-        }
+        self.disconnect();
     }
 }
