@@ -3,14 +3,18 @@
 //! Evidence: progress sensors that stand still beyond their deadline under a rule that the operator declared to mean
 //! a hang. Which faults they reveal, given the sensors of target-agent:
 //!
-//! | fault | ticks (interrupt level) | context switches | heartbeat (user level) |
+//! | fault | `tick` (its own timer) | `switches` (or idle, or in a user's program) | `agent` (user level) |
 //! |---|---|---|---|
 //! | panic | all stop: the panic stops the CPUs and turns the local APIC off | all stop | stops |
 //! | stopped vCPUs | all stop | all stop | stops |
-//! | hard lock-up of one CPU | that CPU's stops, for good | that CPU's stop | its share stops |
-//! | soft lock-up of one CPU | **go on**: the interrupt is taken | that CPU's stop | its share stops |
-//! | dead agent | go on | go on (fewer) | stops |
-//! | idle target | go on (the tick sensor fires in idle too) | slow down | goes on |
+//! | hard lock-up of one CPU | that CPU's stops, for good | that CPU's stops | may stop |
+//! | soft lock-up of one CPU | **goes on**: interrupts are taken | that CPU's stops | may stop |
+//! | dead agent | goes on: its programs stay loaded | goes on | stops |
+//! | idle target | goes on: the timer fires in idle too | goes on: an idle tick counts | goes on |
+//!
+//! So a rule on `tick.cpu*` with a short deadline finds all but the soft lock-up, a rule on `switches.cpu*` with a
+//! longer one finds that too (a CPU may stay in the kernel for a while in health), and the agent's own sensor must
+//! never raise a hang: it cannot tell its own death from the machine's.
 //!
 //! Confirmation: the path still works and brings the same values again. One look suffices, since the deadline has
 //! been waited for already; what it guards against is a verdict on evidence that has just become old (the monitor

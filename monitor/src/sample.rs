@@ -1,12 +1,15 @@
-//! Sampling: one READ of a target's whole Sensor Box, and the values of the planned sensors out of it.
+//! Sampling: one batch of READs of a target's Sensor Box, and the values of the planned sensors out of it.
 //!
-//! A box is taken apart once, to make a plan; from then on only the planned records are looked at. A record that no
+//! A box is taken apart once, to make a plan; from then on only the header and the planned records are fetched, those
+//! that lie close together in one READ, all in one round trip. A record that no
 //! longer holds what was planned (the agent made other sensors) asks for a new plan; a damaged one only goes without a
 //! value.
 
+use std::ops::Range;
+
 use control::backdoor::FenceToken;
 use link::LinkFailure;
-use remote_memory::{Region, RemoteRead};
+use remote_memory::{LinkError, Read, Region, RemoteRead};
 use sensorbox::layout::{RECORD_BYTES, RECORD_WORDS};
 use sensorbox::{Class as BoxClass, Description, FetchError, Header, SensorBox, fetch_sb, reader};
 
@@ -14,6 +17,10 @@ use crate::detect::{Class, DescribedSensor};
 
 /// Name of the region that holds the Sensor Box.
 pub const REGION: &str = "sb";
+
+/// Bytes between two records that are fetched along rather than asked for in a READ of their own: a request and a
+/// response header cost about as much.
+const GAP_BYTES_MAX: usize = 256;
 
 /// The way to one target: its memory, and the fence.
 pub trait Door {
@@ -57,6 +64,8 @@ pub struct BoxReader {
     region: Region,
     buffer: Vec<u8>,
     planned: Vec<(u32, Description)>,
+    /// Stretches of the box that hold the header and what is planned, ascending and apart.
+    stretches: Vec<Range<usize>>,
 }
 
 impl BoxReader {
@@ -71,22 +80,24 @@ impl BoxReader {
         let described = found.readings.iter().map(|reading| described(&reading.description)).collect();
         let opened = Opened { identity: identity(&found.header), described, damaged: found.damage.len() };
         let planned = records(&found);
-        Ok((Self { region, buffer, planned }, opened))
+        let stretches = vec![0..buffer.len()];
+        Ok((Self { region, buffer, planned, stretches }, opened))
     }
 
     /// Keeps the sensors at `places` of [`Opened::described`]; values come in that order.
     pub fn keep(&mut self, places: &[usize]) {
         self.planned = places.iter().map(|place| self.planned[*place]).collect();
+        self.stretches = stretches(self.planned.iter().map(|(id, _)| *id), self.buffer.len());
     }
 
-    /// One READ of the whole box; fills `values`, one for each sensor kept.
-    pub fn look(&mut self, memory: &mut dyn RemoteRead, values: &mut Vec<Option<u64>>) -> Glance {
+    /// Takes one sample in one round trip; fills `values`, one for each sensor kept. `whole` fetches the records in
+    /// between too, for [`BoxReader::differs_from`].
+    pub fn look(&mut self, memory: &mut dyn RemoteRead, values: &mut Vec<Option<u64>>, whole: bool) -> Glance {
         values.clear();
-        let Some(at) = self.region.at(0, self.buffer.len() as u64) else { return Glance::Unreadable };
-        match memory.read_one(at, &mut self.buffer) {
+        match self.fetch(memory, whole) {
             Err(_) => return Glance::Lost,
-            Ok(Err(_)) => return Glance::Refused,
-            Ok(Ok(())) => {}
+            Ok(false) => return Glance::Refused,
+            Ok(true) => {}
         }
         let Ok(header) = Header::parse(&self.buffer) else { return Glance::Unreadable };
         let mut changed = header.len_bytes() != self.buffer.len() as u64;
@@ -104,7 +115,24 @@ impl BoxReader {
         Glance::Values { identity: identity(&header), changed }
     }
 
-    /// Whether the bytes of the last look hold other sensors than those of `opened`: new ones are found this way.
+    /// Whether every stretch was granted.
+    fn fetch(&mut self, memory: &mut dyn RemoteRead, whole: bool) -> Result<bool, LinkError> {
+        let all = [0..self.buffer.len()];
+        let stretches = if whole { &all[..] } else { &self.stretches };
+        let mut batch = Vec::with_capacity(stretches.len());
+        let (mut rest, mut passed) = (&mut self.buffer[..], 0);
+        for stretch in stretches {
+            let (_, from_here) = rest.split_at_mut(stretch.start - passed);
+            let (into, behind) = from_here.split_at_mut(stretch.len());
+            let Some(at) = self.region.at(stretch.start as u64, stretch.len() as u64) else { return Ok(false) };
+            batch.push(Read::new(at, into));
+            (rest, passed) = (behind, stretch.end);
+        }
+        memory.read(&mut batch)?;
+        Ok(batch.iter().all(|read| read.outcome.is_ok()))
+    }
+
+    /// Whether the bytes of the last whole look hold other sensors than those of `opened`: new ones are found this way.
     pub fn differs_from(&self, opened: &Opened) -> bool {
         let Ok(now) = SensorBox::parse(&self.buffer) else { return false };
         // Damage hides sensors for a moment; a plan is not thrown away for that.
@@ -122,6 +150,22 @@ pub struct Opened {
     pub described: Vec<DescribedSensor>,
     /// Records that did not hold.
     pub damaged: usize,
+}
+
+/// The stretches that hold the header and the records `ids`, joined where the gap costs less than another READ.
+fn stretches(ids: impl Iterator<Item = u32>, len: usize) -> Vec<Range<usize>> {
+    let mut records: Vec<usize> = ids.filter_map(|id| usize::try_from(id).ok()).collect();
+    records.push(0);
+    records.sort_unstable();
+    let mut stretches: Vec<Range<usize>> = Vec::new();
+    for record in records {
+        let (start, end) = (record * RECORD_BYTES, ((record + 1) * RECORD_BYTES).min(len));
+        match stretches.last_mut() {
+            Some(last) if start <= last.end + GAP_BYTES_MAX => last.end = last.end.max(end),
+            _ => stretches.push(start..end),
+        }
+    }
+    stretches
 }
 
 fn records(found: &SensorBox) -> Vec<(u32, Description)> {
@@ -157,4 +201,19 @@ fn words_of(bytes: &[u8], id: u32) -> Option<[u64; RECORD_WORDS]> {
         *word = u64::from_le_bytes(*bytes);
     }
     Some(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_that_lie_close_are_fetched_together_and_others_are_not() {
+        let of = |ids: &[u32]| stretches(ids.iter().copied(), 256 * RECORD_BYTES);
+        assert_eq!(of(&[]), [0..64]);
+        assert_eq!(of(&[2, 1]), [0..192]);
+        assert_eq!(of(&[1, 65, 66, 193]), [0..128, 4160..4288, 12352..12416]);
+        assert_eq!(of(&[5]), [0..384], "256 bytes of gap are fetched along");
+        assert_eq!(of(&[6]), [0..64, 384..448]);
+    }
 }

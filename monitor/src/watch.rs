@@ -173,8 +173,9 @@ impl<D: Door, C: Clock> Watch<D, C> {
     /// Takes one sample and gives it to ring and detector.
     pub(crate) fn look(&mut self) -> Vec<Finding> {
         let begin_ns = self.tools.clock.now_ns();
+        let whole = begin_ns >= self.replan_ns;
         let glance = match (&mut self.reader, self.tools.door.memory()) {
-            (Some((reader, _)), Some(memory)) => reader.look(memory, &mut self.values),
+            (Some((reader, _)), Some(memory)) => reader.look(memory, &mut self.values, whole),
             _ => Glance::Lost,
         };
         let end_ns = self.tools.clock.now_ns();
@@ -185,7 +186,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 let took = Duration::from_nanos(end_ns.saturating_sub(begin_ns));
                 self.tools.metrics.sample_seconds.observe(took.as_secs_f64());
                 let findings = self.observe(begin_ns, end_ns, Some(identity));
-                self.look_for_new_sensors(end_ns, changed);
+                self.look_for_new_sensors(end_ns, whole, changed);
                 findings
             }
             Glance::Lost => self.fail(begin_ns, end_ns, true),
@@ -197,13 +198,12 @@ impl<D: Door, C: Clock> Watch<D, C> {
         }
     }
 
-    fn look_for_new_sensors(&mut self, now_ns: u64, changed: bool) {
+    fn look_for_new_sensors(&mut self, now_ns: u64, whole: bool, changed: bool) {
         let Some((reader, opened)) = &self.reader else { return };
-        let is_due = now_ns >= self.replan_ns;
-        if is_due {
+        if whole {
             self.replan_ns = now_ns + nanos(REPLAN_EVERY);
         }
-        if changed || is_due && reader.differs_from(opened) {
+        if changed || whole && reader.differs_from(opened) {
             self.reader = None;
         }
     }

@@ -1,0 +1,123 @@
+//! What follows a verdict: fence before take-over, one spare at a time, one action per incident.
+
+use monitor::watch::Standing;
+
+use crate::stage::Log;
+use crate::stage::{MS, Part, Play, Setting, Spare, stages};
+
+/// A target that stops at 3 s and two spares that play their parts.
+fn play(first: Part, second: Part) -> Play {
+    let log = Log::default();
+    let spares =
+        vec![("a", Spare::playing("a", first, &log).address), ("b", Spare::playing("b", second, &log).address)];
+    let stops_ns = [3_000 * MS; 2];
+    Play::begin(Setting { stops_ns, on_hang: "evacuate", spares, log, ..Setting::default() })
+}
+
+#[test]
+fn the_fence_comes_before_the_order_and_both_come_once() {
+    let mut play = play(Part::TakesOver, Part::TakesOver);
+    play.run_until(10_000);
+    assert_eq!(*play.watch.standing(), Standing::Evacuated);
+    let told = play.told();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(told[0], "fence: hang");
+    assert!(told[1].starts_with("a: ordered, silent 2") || told[1].starts_with("a: ordered, silent 3"), "{told:?}");
+    assert_eq!((play.metrics.sessions_resumed.get(), play.metrics.sessions_lost.get()), (2, 1));
+    let stages = stages(&play.end());
+    let incident = ["last_sign", "verdict", "fenced", "ordered", "evacuated"];
+    assert_eq!(stages[stages.len() - 5..], incident, "{stages:?}");
+}
+
+#[test]
+fn a_spare_that_refuses_is_followed_by_the_next() {
+    let mut play = play(Part::Refuses, Part::TakesOver);
+    play.run_until(4_000);
+    assert_eq!(*play.watch.standing(), Standing::Evacuated);
+    let told = play.told();
+    assert!(told.len() == 3 && told[1].starts_with("a: ordered") && told[2].starts_with("b: ordered"), "{told:?}");
+}
+
+#[test]
+fn a_spare_that_cannot_be_reached_is_followed_by_the_next() {
+    let log = Log::default();
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let spares = vec![("gone", gone), ("b", Spare::playing("b", Part::TakesOver, &log).address)];
+    let stops_ns = [3_000 * MS; 2];
+    let mut play = Play::begin(Setting { stops_ns, on_hang: "evacuate", spares, log, ..Setting::default() });
+    play.run_until(4_000);
+    assert_eq!(*play.watch.standing(), Standing::Evacuated);
+    assert!(play.told()[1].starts_with("b: ordered"));
+    assert!(stages(&play.end()).contains(&"passed".to_owned()));
+}
+
+#[test]
+fn a_spare_that_is_ready_is_asked_before_one_that_is_not() {
+    let log = Log::default();
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let spares = vec![("gone", gone), ("b", Spare::playing("b", Part::TakesOver, &log).address)];
+    let stops_ns = [3_000 * MS; 2];
+    let mut play = Play::begin(Setting { stops_ns, on_hang: "evacuate", spares, log, ..Setting::default() });
+    play.standby.prepare();
+    play.run_until(4_000);
+    assert_eq!(*play.watch.standing(), Standing::Evacuated);
+    assert!(!stages(&play.end()).contains(&"passed".to_owned()));
+}
+
+#[test]
+fn a_spare_that_falls_silent_after_the_order_is_followed_by_nobody() {
+    let mut play = play(Part::FallsSilent, Part::TakesOver);
+    play.run_until(10_000);
+    assert_eq!(*play.watch.standing(), Standing::OutcomeUnknown);
+    let told = play.told();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(stages(&play.end()).last().unwrap(), "outcome_unknown");
+}
+
+#[test]
+fn when_every_spare_refuses_the_fence_stands_and_they_are_asked_again() {
+    let mut play = play(Part::Refuses, Part::Refuses);
+    play.run_until(6_000);
+    assert!(matches!(play.watch.standing(), Standing::Fenced { .. }));
+    let told = play.told();
+    assert_eq!(told.iter().filter(|what| what.starts_with("fence")).count(), 1, "{told:?}");
+    assert!(told.iter().filter(|what| what.starts_with("b: ordered")).count() >= 2, "{told:?}");
+}
+
+#[test]
+fn a_target_that_cannot_be_fenced_is_not_taken_over() {
+    let log = Log::default();
+    let spares = vec![("a", Spare::playing("a", Part::TakesOver, &log).address)];
+    let fence = Err("the hypervisor does not obey");
+    let stops_ns = [3_000 * MS; 2];
+    let mut play = Play::begin(Setting { stops_ns, on_hang: "evacuate", spares, fence, log, ..Setting::default() });
+    play.run_until(6_000);
+    assert_eq!(*play.watch.standing(), Standing::Watching);
+    let told = play.told();
+    assert!(told.len() >= 2 && told.iter().all(|what| what == "fence: hang"), "{told:?}");
+    assert!(told.len() <= 4, "asked again too often: {told:?}");
+}
+
+#[test]
+fn a_hang_that_is_only_reported_touches_nothing() {
+    let log = Log::default();
+    let spares = vec![("a", Spare::playing("a", Part::TakesOver, &log).address)];
+    let mut play = Play::begin(Setting { stops_ns: [3_000 * MS; 2], spares, log, ..Setting::default() });
+    play.run_until(5_000);
+    assert_eq!(play.told(), Vec::<String>::new());
+    assert_eq!(stages(&play.end())[2..].iter().filter(|stage| *stage == "reported").count(), 1);
+}
+
+#[test]
+fn an_evacuated_target_that_comes_back_is_watched_and_healed_again() {
+    let mut play = play(Part::TakesOver, Part::TakesOver);
+    play.run_until(5_000);
+    assert_eq!(*play.watch.standing(), Standing::Evacuated);
+    play.target.borrow_mut().reboot();
+    play.run_until(8_000);
+    assert_eq!(*play.watch.standing(), Standing::Watching);
+    play.target.borrow_mut().stops_ns = [9_000 * MS; 2];
+    play.run_until(11_000);
+    assert_eq!(*play.watch.standing(), Standing::Evacuated);
+    assert_eq!(play.told().len(), 4);
+}
