@@ -81,9 +81,9 @@ fn attach_ticks(program: &ProgramMut<'_>, cpus: &[u32], place: &Path) -> Result<
     Ok(())
 }
 
-fn attach_trace(program: &ProgramMut<'_>, path: &PathBuf) -> Result<()> {
+fn attach_trace(program: &ProgramMut<'_>, path: &Path) -> Result<()> {
     match program.attach_trace() {
-        Ok(link) => pin(link, path.clone()),
+        Ok(link) => pin(link, path.to_owned()),
         Err(error) => {
             warn!(program = %path.display(), %error, "this kernel lacks a tracepoint; its sensor stands still");
             Ok(())

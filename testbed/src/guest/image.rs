@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process;
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
@@ -104,8 +103,9 @@ impl ImageSpec {
             return Ok(path);
         }
         fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
-        // Written aside and renamed: another testbed never sees half an image.
-        let aside = path.with_extension(format!("{}.part", process::id()));
+        // Written aside and renamed: another testbed never sees half an image. A random name: in a sandbox every
+        // testbed may be process 1.
+        let aside = path.with_extension(format!("{:08x}.part", rand::random::<u32>()));
         let mut file = BufWriter::new(fs::File::create(&aside).with_context(|| format!("{}", aside.display()))?);
         archive::write(&self.tree()?, &mut file)?;
         file.flush()?;

@@ -30,6 +30,23 @@ impl Kernel {
         Self::at(&cache().join(line))
     }
 
+    /// The lines that have been fetched, sorted.
+    ///
+    /// # Errors
+    /// If the folder of kernels cannot be read.
+    pub fn lines() -> Result<Vec<String>> {
+        let place = cache();
+        let entries = fs::read_dir(&place)
+            .with_context(|| format!("no guest kernels in {}: run scripts/setup", place.display()))?;
+        let mut lines: Vec<String> = entries
+            .filter_map(|entry| entry.ok())
+            .filter(|entry| entry.path().join("vmlinuz").is_file())
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        lines.sort();
+        Ok(lines)
+    }
+
     /// The kernel that lies in `place`.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs, process};
+use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 
@@ -35,7 +35,7 @@ fn parse_listing(listing: &str) -> Result<BTreeSet<PathBuf>> {
 /// If it cannot be read. A machine without `strip` gets the whole program.
 pub fn stripped(program: &Path) -> Result<Vec<u8>> {
     let name = program.file_name().unwrap_or(OsStr::new("program")).to_string_lossy();
-    let copy = env::temp_dir().join(format!("backdoors-strip-{}-{name}", process::id()));
+    let copy = env::temp_dir().join(format!("backdoors-strip-{:08x}-{name}", rand::random::<u32>()));
     let strip = Command::new("strip").args(["--strip-all", "-o"]).arg(&copy).arg(program).output();
     let bytes = match strip {
         Ok(output) if output.status.success() => fs::read(&copy),

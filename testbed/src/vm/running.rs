@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -228,9 +227,8 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn make() -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("backdoors-vm-{}-{number}", std::process::id()));
+        // A random name: in a sandbox every testbed may be process 1.
+        let path = std::env::temp_dir().join(format!("backdoors-vm-{:08x}", rand::random::<u32>()));
         fs::create_dir(&path).with_context(|| format!("cannot make the folder {}", path.display()))?;
         Ok(Self(path))
     }
