@@ -5,8 +5,8 @@
 //!   release   (keys are dead already)   set_link … on   cont | system_reset + cont | quit
 //! ```
 //!
-//! Processors first, then links: a link that goes down under running processors could still make them act. If the
-//! links cannot be taken down, the machine is put back as it was found, because nobody gets a token then.
+//! Processors first, then links: a link that goes down under running processors could still make them act. If any of it
+//! fails, the machine is put back as it was found, because nobody gets a token then.
 //!
 //! Deliberately without state: what a release needs is in [`Stopped`]. Every step may be repeated.
 
@@ -48,16 +48,25 @@ impl Stopped {
 /// See [`FenceError`].
 pub fn stop(qmp: &mut Qmp) -> Result<Stopped, FenceError> {
     let was_running = is_running(qmp)?;
+    match halt(qmp) {
+        Ok(links) => Ok(Stopped { was_running, links }),
+        Err(error) => {
+            tracing::error!(%error, "the machine cannot be fenced: it is put back as it was");
+            put_back(qmp, was_running);
+            Err(error)
+        }
+    }
+}
+
+/// Processors, then links; returns the names of these.
+fn halt(qmp: &mut Qmp) -> Result<Vec<String>, FenceError> {
     qmp.execute("stop", json!({}))?;
     if is_running(qmp)? {
         return Err(FenceError::StillRunning);
     }
-    let outcome = links(qmp).and_then(|links| set_links(qmp, &links, false).map(|()| links));
-    outcome.map(|links| Stopped { was_running, links }).map_err(|error| {
-        tracing::error!(%error, "links cannot be taken down: the machine is put back as it was");
-        put_back(qmp, was_running);
-        error.into()
-    })
+    let links = links(qmp)?;
+    set_links(qmp, &links, false)?;
+    Ok(links)
 }
 
 /// Lets a stopped machine go. Its keys must be dead before.
@@ -90,6 +99,7 @@ pub fn stop_again(qmp: &mut Qmp) -> Result<(), QmpError> {
     qmp.execute("stop", json!({})).map(drop)
 }
 
+/// Undoes what [`halt`] may have done. QEMU obeys in order, so this also undoes a `stop` that it has yet to get to.
 fn put_back(qmp: &mut Qmp, was_running: bool) {
     let outcome = links(qmp).and_then(|links| set_links(qmp, &links, true));
     let resumed = if was_running { qmp.execute("cont", json!({})).map(drop) } else { Ok(()) };

@@ -33,13 +33,23 @@ pub(crate) struct Conversation {
     welcome: Welcome,
     /// Counts the connections made: queue pairs of an earlier one are gone with it.
     dials: u64,
+    /// The backdoor was found started anew, and the owner of the link has not been told yet.
+    restarted: bool,
 }
 
 impl Conversation {
     /// Connects and greets.
     pub(crate) fn open(backdoor: SocketAddr, name: &str, patience: Duration) -> Result<Self, LinkFailure> {
         let (channel, welcome) = greet(backdoor, name, patience)?;
-        Ok(Self { backdoor, name: name.to_owned(), patience, channel: Some(channel), welcome, dials: 1 })
+        Ok(Self {
+            backdoor,
+            name: name.to_owned(),
+            patience,
+            channel: Some(channel),
+            welcome,
+            dials: 1,
+            restarted: false,
+        })
     }
 
     pub(crate) fn backdoor(&self) -> SocketAddr {
@@ -54,12 +64,20 @@ impl Conversation {
         self.dials
     }
 
-    /// Asks, dialling anew if the last connection has ended; a refusal comes back as [`LinkFailure::Refused`].
+    /// Asks, dialling anew if the last connection has ended; a refusal comes back as [`LinkFailure::Refused`]. Asks
+    /// nothing and says [`LinkFailure::Restarted`], once, if the backdoor turns out to be another than before.
     pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply, LinkFailure> {
-        let mut channel = match self.channel.take() {
-            Some(channel) if still_open(channel.stream()) => channel,
-            _ => self.dial()?,
-        };
+        self.ensure_open()?;
+        if std::mem::take(&mut self.restarted) {
+            return Err(LinkFailure::Restarted);
+        }
+        self.ask_anyone(request)
+    }
+
+    /// Asks whichever backdoor is there now: for what has nothing to do with keys of before.
+    pub(crate) fn ask_anyone(&mut self, request: &Request) -> Result<Reply, LinkFailure> {
+        self.ensure_open()?;
+        let mut channel = self.channel.take().expect("just ensured");
         channel.stream().restart(self.patience);
         match channel.ask(request) {
             Ok(reply) => {
@@ -81,20 +99,21 @@ impl Conversation {
         LinkFailure::Nonsense { backdoor: self.backdoor, why }
     }
 
-    fn dial(&mut self) -> Result<Channel<Patient>, LinkFailure> {
+    fn ensure_open(&mut self) -> Result<(), LinkFailure> {
+        if self.channel.as_ref().is_some_and(|channel| still_open(channel.stream())) {
+            return Ok(());
+        }
+        self.channel = None;
         let (channel, welcome) = greet(self.backdoor, &self.name, self.patience)?;
         if welcome.target != self.welcome.target {
             let expected = self.welcome.target.clone();
             return Err(LinkFailure::OtherTarget { expected, found: welcome.target });
         }
         self.dials += 1;
-        let restarted = welcome.incarnation != self.welcome.incarnation;
+        self.restarted |= welcome.incarnation != self.welcome.incarnation;
         self.welcome = welcome;
-        if restarted {
-            self.channel = Some(channel);
-            return Err(LinkFailure::Restarted);
-        }
-        Ok(channel)
+        self.channel = Some(channel);
+        Ok(())
     }
 }
 
@@ -170,5 +189,110 @@ impl Write for Patient {
 
     fn flush(&mut self) -> io::Result<()> {
         self.stream.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(300);
+
+    fn welcome(target: &str, incarnation: u64) -> Reply {
+        Reply::Welcome { version: control::VERSION, target: target.into(), incarnation, fenced: false }
+    }
+
+    /// Plays a backdoor: one connection for each list, one reply for each request, then it closes.
+    fn play(connections: Vec<Vec<Reply>>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            for replies in connections {
+                let mut channel = Channel::new(listener.accept().unwrap().0);
+                for reply in replies {
+                    let Ok(_) = channel.receive::<Request>() else { break };
+                    channel.send(&reply).unwrap();
+                }
+            }
+        });
+        address
+    }
+
+    fn open(connections: Vec<Vec<Reply>>) -> Result<Conversation, LinkFailure> {
+        Conversation::open(play(connections), "test", PATIENCE)
+    }
+
+    fn stats() -> Reply {
+        Reply::Stats(Default::default())
+    }
+
+    /// Asks until the closed connection has been noticed, which the network may take a moment for.
+    fn ask_past_loss(talk: &mut Conversation) -> Result<Reply, LinkFailure> {
+        match talk.ask(&Request::Stats) {
+            Err(failure) if failure.is_path() => talk.ask(&Request::Stats),
+            outcome => outcome,
+        }
+    }
+
+    #[test]
+    fn a_closed_connection_is_made_anew() {
+        let hello = welcome("t", 1);
+        let mut talk = open(vec![vec![hello.clone(), stats()], vec![hello, stats()]]).unwrap();
+        assert_eq!(talk.ask(&Request::Stats).unwrap(), stats());
+        assert_eq!(ask_past_loss(&mut talk).unwrap(), stats());
+        assert_eq!(talk.dials(), 2);
+    }
+
+    #[test]
+    fn a_restart_is_told_once_and_a_new_queue_pair_does_not_swallow_it() {
+        let mut talk = open(vec![vec![welcome("t", 1)], vec![welcome("t", 2), stats(), stats()]]).unwrap();
+        while talk.ask_anyone(&Request::Stats).is_err() {}
+        assert!(matches!(talk.ask(&Request::Stats), Err(LinkFailure::Restarted)));
+        assert_eq!(talk.ask(&Request::Stats).unwrap(), stats());
+        assert_eq!(talk.welcome().incarnation, 2);
+    }
+
+    #[test]
+    fn a_backdoor_of_another_target_is_not_spoken_to() {
+        let mut talk = open(vec![vec![welcome("t", 1)], vec![welcome("u", 1)]]).unwrap();
+        let failure = ask_past_loss(&mut talk).unwrap_err();
+        assert!(matches!(failure, LinkFailure::OtherTarget { .. }), "{failure}");
+        assert!(!failure.is_path());
+    }
+
+    #[test]
+    fn whose_fault_a_bad_greeting_is_can_be_told() {
+        let version = control::VERSION + 1;
+        let newer = Reply::Welcome { version, target: "t".into(), incarnation: 1, fenced: false };
+        assert!(matches!(open(vec![vec![newer]]), Err(LinkFailure::Version { theirs }) if theirs == version));
+        assert!(matches!(open(vec![vec![Reply::Released]]), Err(LinkFailure::Nonsense { .. })));
+        let refusal = Reply::Refused { why: "no".into() };
+        assert!(matches!(open(vec![vec![refusal]]), Err(LinkFailure::Refused { why }) if why == "no"));
+        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let failure = Conversation::open(nobody, "test", PATIENCE).unwrap_err();
+        assert!(matches!(failure, LinkFailure::Unreachable { .. }) && failure.is_path());
+    }
+
+    #[test]
+    fn a_peer_that_dribbles_does_not_hold_us() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut bytes = vec![0, 0, 0x10, 0];
+            bytes.resize(0x1000, b' ');
+            for byte in bytes {
+                if stream.write_all(&[byte]).is_err() {
+                    return;
+                }
+                thread::sleep(PATIENCE / 10);
+            }
+        });
+        // 4100 bytes at this pace take two minutes; each of them comes well within the patience of a single read.
+        let failure = Conversation::open(address, "test", PATIENCE).unwrap_err();
+        assert!(failure.is_path(), "{failure}");
     }
 }

@@ -54,7 +54,7 @@ fn negotiate(
     ours: QpAttributes,
 ) -> Result<QpAttributes, LinkFailure> {
     let mut conversation = locked(conversation);
-    match conversation.ask(&Request::Connect(to_message(ours)))? {
+    match conversation.ask_anyone(&Request::Connect(to_message(ours)))? {
         Reply::Connected(theirs) => {
             paired.store(conversation.dials(), Ordering::Relaxed);
             Ok(from_message(theirs))
@@ -67,7 +67,6 @@ fn negotiate(
 /// keys: the guard refuses those, so nothing of before can be mistaken for now.
 fn dial(conversation: &Mutex<Conversation>, paired: &AtomicU64, ours: QpAttributes) -> Result<QpAttributes, LinkError> {
     let outcome = match negotiate(conversation, paired, ours) {
-        Err(LinkFailure::Restarted) => negotiate(conversation, paired, ours),
         // The connection had died unnoticed; this dials anew.
         Err(LinkFailure::PathLost { .. }) => negotiate(conversation, paired, ours),
         outcome => outcome,

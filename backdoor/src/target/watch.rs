@@ -96,7 +96,9 @@ impl Target {
             state.guard.attach(found.layout, &mut rand::rng());
             state.mapping = Some(mapping);
             drop(state);
-            self.incarnation.store(rand::random(), Ordering::Release);
+            if machine.process.is_some() {
+                self.incarnation.store(rand::random(), Ordering::Release); // before the first one there were no keys
+            }
             tracing::info!(target = self.name, bytes, "machine found, its memory is served");
         }
         machine.process = Some(found.process);

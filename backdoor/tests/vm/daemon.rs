@@ -1,5 +1,7 @@
 //! A whole daemon on a loopback address of its own, and links to it.
 
+#![allow(dead_code)] // each test file uses its own part
+
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
