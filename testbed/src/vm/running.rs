@@ -56,13 +56,14 @@ impl Vm {
         let process = Kept::start(QEMU, &line, tap, File::create(&complaints)?)?;
         let said = || fs::read_to_string(&complaints).unwrap_or_default();
         wait_for_sockets(&process, &places).with_context(|| format!("{QEMU} did not start: {}", said().trim()))?;
+        // A socket's file is there a moment before QEMU listens.
+        let control = soon(|| Control::connect(&places.control))?;
+        let qmp = soon(|| Qmp::connect(&places.qmp))?;
+        // Only after QEMU's first answer: sockets are made before RAM, and answered after it.
         let ram = match &spec.ram {
             Ram::Memfd => memfd_of(process.pid())?,
             Ram::File(path) => path.clone(),
         };
-        // A socket's file is there a moment before QEMU listens.
-        let control = soon(|| Control::connect(&places.control))?;
-        let qmp = soon(|| Qmp::connect(&places.qmp))?;
         Ok(Self { name: spec.name, process, control, qmp, ram, places, _folder: folder })
     }
 
