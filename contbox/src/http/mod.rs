@@ -1,6 +1,6 @@
 //! Makes a hyper HTTP/1.1 server recoverable by changing what it accepts from.
 //!
-//! ```ignore
+//! ```text
 //! let accepted = listener.accept().await?;
 //! let (io, exchange) = match &accepted.resumed {
 //!     None => HttpIo::new(accepted.stream),

@@ -1,0 +1,118 @@
+//! A writer that stops after any single store leaves the old or the new snapshot, whole.
+
+use contbox::continuation::{Exporter, Words};
+use contbox::reader::{BadBox, Snapshot, read_box};
+use contbox::{Geometry, Opening};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// A slot whose memory takes no more stores once the budget is spent: the machine has stopped.
+#[derive(Clone)]
+struct Cut {
+    words: Rc<RefCell<Vec<u64>>>,
+    budget: Rc<Cell<usize>>,
+}
+
+impl Cut {
+    fn new(geometry: &Geometry, budget: usize) -> Self {
+        let words = vec![0x5555_aaaa_5555_aaaa; geometry.slot_bytes as usize / 8];
+        Self { words: Rc::new(RefCell::new(words)), budget: Rc::new(Cell::new(budget)) }
+    }
+
+    /// What a remote reader finds: the slot behind a page of header.
+    fn pool(&self, geometry: &Geometry) -> Vec<u8> {
+        let mut pool = vec![0; geometry.slot(0).start as usize];
+        pool.extend(self.words.borrow().iter().flat_map(|word| word.to_le_bytes()));
+        pool
+    }
+}
+
+impl Words for Cut {
+    fn load(&self, index: usize) -> u64 {
+        self.words.borrow()[index]
+    }
+
+    fn store(&self, index: usize, value: u64) {
+        if let Some(left) = self.budget.get().checked_sub(1) {
+            self.budget.set(left);
+            self.words.borrow_mut()[index] = value;
+        }
+    }
+
+    fn order(&self) {}
+}
+
+fn snapshot(number: u64) -> Snapshot {
+    let length = (number * 13 % 60) as usize;
+    Snapshot { lsr: number, lsw: 1000 * number, lws: vec![number as u8 ^ 0x5a; length] }
+}
+
+fn opening(peer: &str) -> Opening {
+    let mut opening = Opening::fresh(1, "10.77.0.100:8080".parse().unwrap(), peer.parse().unwrap());
+    opening.snapshot = snapshot(0);
+    opening
+}
+
+const PLENTY: usize = usize::MAX;
+
+#[test]
+fn a_stop_after_any_store_of_an_export_leaves_a_whole_snapshot() {
+    let geometry = Geometry::with(1, 64, 4096);
+    for earlier in 0..4 {
+        let mut stores = 0;
+        loop {
+            let memory = Cut::new(&geometry, PLENTY);
+            let mut exporter = Exporter::create(memory.clone(), geometry, &opening("10.77.0.4:1")).unwrap();
+            for number in 1..=earlier {
+                let Snapshot { lsr, lsw, lws } = snapshot(number);
+                exporter.export_state(&lws, lsr, lsw).unwrap();
+            }
+            memory.budget.set(stores);
+            let (old, new) = (snapshot(earlier), snapshot(earlier + 1));
+            exporter.export_state(&new.lws, new.lsr, new.lsw).unwrap();
+            let finished = memory.budget.get() > 0;
+            let found = read_box(&memory.pool(&geometry), &geometry, 0, 2000).unwrap().snapshot;
+            assert!(found == old || found == new, "{stores} stores: {found:?}");
+            assert!(!finished || found == new);
+            if finished {
+                break;
+            }
+            stores += 1;
+        }
+        assert!(stores > 4, "an export takes more than {stores} stores");
+    }
+}
+
+#[test]
+fn a_stop_while_a_slot_is_reused_never_shows_the_previous_session_to_the_new_client() {
+    let geometry = Geometry::with(1, 64, 4096);
+    let (first, second) = (opening("10.77.0.4:1"), opening("10.77.0.5:2"));
+    for stores in 0.. {
+        let memory = Cut::new(&geometry, PLENTY);
+        let mut exporter = Exporter::create(memory.clone(), geometry, &first).unwrap();
+        exporter.export_state(b"secret of the first", 5, 5).unwrap();
+        memory.budget.set(stores);
+        exporter.close();
+        Exporter::create(memory.clone(), geometry, &second).unwrap();
+        let finished = memory.budget.get() > 0;
+        match read_box(&memory.pool(&geometry), &geometry, 0, 2000) {
+            Ok(image) if image.peer == second.peer => assert_eq!(image.snapshot, second.snapshot),
+            Ok(image) => assert_eq!((image.peer, image.snapshot.lsr), (first.peer, 5)),
+            Err(why) => assert!(matches!(why, BadBox::NoSession { .. }), "{stores} stores: {why}"),
+        }
+        if finished {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_refused_export_leaves_the_newest_snapshot_alone() {
+    let geometry = Geometry::with(1, 64, 4096);
+    let memory = Cut::new(&geometry, PLENTY);
+    let mut exporter = Exporter::create(memory.clone(), geometry, &opening("10.77.0.4:1")).unwrap();
+    exporter.export_state(b"good", 7, 7).unwrap();
+    assert!(exporter.export_state(&[0; 65], 8, 8).is_err());
+    assert!(exporter.export_state(b"back", 6, 8).is_err());
+    assert_eq!(read_box(&memory.pool(&geometry), &geometry, 0, 2000).unwrap().snapshot.lws, b"good");
+}
