@@ -252,8 +252,7 @@ mod tests {
     #[test]
     fn the_arp_forms_are_these_bytes() {
         let packet = gratuitous_arp(ARP_REQUEST, MAC, Ipv4Addr::new(10, 0, 0, 1));
-        let expected =
-            [0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 9, 10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 10, 0, 0, 1].to_vec();
+        let expected = [0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 9, 10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 10, 0, 0, 1].to_vec();
         assert_eq!(packet, expected);
         assert_eq!(gratuitous_arp(ARP_REPLY, MAC, Ipv4Addr::new(10, 0, 0, 1))[18..24], MAC);
     }

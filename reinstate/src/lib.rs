@@ -15,10 +15,16 @@
 //! exists. No helper program is ever started: addresses, routes and rules are netlink messages.
 
 pub mod address;
+pub mod config;
+pub mod daemon;
+pub mod evacuate;
+pub mod extract;
+pub mod metrics;
 pub mod netlink;
 pub mod packet;
 pub mod position;
 pub mod probe;
 pub mod routes;
+pub mod session;
 pub mod snapshot;
 pub mod tcp_repair;

@@ -21,7 +21,6 @@ const RECEIVE_LEN: usize = 64 * 1024;
 /// Nothing here takes the kernel longer; a silent socket is an error, not a hang.
 const PATIENCE_S: i64 = 2;
 
-
 const KIND_ERROR: u16 = libc::NLMSG_ERROR as u16;
 const KIND_DONE: u16 = libc::NLMSG_DONE as u16;
 
@@ -103,8 +102,7 @@ impl Netlink {
     /// The kernel's.
     pub fn open() -> io::Result<Self> {
         let family = AddressFamily::Netlink;
-        let socket =
-            socket::socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+        let socket = socket::socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
         socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         socket::setsockopt(&socket, socket::sockopt::ReceiveTimeout, &TimeVal::new(PATIENCE_S, 0))?;
         Ok(Self { socket, sequence: 0 })

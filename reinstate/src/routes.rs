@@ -78,11 +78,7 @@ impl RaisedRoutes {
         fixed[0] = family(self.address);
         fixed[2] = (address.len() * 8) as u8;
         fixed[7] = FR_ACT_TO_TBL;
-        let (kind, flags) = if wanted {
-            (libc::RTM_NEWRULE, libc::NLM_F_CREATE)
-        } else {
-            (libc::RTM_DELRULE, 0)
-        };
+        let (kind, flags) = if wanted { (libc::RTM_NEWRULE, libc::NLM_F_CREATE) } else { (libc::RTM_DELRULE, 0) };
         let rule = Message::new(kind, flags, &fixed)
             .with(FRA_SRC, &address)
             .with(FRA_PRIORITY, &RULE_PRIORITY.to_ne_bytes())

@@ -180,7 +180,8 @@ impl Rebuilt {
             }
         }
         let len = used * size_of::<RepairOption>();
-        raw::set_part(self.fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR_OPTIONS, &options, len).at("TCP_REPAIR_OPTIONS")?;
+        raw::set_part(self.fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR_OPTIONS, &options, len)
+            .at("TCP_REPAIR_OPTIONS")?;
         match timestamp {
             Some(value) => self.tcp(libc::TCP_TIMESTAMP, &(value & !1), "TCP_TIMESTAMP"),
             None => Ok(()),

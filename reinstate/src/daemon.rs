@@ -1,0 +1,260 @@
+//! The control plane of a spare: who may speak, what is prepared, and that an order is carried out once.
+//!
+//! One thread accepts, one for each monitor listens; preparing and evacuating take turns behind one lock. An order that
+//! comes again with the same token (its answer was lost) gets the same report, and nothing is done twice.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use contbox::{Pool, service::BoxService};
+use control::{
+    Channel, FrameError, VERSION,
+    backdoor::FenceToken,
+    reinstate::{Assignment, Evacuation, Outcome, Reply, Report, Request},
+};
+
+use crate::{config::Config, evacuate::Prepared, metrics};
+
+/// How long a monitor may take in the middle of a message.
+const WRITE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Counters since the start, and what is true now.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Evacuations carried out.
+    pub evacuations: AtomicU64,
+    /// Sessions resumed.
+    pub resumed: AtomicU64,
+    /// Sessions lost.
+    pub lost: AtomicU64,
+    /// Orders refused.
+    pub refused: AtomicU64,
+    /// Duration of the last evacuation, in microseconds.
+    pub last_us: AtomicU64,
+    /// Targets stood by for.
+    pub prepared: AtomicU64,
+}
+
+/// What is behind the lock.
+struct Spare {
+    config: Config,
+    service: BoxService,
+    prepared: HashMap<String, Prepared>,
+    /// By target, epoch and secret: the order that was carried out.
+    reports: HashMap<(String, u64, u64), Report>,
+    counts: Arc<Counts>,
+}
+
+/// A running spare. Dropped, it gives every address back.
+pub struct Daemon {
+    spare: Arc<Mutex<Spare>>,
+}
+
+fn locked(spare: &Mutex<Spare>) -> MutexGuard<'_, Spare> {
+    // A panic in one evacuation must not take the others with it: what is prepared is checked before it is used.
+    spare.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Daemon {
+    /// Starts to listen: for applications at the box service, for monitors at the control port.
+    ///
+    /// # Errors
+    /// What cannot be opened.
+    pub fn start(config: &Config) -> anyhow::Result<Self> {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        // Only has to differ from the pool of the daemon that was here before.
+        let name = now.as_nanos() as u64 ^ u64::from(std::process::id());
+        let (fd, pool) = Pool::memfd(config.boxes.geometry(), name).context("cannot make the pool of boxes")?;
+        if let Some(folder) = config.box_socket.parent() {
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        let service = BoxService::start(&config.box_socket, pool, fd)
+            .with_context(|| format!("no box service at {}", config.box_socket.display()))?;
+        let at = SocketAddr::from((config.listen, config.control_port));
+        let listener = TcpListener::bind(at).with_context(|| format!("cannot listen at {at}"))?;
+        let counts = Arc::new(Counts::default());
+        if let Some(port) = config.metrics_port {
+            let at = SocketAddr::from((config.listen, port));
+            metrics::serve(at, Arc::clone(&counts)).with_context(|| format!("no metrics at {at}"))?;
+        }
+        let spare =
+            Spare { config: config.clone(), service, prepared: HashMap::new(), reports: HashMap::new(), counts };
+        let spare = Arc::new(Mutex::new(spare));
+        let (peers, accepting) = (config.peers.clone(), Arc::clone(&spare));
+        std::thread::Builder::new().name("control".into()).spawn(move || accept(&listener, &peers, &accepting))?;
+        tracing::info!(%at, box_socket = %config.box_socket.display(), "standing by");
+        Ok(Self { spare })
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Connections may still hold the state; addresses must not outlive us.
+        locked(&self.spare).prepared.clear();
+    }
+}
+
+fn accept(listener: &TcpListener, peers: &[IpAddr], spare: &Arc<Mutex<Spare>>) {
+    for stream in listener.incoming() {
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a monitor could not be accepted");
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        let Ok(peer) = stream.peer_addr() else { continue };
+        if !peers.is_empty() && !peers.contains(&peer.ip()) {
+            tracing::warn!(%peer, "turned away: not among the configured peers");
+            continue;
+        }
+        let spare = Arc::clone(spare);
+        let talk = move || {
+            if let Err(error) = converse(stream, &spare) {
+                tracing::info!(%peer, %error, "a monitor has gone");
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("monitor".into()).spawn(talk) {
+            tracing::warn!(%error, "no thread for a monitor");
+        }
+    }
+}
+
+fn converse(stream: TcpStream, spare: &Mutex<Spare>) -> Result<(), FrameError> {
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(WRITE_PATIENCE))?;
+    let mut channel = Channel::new(stream);
+    let mut greeted = false;
+    loop {
+        let request: Request = match channel.receive() {
+            Err(FrameError::Closed) => return Ok(()),
+            received => received?,
+        };
+        let order = Instant::now();
+        let reply = match request {
+            Request::Hello(hello) if hello.version == VERSION => {
+                tracing::info!(name = hello.name, "a monitor says hello");
+                greeted = true;
+                Reply::Welcome { version: VERSION }
+            }
+            Request::Hello(hello) => {
+                let why = format!("this spare speaks version {VERSION}, not {}", hello.version);
+                channel.send(&Reply::Refused { why })?;
+                return Err(io::Error::from(io::ErrorKind::Unsupported).into());
+            }
+            _ if !greeted => Reply::Refused { why: "a conversation starts with hello".into() },
+            Request::Prepare(assignment) => locked(spare).prepare(&assignment),
+            Request::Evacuate(evacuation) => locked(spare).evacuate(&evacuation, order),
+        };
+        channel.send(&reply)?;
+    }
+}
+
+impl Spare {
+    fn prepare(&mut self, assignment: &Assignment) -> Reply {
+        match self.ready(assignment, true).and_then(|()| self.application_for(assignment)) {
+            Ok(()) => Reply::Ready { kernel: self.prepared[&assignment.target].kernel().to_owned() },
+            Err(why) => {
+                tracing::info!(target_name = assignment.target, why, "not ready");
+                Reply::NotReady { why }
+            }
+        }
+    }
+
+    /// Makes what has to be prepared for `assignment` be so. `refresh`: looks whether it still stands, too.
+    fn ready(&mut self, assignment: &Assignment, refresh: bool) -> Result<(), String> {
+        let known = self.prepared.get_mut(&assignment.target);
+        if let Some(prepared) = known.filter(|prepared| prepared.assignment() == assignment) {
+            // With the service here there is no healthy target to look at.
+            if prepared.holds_addresses() || !refresh {
+                return Ok(());
+            }
+            match prepared.refresh() {
+                Ok(()) => return Ok(()),
+                Err(why) => tracing::info!(target_name = assignment.target, why, "preparing anew"),
+            }
+        }
+        if self.prepared.get(&assignment.target).is_some_and(Prepared::holds_addresses) {
+            return Err(format!("this spare serves for {} under another assignment", assignment.target));
+        }
+        self.prepared.remove(&assignment.target);
+        let made = Prepared::make(&self.config, assignment);
+        if let Ok(prepared) = &made {
+            tracing::info!(target_name = assignment.target, kernel = prepared.kernel(), "ready");
+        }
+        let made = made.map(|prepared| drop(self.prepared.insert(assignment.target.clone(), prepared)));
+        self.counts.prepared.store(self.prepared.len() as u64, Ordering::Relaxed);
+        made
+    }
+
+    fn application_for(&self, assignment: &Assignment) -> Result<(), String> {
+        let apps = self.service.apps();
+        let mut ports = assignment.services.iter().flat_map(|service| &service.ports);
+        match ports.find(|port| !apps.iter().any(|app| app.ports.contains(port))) {
+            Some(port) => Err(format!("no application here serves port {port}")),
+            None => Ok(()),
+        }
+    }
+
+    fn evacuate(&mut self, evacuation: &Evacuation, order: Instant) -> Reply {
+        let key = key(&evacuation.token);
+        if let Some(report) = self.reports.get(&key) {
+            tracing::info!(token = ?evacuation.token, "an order that was carried out comes again");
+            return Reply::Evacuated(report.clone());
+        }
+        match self.take_over(evacuation, order) {
+            Ok(report) => {
+                self.count(&report);
+                self.reports.insert(key, report.clone());
+                Reply::Evacuated(report)
+            }
+            Err(why) => {
+                tracing::error!(token = ?evacuation.token, why, "nothing was taken over");
+                self.counts.refused.fetch_add(1, Ordering::Relaxed);
+                Reply::Refused { why }
+            }
+        }
+    }
+
+    fn take_over(&mut self, evacuation: &Evacuation, order: Instant) -> Result<Report, String> {
+        let (assignment, token) = (&evacuation.assignment, &evacuation.token);
+        if token.target != assignment.target {
+            return Err(format!("the token is for {}, the assignment for {}", token.target, assignment.target));
+        }
+        self.ready(assignment, false)?;
+        let silent = Duration::from_millis(evacuation.silent_ms);
+        let prepared = self.prepared.get_mut(&assignment.target).ok_or("not prepared")?;
+        if prepared.holds_addresses() {
+            return Err(format!("this spare serves for {} already, since an earlier fence", assignment.target));
+        }
+        prepared.take_over(&self.service, &self.config, token, silent, order)
+    }
+
+    fn count(&self, report: &Report) {
+        let resumed = report.sessions.iter().filter(|session| session.outcome == Outcome::Resumed).count() as u64;
+        let lost = report.sessions.len() as u64 - resumed;
+        let took_us = report.stages.last().map_or(0, |stage| stage.end_us);
+        self.counts.evacuations.fetch_add(1, Ordering::Relaxed);
+        self.counts.resumed.fetch_add(resumed, Ordering::Relaxed);
+        self.counts.lost.fetch_add(lost, Ordering::Relaxed);
+        self.counts.last_us.store(took_us, Ordering::Relaxed);
+        tracing::info!(resumed, lost, took_us, stages = ?report.stages, "evacuated");
+        for session in report.sessions.iter().filter(|session| session.outcome != Outcome::Resumed) {
+            tracing::warn!(peer = %session.peer, outcome = ?session.outcome, "a session is lost");
+        }
+    }
+}
+
+fn key(token: &FenceToken) -> (String, u64, u64) {
+    (token.target.clone(), token.epoch, token.secret)
+}

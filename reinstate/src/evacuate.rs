@@ -1,0 +1,351 @@
+//! One evacuation, from the prepared spare to the report.
+//!
+//! Everything slow is done while the target is healthy ([`Prepared::make`]): link, kernel, routes, sockets to announce
+//! and to listen with. The order then costs reads, a few messages and system calls. Until [`StandBy::announce`] an
+//! evacuation can be refused without a trace; from there on it ends in a report, whatever happens to single sessions.
+
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use contbox::service::{BoxService, Handover};
+use control::{
+    backdoor::{FenceToken, RegionEntry},
+    reinstate::{Assignment, Outcome, Report, Session as Reported, Stage},
+};
+use introspect::{
+    Extent, Kernel,
+    linux::tcp::{self, TcpFilter},
+};
+use link::{Link, Options};
+use remote_memory::{Region, RemoteKey};
+use socket2::Socket;
+
+use crate::{
+    address::{Interface, StandBy},
+    config::Config,
+    extract::{Extracted, Lost, extract},
+    netlink::Netlink,
+    position::Start,
+    probe::Prober,
+    routes::RaisedRoutes,
+    session::{Loss, Session},
+    tcp_repair::{self, Rebuilt},
+};
+
+/// A spare that stands by for one target. Dropped, it gives back what it changed on this machine.
+#[derive(Debug)]
+pub struct Prepared {
+    assignment: Assignment,
+    link: Link,
+    incarnation: u64,
+    kernel: Kernel,
+    netlink: Netlink,
+    addresses: Vec<StandBy>,
+    routes: Vec<RaisedRoutes>,
+    prober: Prober,
+}
+
+/// A rebuilt session on its way to its application.
+struct Silent {
+    session: Session,
+    start: Start,
+    socket: Rebuilt,
+}
+
+/// A session whose socket speaks.
+struct Live {
+    session: Session,
+    start: Start,
+    socket: OwnedFd,
+}
+
+fn named<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> Result<T, String> {
+    result.map_err(|error| format!("{what}: {error}"))
+}
+
+fn discover(link: &mut Link) -> Result<Kernel, String> {
+    let ram = named("backdoor", link.region("ram"))?;
+    let extents = extents(&ram);
+    named("kernel of the target", Kernel::discover(link.memory(), RemoteKey::new(ram.key), &extents))
+}
+
+fn extents(ram: &RegionEntry) -> Vec<Extent> {
+    match ram.extents.as_slice() {
+        [] => vec![Extent { start: ram.base, len: ram.len }],
+        some => some.iter().map(|extent| Extent { start: extent.start, len: extent.len }).collect(),
+    }
+}
+
+fn filter(assignment: &Assignment) -> TcpFilter {
+    let ports = assignment.services.iter().flat_map(|service| service.ports.iter().copied());
+    TcpFilter { addresses: assignment.services.iter().map(|it| it.address).collect(), ports: ports.collect() }
+}
+
+impl Prepared {
+    /// Gets ready for a target; a sentence for people if something stands in the way.
+    ///
+    /// # Errors
+    /// The sentence.
+    pub fn make(config: &Config, assignment: &Assignment) -> Result<Self, String> {
+        let options = Options { port: config.roce_port, ..Options::new(format!("reinstate@{}", config.name)) };
+        let mut link = named("backdoor", Link::connect(assignment.backdoor, config.listen, options))?;
+        let welcome = link.welcome();
+        if welcome.target != assignment.target {
+            return Err(format!("the backdoor at {} serves {}", assignment.backdoor, welcome.target));
+        }
+        let kernel = discover(&mut link)?;
+        let mut netlink = named("netlink", Netlink::open())?;
+        let mut addresses: Vec<StandBy> = Vec::new();
+        for service in &assignment.services {
+            if addresses.iter().all(|known| known.address() != service.address) {
+                addresses.push(named("service address", stand_by(&mut netlink, config, service.address))?);
+            }
+        }
+        let places: Vec<_> = addresses.iter().map(|it| (it.address(), it.interface())).collect();
+        let prober = named("listening for clients", Prober::open(&places))?;
+        let mut prepared = Self {
+            assignment: assignment.clone(),
+            link,
+            incarnation: welcome.incarnation,
+            kernel,
+            netlink,
+            addresses,
+            routes: Vec::new(),
+            prober,
+        };
+        for address in prepared.addresses.iter().map(StandBy::address) {
+            // Best effort: without it a client that answers no probe may stay mute, all others go on.
+            match RaisedRoutes::install(&mut prepared.netlink, address, config.route_table) {
+                Ok(routes) => prepared.routes.push(routes),
+                Err(error) => tracing::warn!(%address, %error, "no raised initial window"),
+            }
+        }
+        Ok(prepared)
+    }
+
+    /// What it stands by for.
+    pub fn assignment(&self) -> &Assignment {
+        &self.assignment
+    }
+
+    /// The target's kernel release.
+    pub fn kernel(&self) -> &str {
+        &self.kernel.release
+    }
+
+    /// Whether the service is here.
+    pub fn holds_addresses(&self) -> bool {
+        self.addresses.iter().any(StandBy::is_held)
+    }
+
+    /// Looks whether everything still stands while the target is healthy: the link, and the kernel that was learned.
+    /// A target that was started anew is learned anew. Also keeps the walk's code and the link warm.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub fn refresh(&mut self) -> Result<(), String> {
+        named("backdoor", self.link.ping())?;
+        let incarnation = self.link.welcome().incarnation;
+        let ram = named("backdoor", self.link.region("ram"))?;
+        let walked = tcp::walk(&self.kernel, self.link.memory(), RemoteKey::new(ram.key), &filter(&self.assignment));
+        let (_, damage) = named("sockets of the target", walked)?;
+        // Damage of the table itself: a busy machine tears chains, a rebooted one has nothing where it was.
+        if incarnation != self.incarnation || !damage.is_empty() {
+            self.kernel = discover(&mut self.link)?;
+            self.incarnation = incarnation;
+        }
+        Ok(())
+    }
+
+    /// Reads the sessions out of the fenced target.
+    ///
+    /// # Errors
+    /// A sentence for people; nothing has been changed then.
+    fn extract(&mut self, token: &FenceToken, silent: Duration) -> Result<Extracted, String> {
+        let regions = named("regions under the fence", self.link.regions(Some(token)))?;
+        let pool = regions.iter().find(|region| region.name == "cb").cloned().map(Region::from);
+        let ram = RemoteKey::new(token.ram_key);
+        let filter = filter(&self.assignment);
+        named("extraction", extract(&self.kernel, self.link.memory(), ram, pool.as_ref(), &filter, silent))
+    }
+
+    /// Takes over. `order` is when the order arrived.
+    ///
+    /// # Errors
+    /// A sentence for people; nothing has been changed then.
+    pub fn take_over(
+        &mut self,
+        service: &BoxService,
+        config: &Config,
+        token: &FenceToken,
+        silent: Duration,
+        order: Instant,
+    ) -> Result<Report, String> {
+        let mut stages = Stages { order, done: Vec::new(), begun: Duration::ZERO };
+        let Extracted { sessions, mut lost, damage } = self.extract(token, silent)?;
+        stages.end("extract");
+        // From here on clients' packets come to us.
+        for address in &self.addresses {
+            named("announcing the address", address.announce())?;
+        }
+        let snapshots: Vec<_> = sessions.iter().map(|session| &session.snapshot).collect();
+        let verdicts = self.prober.ask(&snapshots, order, config.probe.patience()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "clients cannot be asked; going on with the target's numbers");
+            snapshots.iter().map(|snapshot| Ok(crate::position::assumed(snapshot))).collect()
+        });
+        stages.end("probe");
+        let silent_ones = rebuild(sessions, verdicts, order, &mut lost);
+        stages.end("rebuild");
+        self.take_addresses()?;
+        stages.end("address");
+        let live = speak(silent_ones, &mut lost);
+        let resumed = hand_over(service, live, Duration::from_millis(config.application_ms), &mut lost);
+        stages.end("resume");
+        self.end_lost(&lost, order);
+        Ok(report(resumed, lost, damage, stages))
+    }
+
+    fn take_addresses(&mut self) -> Result<(), String> {
+        for address in &mut self.addresses {
+            if let Err(error) = address.take(&mut self.netlink) {
+                // Sockets under repair end without a word when they are dropped; give back what we took.
+                self.release();
+                return Err(format!("taking the address over: {error}"));
+            }
+        }
+        for routes in &mut self.routes {
+            let _ = routes.retire(&mut self.netlink);
+        }
+        Ok(())
+    }
+
+    /// Ends lost sessions at their clients: asked where it stands, a client answers, and this kernel, which has the
+    /// address and no such socket, resets it with exactly the number the client accepts.
+    fn end_lost(&self, lost: &[Lost], order: Instant) {
+        for lost in lost {
+            if let Err(error) = self.prober.poke(&lost.snapshot, order.elapsed()) {
+                tracing::debug!(peer = %lost.snapshot.peer, %error, "a lost session's client cannot be told");
+            }
+        }
+    }
+
+    /// Gives addresses and routes back. Sockets of applications stay; whoever ends the service ends them first.
+    pub fn release(&mut self) {
+        for address in &mut self.addresses {
+            if let Err(error) = address.give_back(&mut self.netlink) {
+                tracing::warn!(address = %address.address(), %error, "the address could not be given back");
+            }
+        }
+        for routes in &mut self.routes {
+            routes.remove(&mut self.netlink);
+        }
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+fn stand_by(netlink: &mut Netlink, config: &Config, address: IpAddr) -> io::Result<StandBy> {
+    let interface = match &config.interface {
+        Some(name) => Interface::named(netlink, name)?,
+        None => Interface::towards(netlink, address)?,
+    };
+    StandBy::prepare(address, interface)
+}
+
+struct Stages {
+    order: Instant,
+    done: Vec<Stage>,
+    begun: Duration,
+}
+
+impl Stages {
+    fn end(&mut self, name: &str) {
+        let now = self.order.elapsed();
+        let (begin_us, end_us) = (self.begun.as_micros() as u64, now.as_micros() as u64);
+        self.done.push(Stage { name: name.to_owned(), begin_us, end_us });
+        self.begun = now;
+    }
+}
+
+fn rebuild(
+    sessions: Vec<Session>,
+    verdicts: Vec<crate::probe::Verdict>,
+    order: Instant,
+    lost: &mut Vec<Lost>,
+) -> Vec<Silent> {
+    let mut rebuilt = Vec::with_capacity(sessions.len());
+    for (session, verdict) in sessions.into_iter().zip(verdicts) {
+        let built = verdict.map_err(Loss::from).and_then(|start| {
+            let timestamp = session.snapshot.timestamp_after(order.elapsed());
+            let socket = tcp_repair::rebuild(&session.snapshot, start, timestamp);
+            socket.map(|socket| (start, socket)).map_err(|error| Loss::Repair(error.to_string()))
+        });
+        match built {
+            Ok((start, socket)) => rebuilt.push(Silent { session, start, socket }),
+            Err(why) => lost.push(Lost { snapshot: session.snapshot, why }),
+        }
+    }
+    rebuilt
+}
+
+fn speak(silent: Vec<Silent>, lost: &mut Vec<Lost>) -> Vec<Live> {
+    let mut live = Vec::with_capacity(silent.len());
+    for Silent { session, start, socket } in silent {
+        match socket.go_live(&session.snapshot, start) {
+            Ok(socket) => live.push(Live { session, start, socket }),
+            Err(error) => lost.push(Lost { snapshot: session.snapshot, why: Loss::Repair(error.to_string()) }),
+        }
+    }
+    live
+}
+
+fn hand_over(service: &BoxService, live: Vec<Live>, patience: Duration, lost: &mut Vec<Lost>) -> Vec<Session> {
+    let mut sessions = Vec::with_capacity(live.len());
+    let mut handovers = Vec::with_capacity(live.len());
+    for Live { session, start, socket } in live {
+        handovers.push(Handover { opening: session.opening(start), discard: session.discard, socket });
+        sessions.push(session);
+    }
+    let mut resumed = Vec::with_capacity(sessions.len());
+    for (session, answer) in sessions.into_iter().zip(service.resume(handovers, patience)) {
+        match answer {
+            Ok(()) => resumed.push(session),
+            Err(declined) => {
+                // Lingering for no time: the client gets a reset instead of a stream that looks complete.
+                let _ = Socket::from(declined.socket).set_linger(Some(Duration::ZERO));
+                lost.push(Lost { snapshot: session.snapshot, why: Loss::Declined(declined.why) });
+            }
+        }
+    }
+    resumed
+}
+
+fn report(resumed: Vec<Session>, lost: Vec<Lost>, damage: Vec<String>, stages: Stages) -> Report {
+    let live_us = Some(stages.begun.as_micros() as u64);
+    let mut sessions: Vec<Reported> = resumed
+        .iter()
+        .map(|session| Reported {
+            local: session.snapshot.local,
+            peer: session.snapshot.peer,
+            outcome: Outcome::Resumed,
+            bytes: session.bytes(),
+            live_us,
+        })
+        .collect();
+    sessions.extend(lost.iter().map(|lost| Reported {
+        local: lost.snapshot.local,
+        peer: lost.snapshot.peer,
+        outcome: Outcome::Lost { why: lost.why.to_string() },
+        bytes: 0,
+        live_us: None,
+    }));
+    Report { sessions, stages: stages.done, damage }
+}

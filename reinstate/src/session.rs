@@ -1,0 +1,343 @@
+//! Which connection can go on, and with what: a socket out of dead memory and the box with the same ends, put together.
+//!
+//! ```text
+//!   received:  |-- digested --| lsr ---- log (box) ---- copied |-- receive queue (socket) --| rcv_nxt
+//!   sent:      |-- acknowledged --| una ---- send queue (socket) ---- written |
+//!                            lsw ^---- produced again and swallowed ----------|    discard = written - lsw
+//! ```
+//!
+//! Pure: no socket, no clock. The kernel's numbers are the truth for TCP, the last export is the truth for the
+//! application; where they cannot both be true the session is lost, with the reason. Never a corrupt stream.
+
+use std::time::Duration;
+
+use contbox::{
+    BoxImage,
+    continuation::Opening,
+    reader::{BadBox, BoxHead},
+};
+use introspect::linux::tcp::{State, TcpSocket};
+
+use crate::{
+    position::Start,
+    snapshot::{Snapshot, distance},
+};
+
+/// Why a session cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Loss {
+    /// The application never protected this connection.
+    #[error("it has no continuation box")]
+    NoBox,
+    /// Two boxes claim it: which one is true cannot be known.
+    #[error("{0} continuation boxes claim it")]
+    ManyBoxes(usize),
+    /// Its box cannot be used.
+    #[error("its box: {0}")]
+    Box(#[from] BadBox),
+    /// It was on its way to its end.
+    #[error("it was closing ({0:?})")]
+    Closing(State),
+    /// It waited in the accept queue.
+    #[error("the application had not accepted it")]
+    NotAccepted,
+    /// Something TCP_REPAIR cannot express.
+    #[error("{0} cannot be rebuilt")]
+    Unsupported(&'static str),
+    /// Its memory was not whole.
+    #[error("its {0} is not whole in the dead memory")]
+    Damaged(&'static str),
+    /// The client's answer does not fit.
+    #[error("{0}")]
+    Refused(#[from] crate::position::Refused),
+    /// This kernel would not build it.
+    #[error("{0}")]
+    Repair(String),
+    /// The application here did not take it.
+    #[error("the application: {0}")]
+    Declined(String),
+}
+
+/// A session that can go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Its connection.
+    pub snapshot: Snapshot,
+    /// Its box.
+    pub image: BoxImage,
+    /// Stream offset of the first byte in the receive queue.
+    pub copied: u64,
+    /// Stream offset after the last byte the dead kernel took from the application.
+    pub written: u64,
+    /// Bytes of regenerated output to swallow.
+    pub discard: u64,
+}
+
+impl Session {
+    /// Bytes put back: log and both queues.
+    pub fn bytes(&self) -> u64 {
+        (self.image.logged.len() + self.snapshot.sending.len() + self.snapshot.receiving.len()) as u64
+    }
+
+    /// What its new box is created with, when the rebuilt socket goes on at `start`. The new kernel socket counts from
+    /// there, and its first received byte is the first unread one.
+    pub fn opening(&self, start: Start) -> Opening {
+        let left = self.snapshot.sending_from(start.seq).map_or(0, <[u8]>::len) as u64;
+        Opening {
+            owner: 0,
+            local: self.snapshot.local,
+            peer: self.snapshot.peer,
+            base_read: self.copied,
+            base_written: self.written - left,
+            snapshot: self.image.snapshot.clone(),
+            logged: self.image.logged.clone(),
+        }
+    }
+}
+
+/// The part of admission that needs no box: whether this kernel's means suffice to rebuild the connection.
+///
+/// # Errors
+/// [`Loss`] with the first obstacle.
+pub fn rebuildable(socket: &TcpSocket) -> Result<(), Loss> {
+    let unsupported = [
+        (socket.urgent, "urgent data"),
+        (socket.repair, "a connection under checkpoint"),
+        (socket.has_ulp, "an upper-layer protocol (kernel TLS)"),
+        (socket.is_mptcp, "Multipath TCP"),
+        (socket.local.is_ipv4() != socket.peer.is_ipv4(), "a connection between address families"),
+    ];
+    if let Some((_, what)) = unsupported.iter().find(|(is, _)| *is) {
+        return Err(Loss::Unsupported(what));
+    }
+    if socket.state != State::Established || socket.fin_queued || socket.fin_received || socket.orphaned {
+        return Err(Loss::Closing(socket.state));
+    }
+    if !socket.accepted {
+        return Err(Loss::NotAccepted);
+    }
+    let sent = socket.send_queue.iter().map(|segment| segment.bytes.len()).sum::<usize>();
+    if !socket.send_queue_complete || sent as u64 != u64::from(distance(socket.snd_una, socket.write_seq)) {
+        return Err(Loss::Damaged("send queue"));
+    }
+    let unread = u64::from(distance(socket.copied_seq, socket.rcv_nxt));
+    if !socket.receive_queue_complete || socket.receive_queue.len() as u64 != unread {
+        return Err(Loss::Damaged("receive queue"));
+    }
+    if socket.bytes_received < unread {
+        return Err(Loss::Damaged("count of received bytes"));
+    }
+    Ok(())
+}
+
+/// The stream offset up to which the dead kernel handed input to the application.
+///
+/// # Errors
+/// [`Loss::Damaged`] if box and socket cannot both be right.
+pub fn copied_offset(socket: &TcpSocket, head: &BoxHead) -> Result<u64, Loss> {
+    head.base_read.checked_add(socket.read_offset()).ok_or(Loss::Damaged("stream offset"))
+}
+
+/// Puts a socket that is [`rebuildable`] and the image of its box together.
+///
+/// # Errors
+/// [`Loss`] if their numbers contradict each other.
+pub fn admit(socket: TcpSocket, image: BoxImage, silent: Duration) -> Result<Session, Loss> {
+    let offset = |base: u64, more: u64| base.checked_add(more).ok_or(Loss::Damaged("stream offset"));
+    let copied = offset(image.base_read, socket.read_offset())?;
+    let written = offset(image.base_written, socket.written_offset())?;
+    if offset(image.snapshot.lsr, image.logged.len() as u64)? != copied {
+        return Err(Loss::Damaged("receive log"));
+    }
+    let discard = image.discard(written)?;
+    if written < u64::from(distance(socket.snd_una, socket.write_seq)) {
+        return Err(Loss::Damaged("count of written bytes"));
+    }
+    Ok(Session { snapshot: snapshot(socket, silent), image, copied, written, discard })
+}
+
+/// The connection's values. `silent` is how long the target has been silent at most.
+pub fn snapshot(socket: TcpSocket, silent: Duration) -> Snapshot {
+    let timestamp = socket.timestamps.then(|| timestamp(&socket, silent));
+    Snapshot {
+        local: socket.local,
+        peer: socket.peer,
+        snd_una: socket.snd_una,
+        snd_nxt: socket.snd_nxt,
+        sending: socket.send_queue.into_iter().flat_map(|segment| segment.bytes).collect(),
+        rcv_nxt: socket.rcv_nxt,
+        receiving: socket.receive_queue,
+        rcv_wup: socket.rcv_wup,
+        rcv_wnd: socket.rcv_wnd,
+        snd_wl1: socket.snd_wl1,
+        snd_wnd: socket.snd_wnd,
+        max_window: socket.max_window.max(socket.snd_wnd),
+        scales: socket.window_scaling.then_some((socket.snd_wscale, socket.rcv_wscale)),
+        sack: socket.sack,
+        timestamp,
+        mss_clamp: socket.mss_clamp,
+    }
+}
+
+/// A TSval the client has not seen yet. Where the target counted microseconds, ours goes on from there in
+/// milliseconds: it only has to grow.
+fn timestamp(socket: &TcpSocket, silent: Duration) -> u32 {
+    let last_us = socket.tcp_mstamp_us.max(socket.tcp_wstamp_ns / 1000);
+    let passed_us = last_us.wrapping_add(silent.as_micros() as u64);
+    let ticks = if socket.timestamps_in_us { passed_us } else { passed_us / 1000 };
+    (ticks as u32).wrapping_add(socket.tsoffset)
+}
+
+#[cfg(test)]
+mod tests {
+    use contbox::Snapshot as Export;
+    use introspect::linux::tcp::Segment;
+    use proptest::prelude::*;
+    use remote_memory::KernelVirt;
+
+    use super::*;
+    use crate::position;
+
+    /// A connection whose application has written `written` bytes, `acked` of them acknowledged, and read `copied` of
+    /// `received`; sequence numbers start at `isn`.
+    fn socket(isn: u32, acked: u32, written: u32, copied: u32, received: u32) -> TcpSocket {
+        let at = |offset| isn.wrapping_add(offset);
+        let bytes = (acked..written).map(|byte| byte as u8).collect::<Vec<_>>();
+        TcpSocket {
+            address: KernelVirt::new(1),
+            local: "10.0.0.1:80".parse().unwrap(),
+            peer: "10.0.0.2:4000".parse().unwrap(),
+            inet6_socket: false,
+            state: State::Established,
+            accepted: true,
+            orphaned: false,
+            in_init_net: true,
+            bound_device: 0,
+            snd_una: at(acked),
+            snd_nxt: at(written),
+            write_seq: at(written),
+            rcv_nxt: at(received),
+            copied_seq: at(copied),
+            rcv_wup: at(received),
+            rcv_wnd: 1000,
+            snd_wl1: at(received),
+            snd_wnd: 1000,
+            max_window: 500,
+            snd_cwnd: 10,
+            mss_cache: 1448,
+            mss_clamp: 1460,
+            timestamps: true,
+            window_scaling: true,
+            sack: true,
+            snd_wscale: 7,
+            rcv_wscale: 6,
+            tsoffset: 5,
+            timestamps_in_us: false,
+            ts_recent: 0,
+            tcp_mstamp_us: 1_000_000,
+            tcp_wstamp_ns: 1_002_000_000,
+            bytes_acked: acked.into(),
+            bytes_received: received.into(),
+            lock_held: false,
+            shutdown: 0,
+            urgent: false,
+            repair: false,
+            has_ulp: false,
+            is_mptcp: false,
+            send_queue: vec![Segment { seq: at(acked), end_seq: at(written), bytes, sent: true, fin: false }],
+            receive_queue: (copied..received).map(|byte| byte as u8).collect(),
+            fin_queued: false,
+            fin_received: false,
+            send_queue_complete: true,
+            receive_queue_complete: true,
+            damage: vec![],
+        }
+    }
+
+    fn image(socket: &TcpSocket, bases: (u64, u64), lsr: u64, lsw: u64) -> BoxImage {
+        let copied = bases.0 + socket.read_offset();
+        BoxImage {
+            local: socket.local,
+            peer: socket.peer,
+            base_read: bases.0,
+            base_written: bases.1,
+            snapshot: Export { lsr, lsw, lws: vec![1] },
+            logged: (lsr..copied).map(|byte| byte as u8).collect(),
+        }
+    }
+
+    #[test]
+    fn each_obstacle_is_named() {
+        let check = |change: fn(&mut TcpSocket), expected: &str| {
+            let mut socket = socket(100, 10, 20, 5, 8);
+            change(&mut socket);
+            assert_eq!(rebuildable(&socket).unwrap_err().to_string(), expected);
+        };
+        assert_eq!(rebuildable(&socket(100, 10, 20, 5, 8)), Ok(()));
+        check(|socket| socket.urgent = true, "urgent data cannot be rebuilt");
+        check(|socket| socket.has_ulp = true, "an upper-layer protocol (kernel TLS) cannot be rebuilt");
+        check(|socket| socket.is_mptcp = true, "Multipath TCP cannot be rebuilt");
+        check(|socket| socket.state = State::CloseWait, "it was closing (CloseWait)");
+        check(|socket| socket.accepted = false, "the application had not accepted it");
+        check(|socket| socket.write_seq += 1, "its send queue is not whole in the dead memory");
+        check(|socket| socket.send_queue_complete = false, "its send queue is not whole in the dead memory");
+        check(|socket| socket.rcv_nxt += 1, "its receive queue is not whole in the dead memory");
+        check(|socket| socket.bytes_received = 1, "its count of received bytes is not whole in the dead memory");
+    }
+
+    #[test]
+    fn a_box_that_contradicts_the_kernel_is_a_loss() {
+        let dead = socket(100, 10, 20, 5, 8);
+        let admitted = |image| admit(dead.clone(), image, Duration::ZERO);
+        assert_eq!(admitted(image(&dead, (0, 0), 3, 15)).unwrap().discard, 5);
+        let ahead = Loss::Box(BadBox::OutputAhead { lsw: 21, written: 20 });
+        assert_eq!(admitted(image(&dead, (0, 0), 3, 21)), Err(ahead));
+        let short = BoxImage { logged: vec![], ..image(&dead, (0, 0), 3, 15) };
+        assert_eq!(admitted(short), Err(Loss::Damaged("receive log")));
+        assert_eq!(admitted(image(&dead, (0, u64::MAX), 3, 15)), Err(Loss::Damaged("stream offset")));
+    }
+
+    #[test]
+    fn the_timestamp_goes_on_from_the_last_packet() {
+        let dead = socket(100, 10, 20, 5, 8);
+        assert_eq!(snapshot(dead.clone(), Duration::from_millis(40)).timestamp, Some(1002 + 40 + 5));
+        let fine = TcpSocket { timestamps_in_us: true, ..dead };
+        assert_eq!(snapshot(fine, Duration::from_millis(40)).timestamp, Some(1_042_005));
+    }
+
+    proptest! {
+        /// The model: the client got `[0, position)`; the application, set back to its last export, produces the
+        /// stream again from `lsw` on. What is sent from the queue and what is produced after the swallowed bytes must
+        /// be the rest of the stream, once. The same for input: log and receive queue are `[lsr, received)`, once.
+        #[test]
+        fn every_byte_once(
+            isn: u32,
+            bases in (0u64..1000, 0u64..1000),
+            acked in 0u32..500, queued in 0u32..500, has in 0u32..500, back in 0u64..500,
+            copied in 0u32..500, unread in 0u32..500, undigested in 0u64..500,
+        ) {
+            let (written, received) = (acked + queued, copied + unread);
+            let dead = socket(isn, acked, written, copied, received);
+            let lsr = (bases.0 + u64::from(copied)).saturating_sub(undigested);
+            let lsw = (bases.1 + u64::from(written)).saturating_sub(back);
+            let boxed = image(&dead, bases, lsr, lsw);
+            prop_assert_eq!(rebuildable(&dead), Ok(()));
+            let session = admit(dead, boxed, Duration::ZERO).unwrap();
+            let ahead = has.min(queued);
+            let seq = session.snapshot.snd_una.wrapping_add(ahead);
+            let start = Start { seq, ..position::assumed(&session.snapshot) };
+            let opening = session.opening(start);
+
+            let client_has = bases.1 + u64::from(acked + ahead);
+            prop_assert_eq!(opening.base_written, client_has);
+            let sent = session.snapshot.sending_from(seq).unwrap().to_vec();
+            let expected: Vec<u8> = (acked + ahead..written).map(|byte| byte as u8).collect();
+            prop_assert_eq!(&sent, &expected);
+            prop_assert_eq!(client_has + sent.len() as u64, lsw + session.discard);
+
+            prop_assert_eq!(opening.base_read, bases.0 + u64::from(copied));
+            prop_assert_eq!(lsr + opening.logged.len() as u64, opening.base_read);
+            prop_assert_eq!(session.snapshot.receiving.len() as u32, unread);
+        }
+    }
+}
