@@ -1,0 +1,236 @@
+//! Live HTTP sessions move from a file server that was stopped anywhere to another one, with the real TCP of this
+//! kernel on both sides, several times; no client sees a wrong, missing or repeated byte.
+//!
+//! Needs CAP_NET_ADMIN: root, or `unshare -Urn`.
+
+mod client;
+mod repair;
+
+use client::Client;
+use contbox::reader::{BoxHead, BoxImage, parse_pool, read_box};
+use contbox::service::{BoxService, Handover};
+use contbox::shared::Pool;
+use contbox::{Geometry, Opening};
+use file_server::synthetic;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+const ADDRESS: &str = "127.0.0.1:8080";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("file-server-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(path.join("root")).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A machine: a file server, and the box service with the pool that a spare would read.
+struct Machine {
+    server: Child,
+    service: BoxService,
+    pool: Arc<Pool>,
+}
+
+impl Machine {
+    fn start(scratch: &Path, number: u32) -> Self {
+        let (fd, pool) = Pool::memfd(Geometry::standard(128), u64::from(number)).unwrap();
+        let socket = scratch.join(format!("box-{number}.sock"));
+        let service = BoxService::start(&socket, Arc::clone(&pool), fd).unwrap();
+        let server = Command::new(env!("CARGO_BIN_EXE_file-server"))
+            .args(["--listen", ADDRESS, "--root"])
+            .arg(scratch.join("root"))
+            .arg("--box-socket")
+            .arg(&socket)
+            .env("BACKDOORS_LOG", "warn")
+            .spawn()
+            .unwrap();
+        let machine = Self { server, service, pool };
+        eventually("the file server listens and has boxes", || {
+            !machine.service.apps().is_empty() && TcpStream::connect(ADDRESS).is_ok()
+        });
+        machine
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.server.id() as i32)
+    }
+
+    /// Stops the server wherever it is.
+    fn stop(&self) {
+        kill(self.pid(), Signal::SIGSTOP).unwrap();
+        waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
+    }
+
+    /// Its sockets to the given peers.
+    fn sockets(&self, peers: &[SocketAddr]) -> Vec<OwnedFd> {
+        let pid = self.server.id();
+        let numbers = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        let numbers = numbers.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        let sockets = numbers.filter_map(|number| repair::borrow_descriptor(pid, number).ok());
+        sockets.filter(|fd| peer_of(fd).is_some_and(|peer| peers.contains(&peer))).collect()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+fn peer_of(fd: &OwnedFd) -> Option<SocketAddr> {
+    TcpStream::from(fd.try_clone().ok()?).peer_addr().ok()
+}
+
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A session out of the dead machine: box and kernel state put together.
+fn continuation(image: &[u8], from: &repair::Connection) -> Handover {
+    let geometry = parse_pool(image, image.len() as u64).unwrap().geometry;
+    let heads =
+        (0..geometry.slots).filter_map(|slot| BoxHead::parse(slot, &image[geometry.head(slot).start as usize..]).ok());
+    let head = heads.into_iter().find(|head| (head.local, head.peer) == (from.local, from.peer));
+    let head = head.unwrap_or_else(|| panic!("no box for {}", from.peer));
+    let copied = head.base_read + from.bytes_received - from.receive_queue.len() as u64;
+    let acked = head.base_written + from.bytes_acked;
+    let session = read_box(image, &geometry, head.slot, copied).unwrap();
+    let discard = session.discard(acked + from.send_queue.len() as u64).unwrap();
+    let BoxImage { local, peer, snapshot, logged, .. } = session;
+    let opening = Opening { owner: 0, local, peer, base_read: copied, base_written: acked, snapshot, logged };
+    Handover { opening, discard, socket: repair::rebuild(from).unwrap() }
+}
+
+/// Fences `dead`, moves the sessions of `clients` that still live to a new machine, and lets them go on.
+fn take_over(dead: Machine, scratch: &Path, number: u32, clients: &[TcpStream]) -> Machine {
+    dead.stop();
+    let peers: Vec<SocketAddr> = clients.iter().filter_map(|client| client.local_addr().ok()).collect();
+    let sockets = dead.sockets(&peers);
+    clients.iter().for_each(|client| repair::deafen(client).unwrap());
+    sockets.iter().for_each(|socket| repair::deafen(socket).unwrap());
+    let connections: Vec<_> = sockets.into_iter().map(|socket| repair::extract(socket).unwrap()).collect();
+    // What is in the boxes at this instant is all that is left; the live service would free them after the kill.
+    let image = dead.pool.image();
+    drop(dead);
+    let handovers: Vec<Handover> = connections.iter().map(|it| continuation(&image, it)).collect();
+    clients.iter().for_each(|client| repair::undeafen(client).unwrap());
+    let spare = Machine::start(scratch, number);
+    handovers.iter().for_each(|handover| repair::release(&handover.socket).unwrap());
+    for outcome in spare.service.resume(handovers, PATIENCE) {
+        outcome.map_err(|declined| declined.why).unwrap();
+    }
+    spare
+}
+
+/// Runs `clients` while their server moves again and again.
+fn check(name: &str, seed: u64, moves: u32, jobs: Vec<Box<dyn FnOnce(&mut Client) + Send>>) -> Scratch {
+    unshare(CloneFlags::CLONE_NEWNET).expect("needs CAP_SYS_ADMIN: run as root or in `unshare -Urn`");
+    repair::raise_loopback().unwrap();
+    let scratch = Scratch::new(name);
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut machine = Machine::start(&scratch.0, 0);
+    let mut running: Vec<(TcpStream, JoinHandle<()>)> = jobs
+        .into_iter()
+        .map(|job| {
+            let mut client = Client::connect(ADDRESS.parse().unwrap()).unwrap();
+            (client.socket(), std::thread::spawn(move || job(&mut client)))
+        })
+        .collect();
+    let mut moved = 0;
+    for number in 1..=moves {
+        std::thread::sleep(Duration::from_micros(rng.random_range(20_000..200_000)));
+        let (done, live): (Vec<_>, Vec<_>) = running.into_iter().partition(|(_, job)| job.is_finished());
+        done.into_iter().for_each(|(_, job)| job.join().unwrap());
+        running = live;
+        let clients: Vec<TcpStream> = running.iter().map(|(client, _)| client.try_clone().unwrap()).collect();
+        moved += clients.len();
+        machine = take_over(machine, &scratch.0, number, &clients);
+    }
+    running.into_iter().for_each(|(_, job)| job.join().unwrap());
+    assert!(moved > 0, "seed {seed}: nothing was left to move");
+    drop(machine);
+    scratch
+}
+
+const NO_REST: Duration = Duration::ZERO;
+const MOMENT: Duration = Duration::from_millis(2);
+
+#[test]
+fn downloads_survive_several_moves() {
+    let mut jobs: Vec<Box<dyn FnOnce(&mut Client) + Send>> = Vec::new();
+    for seed in 0..6 {
+        jobs.push(Box::new(move |client| client.download(seed, 30_000_000, "", MOMENT)));
+        jobs.push(Box::new(move |client| client.download(100 + seed, 1_500_000, "?rate=500000", NO_REST)));
+    }
+    check("downloads", 1, 4, jobs);
+}
+
+#[test]
+fn uploads_survive_several_moves() {
+    const BYTES: u64 = 2_000_000;
+    let job = |seed: u64| {
+        move |client: &mut Client| {
+            client.upload(&format!("upload-{seed}"), seed, BYTES, seed % 2 == 0, 5 * MOMENT);
+            client.download(seed, 1000, "", NO_REST);
+        }
+    };
+    let jobs = (0..6).map(|seed| Box::new(job(seed)) as Box<dyn FnOnce(&mut Client) + Send>).collect();
+    let scratch = check("uploads", 2, 4, jobs);
+    for seed in 0..6 {
+        let stored = std::fs::read(scratch.0.join(format!("root/upload-{seed}"))).unwrap();
+        assert_eq!(stored.len() as u64, BYTES);
+        synthetic::verify(seed, 0, &stored).unwrap();
+    }
+}
+
+#[test]
+fn pipelined_requests_survive_several_moves() {
+    let job = |seed: u64| {
+        move |client: &mut Client| {
+            for round in 0..150 {
+                let lengths = [10, 70_000, 0, 1, 3000 + round];
+                let requests: String = lengths
+                    .iter()
+                    .map(|length| format!("GET /synthetic/{seed}/{length} HTTP/1.1\r\nHost: t\r\n\r\n"))
+                    .chain(["HEAD /synthetic/1/5 HTTP/1.1\r\nHost: t\r\n\r\n".into()])
+                    .collect();
+                client.send(requests.as_bytes());
+                for length in lengths {
+                    let head = client.head();
+                    assert_eq!((head.status, head.length), (200, length));
+                    client.verify(seed, 0, length, NO_REST);
+                }
+                assert_eq!(client.head().length, 5);
+                std::thread::sleep(MOMENT);
+            }
+        }
+    };
+    let jobs = (0..6).map(|seed| Box::new(job(seed)) as Box<dyn FnOnce(&mut Client) + Send>).collect();
+    check("pipelined", 3, 4, jobs);
+}
