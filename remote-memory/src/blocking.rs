@@ -27,6 +27,9 @@ const LANDING_ALIGN: usize = 8;
 pub struct Blocking<Q> {
     queue: Q,
     patience: Duration,
+    /// Operations were given up that may still complete: their completions would be taken for later ones' of the same
+    /// id, so the connection is replaced before the next use.
+    is_abandoned: bool,
     requests: Vec<Request>,
     /// The round's plan while it runs: which id lands where. Both lists keep their capacity from round to round.
     spare: Vec<Request>,
@@ -37,7 +40,7 @@ impl<Q: Queue> Blocking<Q> {
     pub fn new(queue: Q, patience: Duration) -> Self {
         let requests = Vec::with_capacity(queue.depth());
         let spare = Vec::with_capacity(queue.depth());
-        Self { queue, patience, requests, spare }
+        Self { queue, patience, is_abandoned: false, requests, spare }
     }
 
     /// The queue underneath.
@@ -51,7 +54,17 @@ impl<Q: Queue> Blocking<Q> {
     }
 
     fn ensure_usable(&mut self) -> Result<(), LinkError> {
-        if self.queue.is_broken() { self.queue.reconnect() } else { Ok(()) }
+        if self.is_usable() { Ok(()) } else { self.renew() }
+    }
+
+    fn is_usable(&self) -> bool {
+        !self.is_abandoned && !self.queue.is_broken()
+    }
+
+    fn renew(&mut self) -> Result<(), LinkError> {
+        self.queue.reconnect()?;
+        self.is_abandoned = false;
+        Ok(())
     }
 
     /// Fills `self.requests` with the unfinished reads of `batch` that fit into one round.
@@ -91,6 +104,7 @@ impl<Q: Queue> Blocking<Q> {
             }
             let taken = self.queue.poll(&mut completions, self.patience)?;
             if taken == 0 {
+                self.is_abandoned = true;
                 return Err(LinkError::Lost { tries: 1 });
             }
             for completion in &completions[..taken] {
@@ -123,12 +137,12 @@ impl<Q: Queue> RemoteRead for Blocking<Q> {
         let is_done = |read: &Read<'_>| read.outcome != Err(AccessError::Flushed);
         let mut reconnects = 0;
         loop {
-            if self.queue.is_broken() {
+            if !self.is_usable() {
                 reconnects += 1;
                 if reconnects > RECONNECTS_PER_BATCH {
                     return Ok(()); // what is left stays flushed
                 }
-                self.queue.reconnect()?;
+                self.renew()?;
             }
             self.plan_round(batch, is_done)?;
             if self.requests.is_empty() {
@@ -183,5 +197,70 @@ impl<Q: Queue> RemoteWrite for Blocking<Q> {
 
     fn fetch_add(&mut self, warrant: Warrant<'_>, at: RemoteAddr, add: u64) -> Result<u64, WriteError> {
         self.mutate(warrant, at, size_of::<u64>(), Work::FetchAdd { at, add })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RemoteKey;
+
+    /// Answers each read with the number of reads posted so far, one poll too late if `is_slow`.
+    #[derive(Default)]
+    struct Slow {
+        landing: Vec<u8>,
+        posted: u8,
+        waiting: Vec<u64>,
+        is_slow: bool,
+        reconnects: usize,
+    }
+
+    impl Queue for Slow {
+        fn landing(&self) -> &[u8] {
+            &self.landing
+        }
+
+        fn landing_mut(&mut self) -> &mut [u8] {
+            &mut self.landing
+        }
+
+        fn depth(&self) -> usize {
+            4
+        }
+
+        fn post(&mut self, requests: &[Request]) -> Result<usize, LinkError> {
+            self.waiting.extend(requests.iter().map(|request| request.id));
+            self.posted += 1;
+            Ok(requests.len())
+        }
+
+        fn poll(&mut self, completions: &mut [Completion], _: Duration) -> Result<usize, LinkError> {
+            if std::mem::take(&mut self.is_slow) {
+                return Ok(0);
+            }
+            self.landing[0] = self.posted - self.waiting.len() as u8 + 1;
+            completions[0] = Completion { id: self.waiting.remove(0), outcome: Ok(0) };
+            Ok(1)
+        }
+
+        fn reconnect(&mut self) -> Result<(), LinkError> {
+            self.waiting.clear();
+            self.reconnects += 1;
+            Ok(())
+        }
+
+        fn is_broken(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_read_that_was_given_up_never_answers_for_a_later_one() {
+        let mut link = Blocking::new(Slow { landing: vec![0; 8], is_slow: true, ..Slow::default() }, Duration::ZERO);
+        let at = RemoteAddr::new(RemoteKey::new(1), 0);
+        let mut byte = [0];
+        assert_eq!(link.read_one(at, &mut byte), Err(LinkError::Lost { tries: 1 }));
+        link.read_one(at, &mut byte).unwrap().unwrap();
+        assert_eq!((byte, link.queue().reconnects), ([2], 1), "the second read has the second answer");
     }
 }
