@@ -91,6 +91,10 @@ macro_rules! layout {
         }
 
         impl $name {
+            /// The members by their newest paths.
+            #[cfg(test)]
+            pub(crate) const PATHS: &[&str] = &[$($path,)* $($($maybe_path,)*)?];
+
             pub(crate) fn resolve(btf: &$crate::btf::Btf) -> Result<Self, $crate::btf::TypeError> {
                 Ok(Self {
                     $($field: btf.field_at($path)$(.or_else(|_| btf.field_at($older)))*?,)*

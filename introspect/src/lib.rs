@@ -21,6 +21,8 @@
 mod btf;
 mod damage;
 mod discover;
+#[cfg(test)]
+mod discover_tests;
 mod kallsyms;
 mod kernel;
 pub mod linux;

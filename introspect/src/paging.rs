@@ -322,4 +322,32 @@ mod tests {
         assert_eq!(space.page_to_phys(0xffea_0000_0000_0000 + 65), None);
         assert_eq!(space.page_to_phys(0), None);
     }
+
+    #[test]
+    fn a_stretch_over_pages_that_lie_apart_is_put_together() {
+        let virt = 0xffff_c900_0000_0000u64;
+        let mut space = space(4);
+        space.walked = BTreeMap::from([(virt, 0x5000), (virt + 0x1000, 0x3000)]);
+        let mut image = Image::new();
+        image.write_at(0x5ffc, b"apar");
+        image.write_at(0x3000, b"t ok");
+        // No page tables: what was walked while the machine was healthy is enough.
+        let mut memory = Memory::new(&mut image, RemoteKey::new(1), &space.extents);
+        let found = space.fetch(&mut memory, KernelVirt::new(virt + 0xffc), 8).unwrap();
+        assert_eq!(found.as_deref(), Some(&b"apart ok"[..]));
+        let beyond = space.fetch(&mut memory, KernelVirt::new(virt + 0x1ffc), 8).unwrap();
+        assert_eq!(beyond, None);
+    }
+
+    #[test]
+    fn addresses_of_user_space_and_outside_ram_are_never_read() {
+        let extents = vec![Extent { start: 0, len: 0x10000 }];
+        let space = Space { page_offset_base: 0xffff_8880_0000_0000, extents, ..space(4) };
+        for virt in [0, 0x7fff_0000_0000, u64::MAX, u64::MAX - 7, 0xffff_8880_0001_0000, 0xffff_8880_0000_fffc] {
+            let mut image = Image::new();
+            image.write_at(0, &[0; 0x10000]);
+            let mut memory = Memory::new(&mut image, RemoteKey::new(1), &space.extents);
+            assert_eq!(space.fetch(&mut memory, KernelVirt::new(virt), 8).unwrap(), None, "{virt:#x}");
+        }
+    }
 }

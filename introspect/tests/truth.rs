@@ -125,10 +125,10 @@ fn every_queued_byte_is_the_one_the_server_wrote_at_that_offset() {
         let mut bytes = 0;
         for socket in sockets.iter().filter(|socket| is_server(socket)) {
             let queued: usize = socket.send_queue.iter().map(|segment| segment.bytes.len()).sum();
-            let mut offset = socket.written_offset() - queued as u64;
-            for byte in socket.send_queue.iter().flat_map(|segment| &segment.bytes) {
+            let start = socket.written_offset() - queued as u64;
+            let stream = socket.send_queue.iter().flat_map(|segment| &segment.bytes);
+            for (offset, byte) in (start..).zip(stream) {
                 assert_eq!(*byte, pattern(offset), "offset {offset} of {socket:?}");
-                offset += 1;
             }
             bytes += queued;
         }

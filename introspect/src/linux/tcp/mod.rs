@@ -10,6 +10,8 @@
 //! Stages, each a few rounds for all connections together: table and chains ([`tables`]), sockets ([`fields`]), packet
 //! buffers ([`skb`]), where their bytes lie and the bytes ([`payload`]), cut and checked by [`queue`].
 
+#[cfg(test)]
+mod damage_tests;
 mod fields;
 mod layout;
 mod payload;
@@ -19,6 +21,8 @@ mod socket;
 pub(crate) mod tables;
 
 pub(crate) use layout::TcpLayout;
+#[cfg(test)]
+pub(crate) use layout::{HeadLayout, SharedLayout, SkbLayout, SockLayout};
 pub use socket::{Segment, State, TcpFilter, TcpSocket};
 pub(crate) use tables::TcpTable;
 
