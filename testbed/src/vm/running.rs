@@ -55,10 +55,8 @@ impl Vm {
         let complaints = folder.0.join("stderr");
         let process = Kept::start(QEMU, &line, tap, File::create(&complaints)?)?;
         let said = || fs::read_to_string(&complaints).unwrap_or_default();
-        wait_for_sockets(&process, &places).with_context(|| format!("{QEMU} did not start: {}", said().trim()))?;
-        // A socket's file is there a moment before QEMU listens.
-        let control = soon(|| Control::connect(&places.control))?;
-        let qmp = soon(|| Qmp::connect(&places.qmp))?;
+        let connected = connect(&process, &places);
+        let (control, qmp) = connected.with_context(|| format!("{QEMU} did not start: {}", said().trim()))?;
         // Only after QEMU's first answer: sockets are made before RAM, and answered after it.
         let ram = match &spec.ram {
             Ram::Memfd => memfd_of(process.pid())?,
@@ -189,22 +187,18 @@ impl Vm {
     }
 }
 
-fn wait_for_sockets(process: &Kept, places: &Places) -> Result<()> {
+/// Connects as soon as QEMU listens, which is a moment after a socket's file is there.
+fn connect(process: &Kept, places: &Places) -> Result<(Control, Qmp)> {
     let deadline = Instant::now() + SOCKETS_WITHIN;
-    let sockets = [&places.agent, &places.control, &places.qmp, &places.backdoor_qmp];
-    while !sockets.iter().all(|socket| socket.exists()) {
-        ensure!(process.runs(), "it ended");
-        ensure!(Instant::now() < deadline, "its sockets are not there after {SOCKETS_WITHIN:?}");
-        thread::sleep(POLL);
-    }
-    Ok(())
+    let control = soon(process, deadline, || Control::connect(&places.control))?;
+    let qmp = soon(process, deadline, || Qmp::connect(&places.qmp))?;
+    Ok((control, qmp))
 }
 
-fn soon<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + SOCKETS_WITHIN;
+fn soon<T>(process: &Kept, deadline: Instant, attempt: impl Fn() -> Result<T>) -> Result<T> {
     loop {
         match attempt() {
-            Err(_) if Instant::now() < deadline => thread::sleep(POLL),
+            Err(_) if process.runs() && Instant::now() < deadline => thread::sleep(POLL),
             done => return done,
         }
     }
