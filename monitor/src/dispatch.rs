@@ -20,6 +20,9 @@ use crate::watch::{Standing, Watch, nanos};
 /// How long after a failed action the next one is tried.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// Failed fences that double the pause: a target that somebody else has fenced is asked for about once a minute.
+const FENCE_DOUBLINGS_MAX: u32 = 6;
+
 /// The silence told to a spare when nobody saw the target's last sign of life. Too long does no harm (TCP time stamps
 /// may jump ahead by days), too short would make clients discard what the spare sends.
 const SILENCE_UNKNOWN: Duration = Duration::from_secs(3600);
@@ -68,6 +71,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 tracing::warn!(target_name = %name, "the target restarted");
                 self.note(now_ns, Event::Restarted { was, is });
                 self.standing = Standing::Watching;
+                (self.quiet_until_ns, self.fence_failures) = (0, 0);
                 self.tools.standby.rest(false);
             }
         }
@@ -134,6 +138,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         let asked_ns = self.tools.clock.now_ns();
         match fence(&mut self.tools.door, self.illnesses[illness].name()) {
             Ok(token) => {
+                self.fence_failures = 0;
                 self.tools.standby.rest(true);
                 self.note(self.tools.clock.now_ns(), Event::Fenced { token: token.clone(), asked_ns });
                 self.tools.metrics.fences.inc();
@@ -145,7 +150,9 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 let now_ns = self.tools.clock.now_ns();
                 self.note(now_ns, Event::FenceFailed { why: failure.to_string() });
                 self.tools.metrics.failed_fences.inc();
-                self.quiet_until_ns = now_ns + nanos(RETRY_AFTER);
+                let pause = RETRY_AFTER * (1 << self.fence_failures.min(FENCE_DOUBLINGS_MAX));
+                self.fence_failures = self.fence_failures.saturating_add(1);
+                self.quiet_until_ns = now_ns + nanos(pause);
             }
         }
     }

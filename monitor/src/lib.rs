@@ -1,4 +1,19 @@
-//! Process: samples, detects, dispatches, fences, evacuates.
+//! The process that watches targets through their backdoors and heals those that hang.
+//!
+//! ```text
+//!   sample ──► detect ──► dispatch ──► fence ──► evacuate          one pinned thread per target: [`watch`]
+//!     ▲           │            │          │          │
+//!   [`door`]   pure core    healing    [`link`]   spares, kept warm by a thread beside it
+//!              [`detect`]   modules               [`evacuate`]
+//!                 └────────────┴──────────┴──────────┴──► [`journal`], [`metrics`]
+//! ```
+//!
+//! What it reads of a target it does not believe: a box is parsed by bounded code, a box that does not parse is no
+//! verdict, and no value in it makes the monitor do anything but raise an alarm that a second look must confirm.
+//!
+//! Invariants: the loss of the path never leads to a fence (`tests/pipeline/verdicts.rs`); nothing is taken over
+//! before the fence stands, and one spare at a time is asked (`tests/pipeline/order.rs`); every verdict can be drawn
+//! again from its journal (`tests/pipeline/journal.rs`); a fence is never released here.
 
 pub mod clock;
 pub mod config;

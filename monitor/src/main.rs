@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io::BufReader;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,7 +22,7 @@ use monitor::journal::{Journal, Line, replay, timeline};
 use monitor::metrics::{Metrics, TargetMetrics};
 use monitor::watch::{Tools, Watch};
 use nix::sched::{CpuSet, sched_setaffinity};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
 /// How often spares that are not ready are asked again.
@@ -151,6 +153,9 @@ fn watch_all(config: &Config) -> Result<()> {
     }
     drop(journal);
     tracing::info!(monitor = %config.name, targets = config.targets.len(), period = ?config.period, "watching");
+    if let Err(error) = say_ready() {
+        tracing::warn!(%error, "the service manager was not told");
+    }
     let signal = signals.wait().context("signals cannot be waited for")?;
     tracing::info!(%signal, "ending");
     stop.store(true, Ordering::Relaxed);
@@ -168,6 +173,27 @@ fn standby(config: &Config, target: &Target) -> Standby {
     Standby::new(&config.name, assignment, &target.spares, target.evacuation_patience)
 }
 
+/// Ends the daemon when a thread panics: a target that nobody watches any more must not look watched.
+struct EndWithMe;
+
+impl Drop for EndWithMe {
+    fn drop(&mut self) {
+        if thread::panicking() && kill(Pid::this(), Signal::SIGTERM).is_err() {
+            std::process::abort();
+        }
+    }
+}
+
+/// Tells the service manager that started this daemon, if it wants to know, that it is up.
+fn say_ready() -> std::io::Result<()> {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let address = match path.as_encoded_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(&path)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address).map(drop)
+}
+
 /// A plain thread for one target, so that nothing else is ever scheduled between its samples.
 fn watch_in_background(
     mut watch: Watch<LinkDoor, Monotonic>,
@@ -177,6 +203,7 @@ fn watch_in_background(
 ) -> Result<JoinHandle<()>> {
     let stop = Arc::clone(stop);
     let body = move || {
+        let _guard = EndWithMe;
         if let Some(cpu) = cpu {
             pin(cpu);
         }
@@ -204,6 +231,7 @@ fn prepare_in_background(
     let (standby, stop, ready) = (Arc::clone(standby), Arc::clone(stop), metrics.spares_ready.clone());
     let (name, every) = (target.name.clone(), target.prepare_every);
     let body = move || {
+        let _guard = EndWithMe;
         let mut last = Vec::new();
         while !stop.load(Ordering::Relaxed) {
             let now: Vec<_> = standby.prepare().into_iter().map(|(spare, state)| (spare.to_owned(), state)).collect();

@@ -84,6 +84,8 @@ pub struct Watch<D, C> {
     pub(crate) standing: Standing,
     /// No action is tried before this.
     pub(crate) quiet_until_ns: u64,
+    /// Fences that failed one after the other.
+    pub(crate) fence_failures: u32,
     reader: Option<(BoxReader, Opened)>,
     values: Vec<Option<u64>>,
     period_ns: u64,
@@ -109,6 +111,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             ring: Ring::new(0, Duration::ZERO, config.period),
             standing: Standing::Watching,
             quiet_until_ns: 0,
+            fence_failures: 0,
             reader: None,
             values: Vec::new(),
             period_ns,

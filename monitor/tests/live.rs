@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
+use std::process::{Command, exit};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -18,6 +19,7 @@ use monitor::evacuate::Standby;
 use monitor::journal::{Event, Journal, replay};
 use monitor::metrics::Metrics;
 use monitor::watch::{Standing, Tools, Watch};
+use nix::sched::{CloneFlags, unshare};
 use rdma::QpAttributes;
 use rdma::responder::{Memory, Refusal};
 use rdma::soft::{Options, Server, ServerHandle};
@@ -154,14 +156,36 @@ fn spare() -> SocketAddr {
     address
 }
 
+/// Marks the process that was started inside a user namespace.
+const INSIDE: &str = "MONITOR_TEST_INSIDE_NAMESPACE";
+
+/// Gives this thread, and those it starts, a network of its own with the loopback up. Without the right to, runs the
+/// test called `test` again inside an unprivileged user namespace and ends this process as that one ended.
+fn private_network(test: &str) {
+    match unshare(CloneFlags::CLONE_NEWNET) {
+        Ok(()) => {
+            let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip(8) runs");
+            assert!(up.success(), "no loopback");
+        }
+        Err(error) if std::env::var_os(INSIDE).is_some() => panic!("no network namespace even as root of one: {error}"),
+        Err(_) => {
+            let mut again = Command::new("unshare");
+            again.args(["--user", "--map-root-user", "--net"]).arg(std::env::current_exe().unwrap());
+            let status =
+                again.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").status().expect("unshare(1) runs");
+            exit(i32::from(!status.success()));
+        }
+    }
+}
+
 #[test]
 fn a_hang_is_seen_over_the_wire_and_evacuated() {
+    private_network("a_hang_is_seen_over_the_wire_and_evacuated");
     let words = new_box(2);
     let hang = Arc::new(AtomicBool::new(false));
     let ticker = ticking(Arc::clone(&words), Arc::clone(&hang));
     let stop = Arc::new(AtomicBool::new(false));
-    let [_, _, high, low] = std::process::id().to_be_bytes();
-    let at = Ipv4Addr::new(127, 77, high, low.max(1));
+    let at = Ipv4Addr::new(127, 0, 0, 77);
     let mut server = Server::bind(at, rdma::soft::PORT, Boxes(words), Options::default()).unwrap();
     let fences = Arc::default();
     let backdoor = control_plane(server.handle(), Arc::clone(&fences));

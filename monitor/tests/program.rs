@@ -1,0 +1,118 @@
+//! The daemon as a program: what it says about its configuration, and how it starts and ends.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A bound for waiting that only a broken build reaches.
+const GENEROUS: Duration = Duration::from_secs(60);
+
+/// A folder that goes with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("monitor-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn config(&self, metrics: &str, extra: &str) -> PathBuf {
+        let file = self.0.join("monitor.toml");
+        let journal = self.0.join("journal");
+        let text = format!(
+            "[monitor]\nname = \"m\"\nlocal = \"127.0.0.1\"\njournal = {journal:?}\n{metrics}\n\
+             [sampling]\npath_deadline_ms = 100\n\
+             [[rule]]\nsensors = \"tick.cpu*\"\ndeadline_ms = 100\nraises = \"hang\"\n\
+             [[target]]\nname = \"web\"\nbackdoor = \"127.0.0.1:1\"\non_hang = \"report\"\n{extra}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        file
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A daemon that ends with the test.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn monitor(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_monitor")).args(arguments).output().unwrap()
+}
+
+#[test]
+fn a_check_says_what_is_right_and_what_is_wrong() {
+    let folder = Folder::new("check");
+    let good = folder.config("", "");
+    let output = monitor(&["--config", good.to_str().unwrap(), "--check"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && said.ends_with("right; 1 targets, a sample every 33.333333ms\n"), "{said}");
+
+    let bad = folder.config("", "colour = 3");
+    let output = monitor(&["--config", bad.to_str().unwrap(), "--check"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(said.contains("monitor.toml:16: colour: unknown field `colour`"), "{said}");
+}
+
+#[test]
+fn a_daemon_without_its_target_says_so_serves_metrics_and_ends_when_asked() {
+    let folder = Folder::new("daemon");
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let config = folder.config(&format!("metrics = \"{free}\""), "");
+    let manager = UnixDatagram::bind(folder.0.join("notify")).unwrap();
+    manager.set_read_timeout(Some(GENEROUS)).unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_monitor"))
+        .arg("--config")
+        .arg(&config)
+        .arg("--json-logs")
+        .env("NOTIFY_SOCKET", folder.0.join("notify"))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut daemon = Daemon(child);
+    let mut word = [0; 16];
+    let len = manager.recv(&mut word).expect("the daemon says that it is up");
+    assert_eq!(&word[..len], b"READY=1");
+
+    let begin = Instant::now();
+    while !scraped(free).contains("backdoors_monitor_path_lost{target=\"web\"} 1") {
+        assert!(begin.elapsed() < GENEROUS, "the lost path is not shown");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    kill(Pid::from_raw(daemon.0.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert!(daemon.0.wait().unwrap().success());
+
+    let journal = folder.0.join("journal");
+    let text = std::fs::read_to_string(&journal).unwrap();
+    assert!(text.contains("\"stage\":\"opened\"") && text.contains("\"stage\":\"path_lost\""), "{text}");
+    let output = monitor(&["replay", journal.to_str().unwrap()]);
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "0 verdicts\n");
+}
+
+fn scraped(address: std::net::SocketAddr) -> String {
+    let mut text = String::new();
+    if let Ok(mut stream) = TcpStream::connect(address) {
+        let _ = write!(stream, "GET /metrics HTTP/1.1\r\n\r\n");
+        let _ = stream.read_to_string(&mut text);
+    }
+    text
+}
