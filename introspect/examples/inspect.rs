@@ -3,39 +3,28 @@
 //! `cargo run -p introspect --example inspect -- RAM_FILE [PORT…]`, for a guest without a hole in its RAM (below 2 GiB
 //! on QEMU's q35, where guest-physical address and file offset are the same).
 
+mod ram_file;
+
+use std::env;
 use std::time::Instant;
-use std::{env, fs};
 
 use anyhow::Context;
+use introspect::Kernel;
 use introspect::linux::{task, tcp};
-use introspect::{Extent, Kernel};
+use ram_file::RamFile;
+use remote_memory::RemoteKey;
 use remote_memory::trace::Trace;
-use remote_memory::{AccessError, LinkError, Read, RemoteKey, RemoteRead};
 
 /// Walks timed after the first, which pays for fresh memory.
 const REPEATS: usize = 10;
-
-/// A RAM file read into memory.
-struct RamFile(Vec<u8>);
-
-impl RemoteRead for RamFile {
-    fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
-        for read in batch {
-            let start = usize::try_from(read.at.addr).unwrap_or(usize::MAX);
-            let found = start.checked_add(read.into.len()).and_then(|end| self.0.get(start..end));
-            read.outcome = found.map(|found| read.into.copy_from_slice(found)).ok_or(AccessError::Refused);
-        }
-        Ok(())
-    }
-}
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = env::args().skip(1);
     let path = arguments.next().context("usage: inspect RAM_FILE [PORT…]")?;
     let ports = arguments.map(|port| port.parse()).collect::<Result<Vec<u16>, _>>().context("a port is a number")?;
-    let bytes = fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-    let extents = [Extent { start: 0, len: bytes.len() as u64 }];
-    let mut ram = Trace::new(RamFile(bytes));
+    let ram = RamFile::open(&path)?;
+    let extents = [ram.extent()];
+    let mut ram = Trace::new(ram);
     let key = RemoteKey::new(0);
 
     let start = Instant::now();

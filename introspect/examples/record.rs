@@ -3,35 +3,23 @@
 //! `cargo run -p introspect --example record -- RAM_FILE PREFIX` writes PREFIX.image and PREFIX.kernel.json. The tests
 //! want the image as PREFIX.image.xz and what the guest's /proc said as PREFIX.truth.txt.
 
+mod ram_file;
+
 use std::{env, fs};
 
-use anyhow::Context;
+use introspect::Kernel;
 use introspect::linux::{task, tcp};
-use introspect::{Extent, Kernel};
+use ram_file::RamFile;
+use remote_memory::RemoteKey;
 use remote_memory::trace::Trace;
-use remote_memory::{AccessError, LinkError, Read, RemoteKey, RemoteRead};
-
-struct RamFile(Vec<u8>);
-
-impl RemoteRead for RamFile {
-    fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
-        for read in batch {
-            let start = usize::try_from(read.at.addr).unwrap_or(usize::MAX);
-            let found = start.checked_add(read.into.len()).and_then(|end| self.0.get(start..end));
-            read.outcome = found.map(|found| read.into.copy_from_slice(found)).ok_or(AccessError::Refused);
-        }
-        Ok(())
-    }
-}
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = env::args().skip(1);
     let (Some(path), Some(prefix)) = (arguments.next(), arguments.next()) else {
         anyhow::bail!("usage: record RAM_FILE PREFIX");
     };
-    let bytes = fs::read(&path).with_context(|| format!("cannot read {path}"))?;
-    let extents = [Extent { start: 0, len: bytes.len() as u64 }];
-    let mut ram = RamFile(bytes);
+    let mut ram = RamFile::open(&path)?;
+    let extents = [ram.extent()];
     let key = RemoteKey::new(0);
     let kernel = Kernel::discover(&mut ram, key, &extents)?;
     let mut trace = Trace::new(&mut ram);

@@ -42,7 +42,8 @@ layout! {
         flags: "sock_common.skc_flags",
         shutdown: "sock.sk_shutdown",
         owned: "sock.sk_lock.owned",
-        slock: "sock.sk_lock.slock",
+        // Under PREEMPT_RT a spinlock is a sleeping lock: it is held when it has an owner.
+        slock: "sock.sk_lock.slock.lock.owner" | "sock.sk_lock.slock",
         rtx_root: "sock.tcp_rtx_queue.rb_node",
         write_queue: "sock.sk_write_queue",
         receive_queue: "sock.sk_receive_queue",
