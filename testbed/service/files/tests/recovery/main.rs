@@ -124,7 +124,16 @@ fn continuation(image: &[u8], from: &repair::Connection) -> Handover {
     let discard = session.discard(acked + from.send_queue.len() as u64).unwrap();
     let BoxImage { local, peer, snapshot, logged, .. } = session;
     let opening = Opening { owner: 0, local, peer, base_read: copied, base_written: acked, snapshot, logged };
-    Handover { opening, discard, socket: repair::rebuild(from).unwrap() }
+    // A killed process may still be closing its sockets.
+    let mut socket = None;
+    eventually("the address pair is free", || {
+        socket = match repair::rebuild(from) {
+            Err(why) if why.kind() == std::io::ErrorKind::AddrNotAvailable => None,
+            rebuilt => Some(rebuilt.unwrap()),
+        };
+        socket.is_some()
+    });
+    Handover { opening, discard, socket: socket.expect("waited for") }
 }
 
 /// Fences `dead`, moves the sessions of `clients` that still live to a new machine, and lets them go on.
@@ -164,7 +173,7 @@ fn check(name: &str, seed: u64, moves: u32, jobs: Vec<Box<dyn FnOnce(&mut Client
         .collect();
     let mut moved = 0;
     for number in 1..=moves {
-        std::thread::sleep(Duration::from_micros(rng.random_range(20_000..200_000)));
+        std::thread::sleep(Duration::from_micros(rng.random_range(20_000..1_500_000)));
         let (done, live): (Vec<_>, Vec<_>) = running.into_iter().partition(|(_, job)| job.is_finished());
         done.into_iter().for_each(|(_, job)| job.join().unwrap());
         running = live;

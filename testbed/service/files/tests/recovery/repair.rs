@@ -62,17 +62,21 @@ fn count(fd: &impl AsRawFd, request: libc::c_ulong) -> io::Result<usize> {
     Ok(count as usize)
 }
 
+/// The last `length` bytes of the chosen queue. The kernel copies whole buffers: the first one of a send queue may begin
+/// with bytes that are acknowledged already.
 fn peek(fd: &impl AsRawFd, length: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; length];
+    const BUFFER_BYTES_MAX: usize = 1 << 20;
     if length == 0 {
-        return Ok(bytes);
+        return Ok(Vec::new());
     }
+    let mut bytes = vec![0; length + BUFFER_BYTES_MAX];
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    // SAFETY: the vector has `length` bytes.
-    let got = unsafe { libc::recv(fd.as_raw_fd(), bytes.as_mut_ptr().cast(), length, flags) };
+    // SAFETY: the vector has as many bytes as the call is told.
+    let got = unsafe { libc::recv(fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), flags) };
     check(got as i32)?;
-    assert_eq!(got as usize, length, "a queue shorter than the kernel said");
-    Ok(bytes)
+    bytes.truncate(got as usize);
+    let acknowledged = bytes.len().checked_sub(length).expect("a queue is as long as the kernel says");
+    Ok(bytes.split_off(acknowledged))
 }
 
 /// Drops every packet that arrives for a socket.
