@@ -88,7 +88,7 @@ const SWITCH_DEADLINE_MS: u64 = 800;
 
 pub(super) fn reinstate(boxes: &Path) -> String {
     format!(
-        "listen = \"{SPARE_CONTROL}\"\nlocal = \"{}\"\ninterface = \"{SERVICE_INTERFACE}\"\nbox_socket = \"{}\"\n",
+        "name = \"spare\"\nlisten = \"{}\"\ninterface = \"{SERVICE_INTERFACE}\"\nbox_socket = \"{}\"\n",
         rdma_v4(SPARE),
         boxes.display(),
     )

@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Until every session has its first bytes: an emulated guest with hundreds of sessions takes a while.
-const START_BOUND: Duration = Duration::from_secs(60);
+const START_BOUND: Duration = Duration::from_secs(30);
 
 /// From the fault to the spare's report. A recovery takes a fraction of a second; a loaded machine takes longer.
 const RECOVERY_BOUND: Duration = Duration::from_secs(30);
@@ -116,7 +116,9 @@ fn carry_out(
         signals.finish.store(true, Ordering::Relaxed);
         progress.step("the clients come to their end");
         let outcomes = crowd.join().map_err(|_| anyhow!("the clients panicked"))??;
-        anyhow::Ok((outcomes, directed?))
+        let reasons = outcomes.iter().filter_map(|outcome| outcome.lost.as_deref()).collect::<Vec<_>>().join("; ");
+        let fault_ns = directed.with_context(|| format!("the clients say: {reasons}"))?;
+        anyhow::Ok((outcomes, fault_ns))
     })?;
     if let Some(capture) = capture {
         capture.finish()?;

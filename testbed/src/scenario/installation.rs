@@ -38,6 +38,9 @@ const BOOT_BOUND: Duration = Duration::from_secs(180);
 /// For a daemon to say that it is ready.
 const DAEMON_BOUND: Duration = Duration::from_secs(60);
 
+/// For a guest to say how it is, if it can.
+const ANSWER_BOUND: Duration = Duration::from_secs(3);
+
 /// What is set up.
 #[derive(Clone, Debug)]
 pub struct Order {
@@ -91,6 +94,9 @@ impl Installation {
             journal: folder.join("journal.jsonl"),
             folder,
         };
+        // Only then the daemons: a spare that searches the memory of a booting kernel slows both down.
+        installation.vm.wait_ready(BOOT_BOUND)?;
+        progress.step("the guest is up; backdoor, spare and monitor start");
         installation.start_daemons(order)?;
         Ok(installation)
     }
@@ -120,8 +126,7 @@ impl Installation {
     /// # Errors
     /// When one of them does not get there; quotes its log.
     pub fn ready(&mut self, progress: Progress) -> Result<()> {
-        self.vm.wait_ready(BOOT_BOUND)?;
-        progress.step("the guest is up; the spare learns its kernel");
+        progress.step("the spare learns the guest's kernel");
         let monitor = self.topology.monitor.try_clone()?;
         self.daemon("reinstate")?
             .wait_until("readiness of the spare", DAEMON_BOUND, || monitor.run(prepare).is_ok_and(|ready| ready))?;
@@ -144,13 +149,17 @@ impl Installation {
     ///
     /// # Errors
     /// When `out` cannot be written.
-    pub fn save_logs(&self, out: &Path) -> Result<()> {
+    pub fn save_logs(&mut self, out: &Path) -> Result<()> {
         for entry in fs::read_dir(&self.folder)?.flatten() {
             if entry.file_type()?.is_file() {
                 fs::copy(entry.path(), out.join(entry.file_name())).context("copying a log")?;
             }
         }
         fs::copy(self.vm.console_path(), out.join("console.log")).context("copying the console")?;
+        // A guest that still answers tells more; a broken one cannot.
+        if let Ok(said) = self.vm.run_within("tail -n 50 /var/log/*; ip addr; netstat -tan; dmesg | tail", ANSWER_BOUND) {
+            fs::write(out.join("guest.log"), said.bytes).context("guest.log")?;
+        }
         Ok(())
     }
 
