@@ -18,7 +18,7 @@ use crate::pages::physical_pages;
 use crate::port::{Port, Waited};
 
 /// Between two registrations in an undisturbed conversation.
-const AGAIN_AFTER: Duration = Duration::from_secs(5);
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// Between two attempts to reach a backdoor that is not there.
 const RETRY_AFTER: Duration = Duration::from_millis(200);

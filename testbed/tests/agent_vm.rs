@@ -176,6 +176,8 @@ fn check(kernel: &str) {
     all_advance(&ram, &sb, "tick");
     all_advance(&ram, &sb, "agent");
 
+    programs_are_replaced_as_a_whole(&backdoor, &ram, &sb, &mut vm);
+
     // A restarted backdoor.
     drop(backdoor);
     let backdoor = BackdoorEnd::of(&vm);
@@ -214,6 +216,20 @@ fn sensors_show_the_idle_machine(ram: &Ram, sb: &Registration, vm: &mut Vm) {
     assert!(free.value.abs_diff(told) < 8192, "{} free pages, /proc/meminfo says {told}", free.value);
     assert!(free.description.floor && free.value > free.description.limit);
     assert_eq!(one(&sensors, "oom-kills").value, 0);
+}
+
+/// Programs of another build go, half-attached ones are attached anew, and the sensors never notice.
+fn programs_are_replaced_as_a_whole(backdoor: &BackdoorEnd, ram: &Ram, sb: &Registration, vm: &mut Vm) {
+    let pinned = "cd /sys/fs/bpf/backdoors && ls -d programs-*/whole";
+    let build = vm.run(pinned).unwrap().text();
+    for damage in ["mv programs-* programs-0", "rmdir programs-*/whole"] {
+        let ticks = ram.values(sb, "tick");
+        vm.run(&format!("cd /sys/fs/bpf/backdoors && {damage} && kill -9 $(pidof target-agent)")).unwrap();
+        assert_eq!(backdoor.registrations()[0], *sb);
+        assert_eq!(vm.run(pinned).unwrap().text(), build, "after {damage}");
+        assert!(ram.values(sb, "tick").iter().zip(&ticks).all(|(now, before)| now > before));
+        all_advance(ram, sb, "tick");
+    }
 }
 
 fn sensors_move_while_no_user_process_does(ram: &Ram, sb: &Registration, vm: &mut Vm) {
