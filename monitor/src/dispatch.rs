@@ -15,7 +15,7 @@ use crate::evacuate::{Ordered, Progress};
 use crate::fence::fence;
 use crate::journal::Event;
 use crate::sample::Door;
-use crate::watch::{Standing, Watch, nanos};
+use crate::watch::{Patient, Standing, Watch, nanos};
 
 /// How long after a failed action the next one is tried.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -64,7 +64,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 self.note(now_ns, Event::PathBack { after_ns: nanos(after) });
             }
             Finding::Unreadable { since_ns } => {
-                tracing::error!(target_name = %name, "reads succeed and bring no sensor box");
+                tracing::error!(target_name = %name, "the path works and brings no sensor box");
                 self.note(now_ns, Event::Unreadable { since_ns });
             }
             Finding::Restarted { was, is } => {
@@ -142,7 +142,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 self.tools.standby.rest(true);
                 self.note(self.tools.clock.now_ns(), Event::Fenced { token: token.clone(), asked_ns });
                 self.tools.metrics.fences.inc();
-                self.standing = Standing::Fenced { token, alive_after_ns, illness };
+                self.standing = Standing::Fenced(Patient { token, alive_after_ns, illness });
                 self.order();
             }
             Err(failure) => {
@@ -157,13 +157,18 @@ impl<D: Door, C: Clock> Watch<D, C> {
         }
     }
 
-    /// Orders a spare to take over the fenced target.
+    /// Orders a spare to take over the fenced target, or asks the one again whose answer was lost.
     pub(crate) fn order(&mut self) {
-        let Standing::Fenced { token, alive_after_ns, illness } = self.standing.clone() else { return };
+        let (patient, silent) = match self.standing.clone() {
+            Standing::Fenced(patient) => (patient, None),
+            Standing::OutcomeUnknown { patient, spare } => (patient, Some(spare)),
+            _ => return,
+        };
         let standby = std::sync::Arc::clone(&self.tools.standby);
-        let silent_ms = silent_ms(self.tools.clock.now_ns(), alive_after_ns);
+        let silent_ms = silent_ms(self.tools.clock.now_ns(), patient.alive_after_ns);
+        let token = patient.token.clone();
         let evacuation = Evacuation { token, silent_ms, assignment: standby.assignment().clone() };
-        let outcome = standby.order(&evacuation, |progress| {
+        let note = |progress: Progress<'_>| {
             let now_ns = self.tools.clock.now_ns();
             match progress {
                 Progress::Ordered { spare } => self.note(now_ns, Event::Ordered { spare: spare.to_owned(), silent_ms }),
@@ -172,17 +177,26 @@ impl<D: Door, C: Clock> Watch<D, C> {
                     self.note(now_ns, Event::Passed { spare: spare.to_owned(), why });
                 }
             }
-        });
+        };
+        let outcome = match silent {
+            Some(spare) => standby.order_again(&spare, &evacuation, note),
+            None => standby.order(&evacuation, note),
+        };
+        self.conclude(patient, outcome);
+    }
+
+    fn conclude(&mut self, patient: Patient, outcome: Ordered) {
         let now_ns = self.tools.clock.now_ns();
         match outcome {
-            Ordered::Evacuated { spare, report } => self.close(now_ns, illness, spare, report),
+            Ordered::Evacuated { spare, report } => self.close(now_ns, patient.illness, spare, report),
             Ordered::Unknown { spare, why } => {
                 tracing::error!(
                     target_name = %self.target.name, %spare, %why,
-                    "the spare got the order and did not answer; it may have taken over, so nobody else is asked"
+                    "the spare got the order and did not answer; it may have taken over, so only it is asked again"
                 );
-                self.note(now_ns, Event::OutcomeUnknown { spare, why });
-                self.standing = Standing::OutcomeUnknown;
+                self.note(now_ns, Event::OutcomeUnknown { spare: spare.clone(), why });
+                self.standing = Standing::OutcomeUnknown { patient, spare };
+                self.quiet_until_ns = now_ns + nanos(RETRY_AFTER);
             }
             Ordered::Nobody => {
                 tracing::error!(target_name = %self.target.name, "no spare takes over; the fence stands, trying again");

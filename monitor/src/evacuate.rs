@@ -2,7 +2,8 @@
 //!
 //! An order is given to one spare at a time, in the configured order, those that are ready first. The next one is
 //! asked only if a spare refused, could not be reached, or never got the whole order: it then did nothing. A spare that
-//! got the order and fell silent may be answering for the address already, so nobody else is asked.
+//! got the order and fell silent may be answering for the address already, so only it is asked again, under the same
+//! token: an order that was carried out gets the same report once more and is not carried out twice.
 
 use std::io;
 use std::net::TcpStream;
@@ -154,6 +155,15 @@ impl Standby {
             }
         }
         Ordered::Nobody
+    }
+
+    /// Repeats an order whose answer was lost, to the spare that got it and to no other. Whatever it says but a report
+    /// leaves the outcome unknown: a refusal now does not say that nothing happened then.
+    pub fn order_again(&self, spare: &str, evacuation: &Evacuation, mut note: impl FnMut(Progress<'_>)) -> Ordered {
+        let slot = self.slots.iter().find(|slot| slot.spare.name == spare);
+        let ordered = slot.and_then(|slot| self.order_one(slot, locked(&slot.conversation), evacuation, &mut note));
+        let why = "it did not take the order again".to_owned();
+        ordered.unwrap_or_else(|| Ordered::Unknown { spare: spare.to_owned(), why })
     }
 
     /// Ready ones first, each group as configured.

@@ -206,6 +206,75 @@ fn words_of(bytes: &[u8], id: u32) -> Option<[u64; RECORD_WORDS]> {
 mod tests {
     use super::*;
 
+    use proptest::prelude::*;
+    use remote_memory::image::Image;
+    use remote_memory::{RemoteKey, Rights};
+    use sensorbox::Producer;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    const RECORDS: usize = 8;
+
+    /// The bytes of a box with a sensor in every record.
+    fn whole_box() -> Vec<u8> {
+        let words: Vec<_> = (0..(RECORDS + 1) * RECORD_WORDS).map(|_| AtomicU64::new(0)).collect();
+        let producer = Producer::create(&words, [7; 16]).unwrap();
+        for cpu in 0..RECORDS as u32 {
+            let name = sensorbox::Name::new("tick").unwrap();
+            let description =
+                Description { name, class: BoxClass::Progress, cpu: Some(cpu), limit: 1, period_ns: 0, floor: false };
+            producer.new_sensor(&description).unwrap().set_sensor_value(u64::from(cpu) + 10);
+        }
+        words.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect()
+    }
+
+    fn opened(bytes: &[u8], len: u64) -> (Image, Result<(BoxReader, Opened), FetchError>) {
+        let mut image = Image::new();
+        image.write_at(0, bytes);
+        let region = Region { name: REGION.into(), key: RemoteKey::new(1), base: 0, len, rights: Rights::READ };
+        let found = BoxReader::open(&mut image, region);
+        (image, found)
+    }
+
+    #[test]
+    fn values_come_in_the_order_of_the_sensors_kept() {
+        let bytes = whole_box();
+        let (mut image, found) = opened(&bytes, bytes.len() as u64);
+        let (mut reader, opened) = found.unwrap();
+        assert_eq!(opened.described[1].name, "tick.cpu1");
+        reader.keep(&[5, 0]);
+        let mut values = Vec::new();
+        for whole in [false, true] {
+            let glance = reader.look(&mut image, &mut values, whole);
+            assert_eq!(glance, Glance::Values { identity: opened.identity, changed: false });
+            assert_eq!(values, [Some(15), Some(10)]);
+        }
+        assert!(!reader.differs_from(&opened));
+    }
+
+    proptest! {
+        #[test]
+        fn any_memory_is_looked_at_without_harm(
+            noise in prop::collection::vec((0..(RECORDS + 1) * RECORD_BYTES, any::<u8>()), 0..64),
+            later in prop::collection::vec((0..(RECORDS + 1) * RECORD_BYTES, any::<u8>()), 0..64),
+            len in 0..4096u64,
+        ) {
+            let mut bytes = whole_box();
+            noise.iter().for_each(|(at, byte)| bytes[*at] = *byte);
+            let (mut image, found) = opened(&bytes, len);
+            if let Ok((mut reader, opened)) = found {
+                let places: Vec<_> = (0..opened.described.len()).collect();
+                reader.keep(&places);
+                later.iter().for_each(|(at, byte)| image.write_at(*at as u64, &[*byte]));
+                let mut values = Vec::new();
+                if let Glance::Values { .. } = reader.look(&mut image, &mut values, false) {
+                    prop_assert_eq!(values.len(), places.len());
+                }
+                reader.look(&mut image, &mut values, true);
+                reader.differs_from(&opened);
+            }
+        }
+    }
+
     #[test]
     fn records_that_lie_close_are_fetched_together_and_others_are_not() {
         let of = |ids: &[u32]| {

@@ -45,18 +45,27 @@ pub enum Standing {
     /// A hang was reported and, by configuration, nothing done.
     Reported,
     /// The target is fenced; no spare has taken over yet.
-    Fenced {
-        /// The fence.
-        token: FenceToken,
-        /// The last sign of life, if one was seen.
-        alive_after_ns: Option<u64>,
-        /// Which illness it has, by its place among the known ones.
-        illness: usize,
+    Fenced(Patient),
+    /// A spare may have taken over: its answer was lost.
+    OutcomeUnknown {
+        /// Who is fenced.
+        patient: Patient,
+        /// The only spare that may be asked again.
+        spare: String,
     },
     /// A spare has taken over.
     Evacuated,
-    /// A spare may have taken over.
-    OutcomeUnknown,
+}
+
+/// A target that is fenced and not yet known to be taken over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Patient {
+    /// Its fence.
+    pub token: FenceToken,
+    /// Its last sign of life, if one was seen.
+    pub alive_after_ns: Option<u64>,
+    /// Which illness it has, by its place among the known ones.
+    pub illness: usize,
 }
 
 /// What a watch works with.
@@ -150,7 +159,8 @@ impl<D: Door, C: Clock> Watch<D, C> {
         for finding in findings {
             self.follow(finding);
         }
-        if matches!(self.standing, Standing::Fenced { .. }) && self.tools.clock.now_ns() >= self.quiet_until_ns {
+        let is_open = matches!(self.standing, Standing::Fenced(_) | Standing::OutcomeUnknown { .. });
+        if is_open && self.tools.clock.now_ns() >= self.quiet_until_ns {
             self.order();
         }
         self.tools.metrics.suspicious_sensors.set(self.detector.suspicions() as i64);

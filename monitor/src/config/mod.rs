@@ -2,7 +2,8 @@
 //!
 //! What is impossible is an error that names file, line and key and says how to put it right: a deadline that holds too
 //! few samples, two targets of one name, an evacuation without a spare. The sampling period may be left out: it then
-//! follows from the shortest deadline by the dissertation's rule, R >= log PM / log p_ml samples per deadline.
+//! follows from the shortest deadline by the dissertation's rule, R >= log PM / log p_ml samples per deadline, and is
+//! [`PERIOD_MAX`] at most.
 //!
 //! See `monitor.example.toml` for every key; a test keeps that file valid.
 
@@ -26,8 +27,9 @@ use place::Source;
 /// The shortest sampling period: below it a round trip over a software path no longer fits.
 pub const PERIOD_MIN: Duration = Duration::from_micros(100);
 
-/// The longest derived sampling period: samples cost the target nothing and little here.
-pub const PERIOD_MAX: Duration = Duration::from_millis(100);
+/// The longest derived sampling period, which a verdict may come later than its deadline: samples cost the target
+/// nothing, and 200 in a second cost little here.
+pub const PERIOD_MAX: Duration = Duration::from_millis(5);
 
 /// Times above this are typing errors.
 const TIME_MAX: Duration = Duration::from_secs(24 * 3600);

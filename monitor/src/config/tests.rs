@@ -34,7 +34,9 @@ fn check(old: &str, new: &str, expected: &str) {
 #[test]
 fn the_period_follows_from_the_shortest_deadline() {
     let config = parsed(GOOD).unwrap();
-    assert_eq!((config.samples_per_deadline, config.period), (3, Duration::from_millis(100) / 3));
+    assert_eq!((config.samples_per_deadline, config.period), (3, PERIOD_MAX));
+    let short = parsed(&GOOD.replace("deadline_ms = 100", "deadline_ms = 6")).unwrap();
+    assert_eq!(short.period, Duration::from_millis(2));
     assert_eq!(config.targets[0].rules[0].quorum, Quorum::Any);
 }
 

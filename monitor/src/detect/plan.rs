@@ -139,8 +139,8 @@ pub const CLAIMED_DEADLINE_MIN: Duration = Duration::from_millis(1);
 
 impl Plan {
     /// Joins the sensors of a box with the rules: the first rule whose pattern fits counts. A sensor without a rule is
-    /// watched by what the box says of it, as a rule of its own that raises suspicions only; progress without a deadline
-    /// is left out. Returns the plan and, for each sensor of the plan, its index in `described`.
+    /// watched by what the box says of it, as a rule of its own that raises suspicions only; progress without a
+    /// deadline is left out. Returns the plan and, for each sensor of the plan, its index in `described`.
     pub fn new(described: &[DescribedSensor], rules: &[Rule], path_deadline: Duration) -> (Self, Vec<usize>) {
         let mut plan = Self { sensors: Vec::new(), rules: Vec::new(), path_deadline_ns: nanos(path_deadline) };
         plan.rules.extend(rules.iter().map(|rule| PlannedRule {

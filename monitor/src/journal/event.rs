@@ -154,7 +154,7 @@ pub enum Event {
         /// Everything it said.
         report: Report,
     },
-    /// A spare got the order and its answer never came: it may have taken over, so nobody else is asked.
+    /// A spare got the order and its answer never came: it may have taken over, so only it is asked again.
     OutcomeUnknown {
         /// The spare.
         spare: String,

@@ -1,7 +1,7 @@
 //! The journal: every decision with the samples it rested on, one JSON object per line, only ever appended to.
 //!
-//! The sampling thread hands lines and whole rings of samples to a writer thread and never waits for the disk. Rings are
-//! handed over by moving them, so that the path from a verdict to the fence does not pay for its evidence.
+//! The sampling thread hands lines and whole rings of samples to a writer thread and never waits for the disk. Rings
+//! are handed over by moving them, so that the path from a verdict to the fence does not pay for its evidence.
 //!
 //! ```text
 //!   last_sign ── verdict ── fenced ── ordered ── evacuated        the stages of an incident, by `mono_ns`
@@ -45,7 +45,8 @@ impl std::fmt::Debug for Message {
 }
 
 impl Journal {
-    /// Opens `file` for appending (its owner's only: it holds fence tokens) and starts the writer; it ends, all written, when every clone of the journal is gone.
+    /// Opens `file` for appending (its owner's only: it holds fence tokens) and starts the writer, which ends, all
+    /// written, when every clone of the journal is gone.
     ///
     /// # Errors
     /// Those of opening the file.

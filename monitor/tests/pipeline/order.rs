@@ -68,17 +68,28 @@ fn a_spare_that_is_ready_is_asked_before_one_that_is_not() {
 fn a_spare_that_falls_silent_after_the_order_is_followed_by_nobody() {
     let mut play = play(Part::FallsSilent, Part::TakesOver);
     play.run_until(10_000);
-    assert_eq!(*play.watch.standing(), Standing::OutcomeUnknown);
+    assert!(matches!(play.watch.standing(), Standing::OutcomeUnknown { spare, .. } if spare == "a"));
     let told = play.told();
-    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(told[0], "fence: hang");
+    assert!(told.len() > 2 && told[1..].iter().all(|what| what.starts_with("a: ordered")), "{told:?}");
     assert_eq!(stages(&play.end()).last().unwrap(), "outcome_unknown");
+}
+
+#[test]
+fn a_lost_answer_is_asked_for_again() {
+    let mut play = play(Part::LosesAnAnswer, Part::TakesOver);
+    play.run_until(10_000);
+    assert_eq!(*play.watch.standing(), Standing::Evacuated);
+    let told = play.told();
+    assert!(told.len() == 3 && told[1..].iter().all(|what| what.starts_with("a: ordered")), "{told:?}");
+    assert_eq!(play.metrics.evacuations.get(), 1);
 }
 
 #[test]
 fn when_every_spare_refuses_the_fence_stands_and_they_are_asked_again() {
     let mut play = play(Part::Refuses, Part::Refuses);
     play.run_until(6_000);
-    assert!(matches!(play.watch.standing(), Standing::Fenced { .. }));
+    assert!(matches!(play.watch.standing(), Standing::Fenced(_)));
     let told = play.told();
     assert_eq!(told.iter().filter(|what| what.starts_with("fence")).count(), 1, "{told:?}");
     assert!(told.iter().filter(|what| what.starts_with("b: ordered")).count() >= 2, "{told:?}");

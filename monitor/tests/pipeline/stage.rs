@@ -169,8 +169,10 @@ pub enum Part {
     TakesOver,
     /// Refuses.
     Refuses,
-    /// Takes the order and closes the connection without an answer.
+    /// Takes the order and closes the connection without an answer, every time.
     FallsSilent,
+    /// Takes over, and its first answer is lost.
+    LosesAnAnswer,
 }
 
 /// A spare on the loopback device, answering until its connection ends.
@@ -185,6 +187,7 @@ impl Spare {
         let address = listener.local_addr().unwrap();
         let log = Arc::clone(log);
         let thread = std::thread::spawn(move || {
+            let mut orders = 0;
             for stream in listener.incoming() {
                 let mut channel = Channel::new(stream.unwrap());
                 while let Ok(request) = channel.receive::<Request>() {
@@ -194,8 +197,10 @@ impl Spare {
                         Request::Evacuate(order) => {
                             assert_eq!(order.token, token());
                             log.lock().unwrap().push(format!("{name}: ordered, silent {} ms", order.silent_ms));
+                            orders += 1;
                             match part {
-                                Part::TakesOver => Reply::Evacuated(report()),
+                                Part::LosesAnAnswer if orders == 1 => break,
+                                Part::TakesOver | Part::LosesAnAnswer => Reply::Evacuated(report()),
                                 Part::Refuses => Reply::Refused { why: "the service does not run here".into() },
                                 Part::FallsSilent => break,
                             }
