@@ -136,6 +136,11 @@ impl Exchange {
         Ok(())
     }
 
+    /// Takes the promise of progress back: the handler will not export any more, and reading must not wait for it.
+    pub fn withdraw_promise(&self) {
+        self.session.set_when_full(WhenFull::GiveUp);
+    }
+
     /// Exports a point inside the request: the first `digested` body bytes of this request are safe elsewhere, and
     /// `state` says all that is needed to go on. A resumed session gets `state` back and replays the rest of the body
     /// after a preamble of the application's choice.

@@ -5,7 +5,7 @@
 
 use super::channel::{Channel, ChannelError};
 use super::lease::{Leases, RECLAIM_AFTER};
-use super::message::{FromApp, PROTOCOL, Resume, ToApp};
+use super::message::{FromApp, Held, PROTOCOL, Resume, ToApp};
 use crate::continuation::{ContinuationBox, Opening};
 use crate::shared::Pool;
 use std::collections::BTreeMap;
@@ -16,6 +16,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+/// How long an application may leave its messages unread before it is given up.
+const SEND_PATIENCE: Duration = Duration::from_secs(5);
 
 /// An application that talks to the service.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -281,6 +284,7 @@ fn reclaim(shared: &Shared) {
 
 /// Talks to one application until it goes.
 fn serve(shared: &Shared, stream: UnixStream) -> Result<(), ChannelError> {
+    stream.set_write_timeout(Some(SEND_PATIENCE))?;
     let channel = Arc::new(Channel::new(stream));
     let hello = channel.receive(|_: &FromApp| false)?.0;
     let FromApp::Hello { protocol, name, ports, held, want } = hello else {
@@ -291,24 +295,10 @@ fn serve(shared: &Shared, stream: UnixStream) -> Result<(), ChannelError> {
         channel.send(&ToApp::Refused { why: why.clone() })?;
         return Err(ChannelError::Malformed(why));
     }
-    let owner = {
-        let mut state = shared.lock();
-        let owner = state.leases.enrol();
-        let mut slots = state.leases.adopt(owner, &held);
-        slots.extend(state.leases.grant(owner, want));
-        let pool = state.leases.pool();
-        let introduced = ToApp::Pool { pool: pool.name(), length_bytes: pool.length_bytes() as u64 };
-        let lease = ToApp::Lease { owner, slots };
-        let sent = channel.send_all([(&introduced, Some(shared.pool_fd.as_fd())), (&lease, None)]);
-        if let Err(why) = sent {
-            state.leases.forget(owner);
-            return Err(why);
-        }
-        let app = App { owner, name, ports };
-        tracing::info!(?app, "an application joined the box service");
-        state.apps.insert(owner, Connected { app, channel: Arc::clone(&channel) });
-        owner
-    };
+    let owner = introduce(shared, &channel, &held, want)?;
+    let app = App { owner, name, ports };
+    tracing::info!(?app, "an application joined the box service");
+    shared.lock().apps.insert(owner, Connected { app, channel: Arc::clone(&channel) });
     let why = loop {
         if let Err(why) = converse(shared, &channel, owner) {
             break why;
@@ -325,6 +315,25 @@ fn serve(shared: &Shared, stream: UnixStream) -> Result<(), ChannelError> {
     Err(why)
 }
 
+/// Tells an application its pool and its slots; only then may orders follow. Nothing is sent under the lock: an
+/// application that does not read must not hold up the others.
+fn introduce(shared: &Shared, channel: &Channel, held: &[Held], want: u32) -> Result<u32, ChannelError> {
+    let (owner, introduced, lease) = {
+        let mut state = shared.lock();
+        let owner = state.leases.enrol();
+        let mut slots = state.leases.adopt(owner, held);
+        slots.extend(state.leases.grant(owner, want));
+        let pool = state.leases.pool();
+        let introduced = ToApp::Pool { pool: pool.name(), length_bytes: pool.length_bytes() as u64 };
+        (owner, introduced, ToApp::Lease { owner, slots })
+    };
+    let sent = channel.send_all([(&introduced, Some(shared.pool_fd.as_fd())), (&lease, None)]);
+    if sent.is_err() {
+        shared.lock().leases.forget(owner);
+    }
+    sent.map(|()| owner)
+}
+
 fn converse(shared: &Shared, channel: &Channel, owner: u32) -> Result<(), ChannelError> {
     let message = channel.receive(|_: &FromApp| false)?.0;
     let mut state = shared.lock();
@@ -332,7 +341,8 @@ fn converse(shared: &Shared, channel: &Channel, owner: u32) -> Result<(), Channe
         FromApp::Hello { .. } => return Err(ChannelError::Malformed("a second hello".into())),
         FromApp::Want { slots } => {
             let slots = state.leases.grant(owner, slots);
-            channel.send(&ToApp::Lease { owner, slots })?;
+            drop(state);
+            return channel.send(&ToApp::Lease { owner, slots });
         }
         FromApp::Release { slots } => state.leases.release(owner, &slots),
         FromApp::Resumed { order } => state.note_answer(owner, order, Ok(())),

@@ -14,6 +14,7 @@ use contbox::http::{Exchange, ProgressError};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use hyper::header::CONTENT_RANGE;
+use hyper::http::request::Parts;
 use hyper::{Request, StatusCode};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -68,10 +69,32 @@ impl UploadError {
 /// # Errors
 /// See [`UploadError`].
 pub async fn store(root: &Path, request: Request<Incoming>, exchange: &Exchange) -> Result<u64, UploadError> {
-    let finished = stored_path(root, request.uri().path()).ok_or(UploadError::Nowhere)?;
-    let target = request.uri().to_string();
-    let body_bytes = request.body().size_hint().exact();
-    let placed = match (request.headers().get(CONTENT_RANGE), body_bytes) {
+    let (head, mut body) = request.into_parts();
+    let stored = store_body(root, &head, &mut body, exchange).await;
+    if stored.is_err() {
+        exchange.withdraw_promise();
+        drain(&mut body).await;
+    }
+    stored
+}
+
+/// Takes the rest of a refused body, within reason: closing with input unread would reset the connection, and the
+/// client might never see why.
+async fn drain(body: &mut Incoming) {
+    const DRAINED_BYTES_MAX: usize = 1 << 20;
+    let mut drained = 0;
+    while drained < DRAINED_BYTES_MAX
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        drained += frame.data_ref().map_or(0, |piece| piece.len());
+    }
+}
+
+async fn store_body(root: &Path, head: &Parts, body: &mut Incoming, exchange: &Exchange) -> Result<u64, UploadError> {
+    let finished = stored_path(root, head.uri.path()).ok_or(UploadError::Nowhere)?;
+    let target = head.uri.to_string();
+    let body_bytes = body.size_hint().exact();
+    let placed = match (head.headers.get(CONTENT_RANGE), body_bytes) {
         (None, known) => Placed { first: 0, total: known.unwrap_or(0) },
         (Some(range), Some(known)) => {
             range.to_str().ok().and_then(|range| conditions::placed(range, known)).ok_or(UploadError::BadRange)?
@@ -81,7 +104,6 @@ pub async fn store(root: &Path, request: Request<Incoming>, exchange: &Exchange)
     let part = Part::open(&finished, placed.first, placed.total)?;
     // A body of unknown length replays from its head; it stays resumable as long as the log holds it.
     let exports = exchange.promise_progress().is_ok();
-    let mut body = request.into_body();
     let mut digested = 0;
     while let Some(frame) = body.frame().await {
         let Ok(piece) = frame?.into_data() else { continue };

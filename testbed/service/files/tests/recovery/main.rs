@@ -23,11 +23,14 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const ADDRESS: &str = "127.0.0.1:8080";
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What one client does with its connection, over and over until the moves are over; the number counts the rounds.
+type Job = Box<dyn FnMut(&mut Client, u64) + Send>;
 
 struct Scratch(PathBuf);
 
@@ -143,6 +146,7 @@ fn take_over(dead: Machine, scratch: &Path, number: u32, clients: &[TcpStream]) 
     let sockets = dead.sockets(&peers);
     clients.iter().for_each(|client| repair::deafen(client).unwrap());
     sockets.iter().for_each(|socket| repair::deafen(socket).unwrap());
+    assert_eq!(sockets.len(), clients.len(), "every client has a connection to move");
     let connections: Vec<_> = sockets.into_iter().map(|socket| repair::extract(socket).unwrap()).collect();
     // What is in the boxes at this instant is all that is left; the live service would free them after the kill.
     let image = dead.pool.image();
@@ -158,31 +162,35 @@ fn take_over(dead: Machine, scratch: &Path, number: u32, clients: &[TcpStream]) 
 }
 
 /// Runs `clients` while their server moves again and again.
-fn check(name: &str, seed: u64, moves: u32, jobs: Vec<Box<dyn FnOnce(&mut Client) + Send>>) -> Scratch {
+fn check(name: &str, seed: u64, moves: u32, jobs: Vec<Job>) -> Scratch {
     unshare(CloneFlags::CLONE_NEWNET).expect("needs CAP_SYS_ADMIN: run as root or in `unshare -Urn`");
     repair::raise_loopback().unwrap();
     let scratch = Scratch::new(name);
     let mut rng = StdRng::seed_from_u64(seed);
     let mut machine = Machine::start(&scratch.0, 0);
-    let mut running: Vec<(TcpStream, JoinHandle<()>)> = jobs
+    let over = Arc::new(AtomicBool::new(false));
+    let (sockets, running): (Vec<TcpStream>, Vec<_>) = jobs
         .into_iter()
-        .map(|job| {
+        .map(|mut job| {
             let mut client = Client::connect(ADDRESS.parse().unwrap()).unwrap();
-            (client.socket(), std::thread::spawn(move || job(&mut client)))
+            let (socket, over) = (client.socket(), Arc::clone(&over));
+            let work = move || {
+                for round in 0.. {
+                    job(&mut client, round);
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            };
+            (socket, std::thread::spawn(work))
         })
-        .collect();
-    let mut moved = 0;
+        .unzip();
     for number in 1..=moves {
-        std::thread::sleep(Duration::from_micros(rng.random_range(20_000..1_500_000)));
-        let (done, live): (Vec<_>, Vec<_>) = running.into_iter().partition(|(_, job)| job.is_finished());
-        done.into_iter().for_each(|(_, job)| job.join().unwrap());
-        running = live;
-        let clients: Vec<TcpStream> = running.iter().map(|(client, _)| client.try_clone().unwrap()).collect();
-        moved += clients.len();
-        machine = take_over(machine, &scratch.0, number, &clients);
+        std::thread::sleep(Duration::from_micros(rng.random_range(20_000..1_200_000)));
+        machine = take_over(machine, &scratch.0, number, &sockets);
     }
-    running.into_iter().for_each(|(_, job)| job.join().unwrap());
-    assert!(moved > 0, "seed {seed}: nothing was left to move");
+    over.store(true, Ordering::Relaxed);
+    running.into_iter().for_each(|job| job.join().unwrap());
     drop(machine);
     scratch
 }
@@ -192,54 +200,52 @@ const MOMENT: Duration = Duration::from_millis(2);
 
 #[test]
 fn downloads_survive_several_moves() {
-    let mut jobs: Vec<Box<dyn FnOnce(&mut Client) + Send>> = Vec::new();
+    let mut jobs: Vec<Job> = Vec::new();
     for seed in 0..6 {
-        jobs.push(Box::new(move |client| client.download(seed, 30_000_000, "", MOMENT)));
-        jobs.push(Box::new(move |client| client.download(100 + seed, 1_500_000, "?rate=500000", NO_REST)));
+        jobs.push(Box::new(move |client, _| client.download(seed, 10_000_000, "", MOMENT)));
+        jobs.push(Box::new(move |client, _| client.download(100 + seed, 700_000, "?rate=500000", NO_REST)));
     }
     check("downloads", 1, 4, jobs);
 }
 
 #[test]
 fn uploads_survive_several_moves() {
-    const BYTES: u64 = 2_000_000;
+    const BYTES: u64 = 1_000_000;
     let job = |seed: u64| {
-        move |client: &mut Client| {
-            client.upload(&format!("upload-{seed}"), seed, BYTES, seed % 2 == 0, 5 * MOMENT);
+        move |client: &mut Client, round: u64| {
+            client.upload(&format!("{seed}/{round}"), seed, BYTES, seed.is_multiple_of(2), 5 * MOMENT);
             client.download(seed, 1000, "", NO_REST);
         }
     };
-    let jobs = (0..6).map(|seed| Box::new(job(seed)) as Box<dyn FnOnce(&mut Client) + Send>).collect();
-    let scratch = check("uploads", 2, 4, jobs);
+    let scratch = check("uploads", 2, 4, (0..6).map(|seed| Box::new(job(seed)) as Job).collect());
     for seed in 0..6 {
-        let stored = std::fs::read(scratch.0.join(format!("root/upload-{seed}"))).unwrap();
-        assert_eq!(stored.len() as u64, BYTES);
-        synthetic::verify(seed, 0, &stored).unwrap();
+        for stored in std::fs::read_dir(scratch.0.join(format!("root/{seed}"))).unwrap() {
+            let stored = std::fs::read(stored.unwrap().path()).unwrap();
+            assert_eq!(stored.len() as u64, BYTES);
+            synthetic::verify(seed, 0, &stored).unwrap();
+        }
     }
 }
 
 #[test]
 fn pipelined_requests_survive_several_moves() {
     let job = |seed: u64| {
-        move |client: &mut Client| {
-            for round in 0..150 {
-                let lengths = [10, 70_000, 0, 1, 3000 + round];
-                let requests: String = lengths
-                    .iter()
-                    .map(|length| format!("GET /synthetic/{seed}/{length} HTTP/1.1\r\nHost: t\r\n\r\n"))
-                    .chain(["HEAD /synthetic/1/5 HTTP/1.1\r\nHost: t\r\n\r\n".into()])
-                    .collect();
-                client.send(requests.as_bytes());
-                for length in lengths {
-                    let head = client.head();
-                    assert_eq!((head.status, head.length), (200, length));
-                    client.verify(seed, 0, length, NO_REST);
-                }
-                assert_eq!(client.head().length, 5);
-                std::thread::sleep(MOMENT);
+        move |client: &mut Client, round: u64| {
+            let lengths = [10, 70_000, 0, 1, 3000 + round];
+            let requests: String = lengths
+                .iter()
+                .map(|length| format!("GET /synthetic/{seed}/{length} HTTP/1.1\r\nHost: t\r\n\r\n"))
+                .chain(["HEAD /synthetic/1/5 HTTP/1.1\r\nHost: t\r\n\r\n".into()])
+                .collect();
+            client.send(requests.as_bytes());
+            for length in lengths {
+                let head = client.head();
+                assert_eq!((head.status, head.length), (200, length));
+                client.verify(seed, 0, length, NO_REST);
             }
+            assert_eq!(client.head().length, 5);
+            std::thread::sleep(MOMENT);
         }
     };
-    let jobs = (0..6).map(|seed| Box::new(job(seed)) as Box<dyn FnOnce(&mut Client) + Send>).collect();
-    check("pipelined", 3, 4, jobs);
+    check("pipelined", 3, 4, (0..6).map(|seed| Box::new(job(seed)) as Job).collect());
 }
