@@ -177,3 +177,29 @@ fn a_wrong_sequence_number_makes_the_queue_incomplete() {
     let found = found.unwrap();
     assert!(!found.send_queue_complete && found.receive_queue_complete);
 }
+
+/// Adds `bytes` to the 32-bit member at `offset` of the victim.
+fn add32(machine: &mut Machine, sock: u64, offset: usize, bytes: u32) {
+    let at = sock + offset as u64;
+    let word = machine.get(at);
+    machine.put(at, word & !0xffff_ffff | u64::from((word as u32).wrapping_add(bytes)));
+}
+
+#[test]
+fn a_segment_counted_but_not_queued_is_taken_back_unless_it_was_acknowledged() {
+    for (locked, acknowledged, whole) in [(true, false, true), (false, false, false), (true, true, false)] {
+        let before = Machine::load().victim();
+        let (found, _) = Machine::load().check(|machine, sock| {
+            let layout = machine.kernel.tcp.sock.clone();
+            add32(machine, sock, layout.rcv_nxt.offset, 1000);
+            let received = machine.get(sock + layout.bytes_received.offset as u64);
+            machine.put(sock + layout.bytes_received.offset as u64, received + 1000);
+            add32(machine, sock, layout.rcv_wup.offset, if acknowledged { 1000 } else { 0 });
+            add32(machine, sock, layout.owned.offset, locked.into());
+        });
+        let found = found.unwrap();
+        assert_eq!(found.receive_queue_complete, whole, "locked {locked}, acknowledged {acknowledged}");
+        assert_eq!((found.rcv_nxt == before.rcv_nxt, found.read_offset()), (whole, before.read_offset()));
+        assert!(!found.damage.is_empty());
+    }
+}

@@ -1,6 +1,7 @@
 //! From the bytes of a `tcp_sock` to a [`TcpSocket`] without its queues.
 
 use super::layout::SockLayout;
+use super::queue::Plan;
 use super::socket::{State, TcpSocket};
 use super::tables::Member;
 use crate::{Damage, Fault};
@@ -86,6 +87,20 @@ pub(crate) fn socket(
     };
     check_order(&mut socket);
     Some(socket)
+}
+
+/// Undoes the half-done arrival of a segment. The kernel counts a segment received (`rcv_nxt`, `bytes_received`) before
+/// it queues it (`tcp_queue_rcv`), so a machine stopped between the two has counted bytes that are nowhere. No
+/// acknowledgement of them has left as long as `rcv_wup` lies before them: taken back, the peer sends them again.
+pub(crate) fn take_back_unqueued(socket: &mut TcpSocket, receive: &mut Plan) {
+    let unqueued = socket.rcv_nxt.wrapping_sub(receive.reached);
+    let acknowledged_after = socket.rcv_wup.wrapping_sub(receive.reached) as i32 > 0;
+    let torn = socket.lock_held && receive.gapless && !receive.complete && unqueued as i32 > 0;
+    if torn && !acknowledged_after && !socket.fin_received {
+        socket.rcv_nxt = receive.reached;
+        socket.bytes_received = socket.bytes_received.saturating_sub(unqueued.into());
+        receive.complete = true;
+    }
 }
 
 /// Sequence numbers that no running kernel leaves, whatever it was interrupted in.

@@ -7,8 +7,8 @@
 //!   receive:  ....read by the application....|====== receive_queue =======|
 //!                                        copied_seq                     rcv_nxt  (+ 1 for a received FIN)
 //! ```
-//! Stages, each a few rounds for all connections together: table and chains ([`tables`]), sockets ([`fields`]), packet
-//! buffers ([`skb`]), where their bytes lie and the bytes ([`payload`]), cut and checked by [`queue`].
+//! Stages, each a few rounds for all connections together: table and chains (`tables`), sockets (`fields`), packet
+//! buffers (`skb`), where their bytes lie and the bytes (`payload`), cut and checked by `queue`.
 
 #[cfg(test)]
 mod damage_tests;
@@ -80,7 +80,7 @@ struct Draft {
 }
 
 impl Draft {
-    fn new(socket: &TcpSocket, queues: Queues) -> Self {
+    fn new(socket: &mut TcpSocket, queues: Queues) -> Self {
         let mut skbs = queues.rtx;
         skbs.sort_by_key(|skb| skb.seq.wrapping_sub(socket.snd_una) as i32);
         let sent = skbs.len();
@@ -91,6 +91,7 @@ impl Draft {
         let mut receive =
             queue::cut(&skbs[sending..], socket.copied_seq, socket.rcv_nxt, "sk_receive_queue", socket.address);
         receive.cuts.iter_mut().for_each(|cut| cut.skb += sending);
+        fields::take_back_unqueued(socket, &mut receive);
         Self { skbs, sent, sending, send, receive }
     }
 
@@ -164,7 +165,7 @@ fn prepare(socket: &mut TcpSocket, draft: &Draft) {
         .iter()
         .map(|cut| Segment {
             seq: cut.seq,
-            end_seq: draft.skbs[cut.skb].end_seq,
+            end_seq: cut.seq.wrapping_add(cut.take).wrapping_add(cut.fin.into()),
             bytes: vec![0; cut.take as usize],
             sent: cut.skb < draft.sent,
             fin: cut.fin,

@@ -33,6 +33,10 @@ pub(crate) struct Plan {
     pub cuts: Vec<Cut>,
     /// Whether the cuts follow each other without a gap from `start` to `end`.
     pub complete: bool,
+    /// Whether they do so up to `reached`, wherever that is.
+    pub gapless: bool,
+    /// Sequence number after the last cut.
+    pub reached: u32,
     pub fin: bool,
     pub damage: Vec<Damage>,
 }
@@ -44,7 +48,7 @@ fn distance(from: u32, to: u32) -> i64 {
 
 /// Cuts `skbs`, which are in queue order, to what lies in `[start, end)`.
 pub(crate) fn cut(skbs: &[Skb], start: u32, end: u32, part: &'static str, socket: KernelVirt) -> Plan {
-    let mut plan = Plan { complete: true, ..Plan::default() };
+    let mut plan = Plan { gapless: true, ..Plan::default() };
     let mut expected = start;
     for (index, skb) in skbs.iter().enumerate() {
         let mut report = |expected: u32, found: u32| {
@@ -54,34 +58,40 @@ pub(crate) fn cut(skbs: &[Skb], start: u32, end: u32, part: &'static str, socket
         let fin = skb.tcp_flags & FIN != 0;
         let first = skb.seq.wrapping_add(u32::from(skb.tcp_flags & SYN != 0));
         let last = skb.end_seq.wrapping_sub(u32::from(fin));
-        let len = distance(first, last);
+        let (mut len, mut end_seq) = (distance(first, last), skb.end_seq);
         if len < 0 || len > i64::from(skb.len) || skb.len > SKB_BYTES_MAX {
             // More sequence space than bytes, or than a buffer holds: numbers or length are garbage.
             report(skb.len, len as u32);
-            plan.complete = false;
+            plan.gapless = false;
             continue;
         }
         if len < i64::from(skb.len) {
             report(skb.len, len as u32); // stopped inside sendmsg: bytes copied in but not yet counted
+            // Between two steps of its end: `write_seq` counts the bytes already, `end_seq` not yet.
+            let uncounted = i64::from(skb.len) - len;
+            if index + 1 == skbs.len() && !fin && distance(end_seq, end) == uncounted {
+                (len, end_seq) = (skb.len.into(), end);
+            }
         }
-        if distance(expected, skb.end_seq) <= 0 {
+        if distance(expected, end_seq) <= 0 {
             continue; // acknowledged or read: clean-up was interrupted, or nothing is in it yet
         }
         if distance(expected, first) > 0 {
             report(expected, first);
-            plan.complete = false;
+            plan.gapless = false;
             expected = first;
         }
         let skip = distance(first, expected).clamp(0, len);
         let seq = first.wrapping_add(skip as u32);
         plan.cuts.push(Cut { skb: index, seq, skip: skip as u32, take: (len - skip) as u32, fin });
         plan.fin |= fin;
-        expected = skb.end_seq;
+        expected = end_seq;
     }
+    plan.reached = expected;
+    plan.complete = plan.gapless && expected == end;
     if expected != end {
         let fault = Fault::Mismatch { expected: end.into(), found: expected.into() };
         plan.damage.push(Damage { at: socket, part, fault });
-        plan.complete = false;
     }
     plan
 }
@@ -122,6 +132,15 @@ mod tests {
         check(&[skb(0, 11, 10, FIN)], 0, 11, &[(0, 0, 10)], true, 0);
         check(&[skb(10, 11, 0, FIN)], 10, 11, &[(10, 0, 0)], true, 0);
         assert!(cut(&[skb(10, 11, 0, FIN)], 10, 11, "queue", KernelVirt::new(0)).fin);
+    }
+
+    #[test]
+    fn a_stop_between_the_last_two_steps_of_sendmsg_loses_nothing() {
+        check(&[skb(0, 10, 10, 0), skb(10, 15, 9, 0)], 0, 19, &[(0, 0, 10), (10, 0, 9)], true, 1);
+        check(&[skb(0, 0, 9, 0)], 0, 9, &[(0, 0, 9)], true, 1);
+        // One step earlier nothing counts them, and in the middle of a queue nothing can.
+        check(&[skb(0, 10, 10, 0), skb(10, 15, 9, 0)], 0, 15, &[(0, 0, 10), (10, 0, 5)], true, 1);
+        check(&[skb(0, 10, 14, 0), skb(10, 15, 5, 0)], 0, 19, &[(0, 0, 10), (10, 0, 5)], false, 2);
     }
 
     #[test]

@@ -84,7 +84,8 @@ pub struct TcpSocket {
     pub snd_nxt: u32,
     /// End of what the application has written (and of the FIN if it has closed).
     pub write_seq: u32,
-    /// Next byte expected.
+    /// Next byte expected. Where the machine stopped between counting a segment and queueing it, the number from
+    /// before (with a report in `damage`): the peer will send that segment again.
     pub rcv_nxt: u32,
     /// Next byte the application will read.
     pub copied_seq: u32,
