@@ -152,9 +152,9 @@ impl Prepared {
         let incarnation = self.link.welcome().incarnation;
         let ram = named("backdoor", self.link.region("ram"))?;
         let walked = tcp::walk(&self.kernel, self.link.memory(), RemoteKey::new(ram.key), &filter(&self.assignment));
-        let (_, damage) = named("sockets of the target", walked)?;
-        // Damage of the table itself: a busy machine tears chains, a rebooted one has nothing where it was.
-        if incarnation != self.incarnation || !damage.is_empty() {
+        let (sockets, damage) = named("sockets of the target", walked)?;
+        // A busy machine tears a chain now and then; a rebooted one has nothing where it was.
+        if incarnation != self.incarnation || (sockets.is_empty() && !damage.is_empty()) {
             self.kernel = discover(&mut self.link)?;
             self.incarnation = incarnation;
         }

@@ -9,7 +9,7 @@
 //! All sessions are asked at once; whoever has not answered when the wait is over goes on with the dead kernel's numbers.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io::{self, Read},
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
@@ -36,6 +36,9 @@ const ETHERTYPE_V6: u16 = 0x86dd;
 const HEAD_BYTES: usize = 128;
 /// Answers that may wait in the kernel: 20 000 sessions' worth of headers with their overhead.
 const RECEIVE_BUFFER_BYTES: usize = 16 << 20;
+
+/// Times a silent client is asked: one lost packet is nothing unusual.
+const ROUNDS: u32 = 2;
 
 /// How long to wait for clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,23 +115,24 @@ impl Prober {
         let index: HashMap<_, _> = snapshots.iter().enumerate().map(|(at, one)| ((one.local, one.peer), at)).collect();
         let mut verdicts: Vec<Verdict> = snapshots.iter().map(|one| Ok(position::assumed(one))).collect();
         self.forget_what_was_heard()?;
-        for snapshot in snapshots {
-            if let Err(error) = self.poke(snapshot, order.elapsed()) {
-                tracing::debug!(peer = %snapshot.peer, %error, "client cannot be probed");
-            }
-        }
         let begin = Instant::now();
-        let mut until = begin + patience.most;
-        let mut waiting = snapshots.len();
-        while waiting > 0 {
-            let Some(heard) = self.hear(until)? else { break };
-            let Some(&at) = index.get(&(heard.destination, heard.source)) else { continue };
-            let first = verdicts[at].as_ref().is_ok_and(|start| start.proof == position::Proof::Kernel);
-            take(&mut verdicts[at], snapshots[at], &heard);
-            let settled = verdicts[at].as_ref().is_ok_and(|start| start.proof == position::Proof::Client);
-            if first && settled {
-                waiting -= 1;
-                until = (Instant::now() + patience.after_answer).min(begin + patience.most);
+        let mut silent: HashSet<usize> = (0..snapshots.len()).collect();
+        for round in 1..=ROUNDS {
+            for at in &silent {
+                if let Err(error) = self.poke(snapshots[*at], order.elapsed()) {
+                    tracing::debug!(peer = %snapshots[*at].peer, %error, "a client cannot be asked");
+                }
+            }
+            let end = begin + patience.most * round / ROUNDS;
+            let mut until = end;
+            while !silent.is_empty() {
+                let Some(heard) = self.hear(until)? else { break };
+                let Some(&at) = index.get(&(heard.destination, heard.source)) else { continue };
+                take(&mut verdicts[at], snapshots[at], &heard);
+                let settled = verdicts[at].as_ref().is_ok_and(|start| start.proof == position::Proof::Client);
+                if settled && silent.remove(&at) {
+                    until = end.min(Instant::now() + patience.after_answer);
+                }
             }
         }
         Ok(verdicts)

@@ -7,7 +7,8 @@ mod wire;
 
 use std::{
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -101,12 +102,34 @@ impl Session {
         self.read_up += len;
     }
 
+    /// Both directions at the same time, each byte checked.
+    fn exchange(&mut self, len: usize) {
+        let (down, up) = (self.down, self.up);
+        assert_eq!((down, up), (self.read_down, self.read_up));
+        let check = |mut stream: &TcpStream, direction, from| {
+            let mut bytes = vec![0; len];
+            stream.read_exact(&mut bytes).unwrap();
+            assert!(bytes == pattern(direction, from, len), "something else was read after {from}");
+        };
+        let (mut client, mut server) = (&self.client, &self.server);
+        thread::scope(|scope| {
+            scope.spawn(|| server.write_all(&pattern(DOWN, down, len)).unwrap());
+            scope.spawn(|| client.write_all(&pattern(UP, up, len)).unwrap());
+            scope.spawn(|| check(&self.server, UP, up));
+            check(&self.client, DOWN, down);
+        });
+        self.down += len;
+        self.up += len;
+        self.read_down += len;
+        self.read_up += len;
+    }
+
     fn wait_until_acknowledged(&self) {
         use std::os::fd::AsFd;
         let begin = Instant::now();
         while tcp_repair::unacknowledged(self.server.as_fd()).unwrap().0 > 0 {
             assert!(begin.elapsed() < NEVER, "the client never acknowledged");
-            std::thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -129,6 +152,8 @@ impl Session {
     fn take_over(mut self, snapshot: &Snapshot) -> Start {
         let (case, spare) = (&self.case, &self.wire.spare);
         let (mut netlink, mut standby, mut prober, mut routes) = spare.run(|| prepare(case.v6));
+        // The application is there already, and listens as servers do.
+        let listener = spare.run(|| TcpListener::bind("[::]:8080").unwrap());
         let order = Instant::now();
         let (start, server) = spare.run(|| {
             standby.announce().unwrap();
@@ -157,18 +182,23 @@ impl Session {
         let unread = self.up - self.read_up;
         self.read_up(unread);
         println!("server has everything after {:?}", order.elapsed());
-        for _ in 0..3 {
-            self.write_down(AFTER / 3);
-            self.read_down(AFTER / 3);
-            self.write_up(AFTER / 3);
-            self.read_up(AFTER / 3);
-        }
+        self.exchange(AFTER);
         println!("{} kB more each way after {:?}", AFTER / 1000, order.elapsed());
+        let newcomer = self.wire.client.run(|| connect(&self.case));
+        assert_eq!(listener.accept().unwrap().1, newcomer.local_addr().map(mapped).unwrap());
         self.wire.spare.run(|| {
             routes.remove(&mut netlink);
             standby.give_back(&mut netlink).unwrap();
         });
         start
+    }
+}
+
+/// As a dual-stack listener sees a client.
+fn mapped(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(v4) => SocketAddr::new(v4.to_ipv6_mapped().into(), address.port()),
+        IpAddr::V6(_) => address,
     }
 }
 
@@ -266,7 +296,7 @@ fn unread_and_unheard_input_reaches_the_new_server() {
 fn a_client_with_a_closed_window_gets_the_rest_when_it_reads() {
     let mut session = Session::begin(Case { client_buffer: Some(4096), ..PLAIN });
     session.write_down(200_000);
-    std::thread::sleep(Duration::from_millis(50));
+    thread::sleep(Duration::from_millis(50));
     session.wire.silence_server();
     let snapshot = session.snapshot();
     assert!(snapshot.sending.len() > 100_000, "most of it waits in the server");
@@ -284,4 +314,76 @@ fn ipv6_connections_go_on() {
     client_lacks(Case { v6: true, ..PLAIN }, 100_000);
     client_has(Case { v6: true, ..PLAIN }, 30_000);
     client_has(Case { v6: true, probe: false, ..PLAIN }, 30_000);
+}
+
+#[test]
+fn a_lost_session_is_reset_once_the_address_is_here_and_not_before() {
+    let mut session = Session::begin(PLAIN);
+    session.wait_until_acknowledged();
+    session.wire.silence_server();
+    let snapshot = session.snapshot();
+    let error = session.wire.spare.run(|| {
+        let (mut netlink, mut standby, mut prober, mut routes) = prepare(false);
+        standby.announce().unwrap();
+        let order = Instant::now();
+        let patience = Patience { most: NEVER, ..Patience::default() };
+        // The client's answers arrive here, and nothing comes back to it: it is still connected.
+        for _ in 0..3 {
+            let verdict = prober.ask(&[&snapshot], order, patience).unwrap()[0].unwrap();
+            assert_eq!(verdict.proof, Proof::Client);
+        }
+        session.client.set_nonblocking(true).unwrap();
+        let before = session.client.read(&mut [0]).unwrap_err();
+        assert_eq!(before.kind(), std::io::ErrorKind::WouldBlock);
+        session.client.set_nonblocking(false).unwrap();
+        standby.take(&mut netlink).unwrap();
+        prober.poke(&snapshot, order.elapsed()).unwrap();
+        let error = session.client.read(&mut [0]).unwrap_err();
+        routes.remove(&mut netlink);
+        error
+    });
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn many_sessions_move_together() {
+    const SESSIONS: usize = 200;
+    let wire = Wire::new();
+    let listener = wire.server.run(|| TcpListener::bind(service(false)).unwrap());
+    let mut pairs: Vec<_> =
+        (0..SESSIONS).map(|_| (wire.client.run(|| connect(&PLAIN)), listener.accept().unwrap().0)).collect();
+    wire.silence_server();
+    for (index, (_, server)) in pairs.iter_mut().enumerate() {
+        server.write_all(&pattern(DOWN, index, 1000)).unwrap();
+    }
+    let snapshots: Vec<_> = pairs.iter().map(|(_, server)| tcp_repair::capture(server, QUEUE_BYTES).unwrap()).collect();
+    let (_live, _standby) = wire.spare.run(|| {
+        let (mut netlink, mut standby, mut prober, mut routes) = prepare(false);
+        let order = Instant::now();
+        standby.announce().unwrap();
+        let asked: Vec<_> = snapshots.iter().collect();
+        let patience = Patience { most: NEVER, after_answer: NEVER };
+        let starts: Vec<_> = prober.ask(&asked, order, patience).unwrap().into_iter().map(Result::unwrap).collect();
+        let probed = order.elapsed();
+        let mut rebuilt = Vec::new();
+        for (snapshot, start) in snapshots.iter().zip(&starts) {
+            let timestamp = snapshot.timestamp_after(order.elapsed());
+            rebuilt.push(tcp_repair::rebuild(snapshot, *start, timestamp).unwrap());
+        }
+        let built = order.elapsed();
+        standby.take(&mut netlink).unwrap();
+        let sessions = rebuilt.into_iter().zip(snapshots.iter().zip(&starts));
+        let live: Vec<_> =
+            sessions.map(|(socket, (snapshot, start))| socket.go_live(snapshot, *start).unwrap()).collect();
+        println!("{SESSIONS} sessions: probed {probed:?}, built {built:?}, live {:?}", order.elapsed());
+        routes.remove(&mut netlink);
+        assert!(starts.iter().all(|start| start.proof == Proof::Client));
+        (live, standby)
+    });
+    for (index, (client, _)) in pairs.iter_mut().enumerate() {
+        client.set_read_timeout(Some(NEVER)).unwrap();
+        let mut bytes = vec![0; 1000];
+        client.read_exact(&mut bytes).unwrap();
+        assert!(bytes == pattern(DOWN, index, 1000));
+    }
 }

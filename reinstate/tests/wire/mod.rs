@@ -8,12 +8,13 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd,
     thread,
+    time::{Duration, Instant},
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
 use reinstate::{
     address::set_up,
-    netlink::{Message, Netlink, attribute},
+    netlink::{Message, Netlink, attribute, attributes},
 };
 
 const IFLA_INFO_KIND: u16 = 1;
@@ -110,12 +111,15 @@ impl Wire {
         });
         let wire = Self { bridge, client, server, spare };
         for (end, host) in [(&wire.client, CLIENT), (&wire.server, SERVICE), (&wire.spare, SPARE)] {
+            // Link-local addresses count at once: a machine without one asks nobody for a link address.
+            end.sysctl("ipv6/conf/eth0/accept_dad", "0");
             end.run(|| {
                 let mut netlink = Netlink::open().unwrap();
                 set_up(&mut netlink, "eth0").unwrap();
                 for v6 in [false, true] {
                     add_address(&mut netlink, address(v6, host));
                 }
+                wait_until_up(&mut netlink);
             });
         }
         wire
@@ -129,6 +133,23 @@ impl Wire {
             let message = Message::new(libc::RTM_NEWLINK, 0, &fixed).with(libc::IFLA_MASTER, &0_u32.to_ne_bytes());
             Netlink::open().unwrap().request(message).unwrap();
         });
+    }
+}
+
+/// A new link may drop what is sent for up to a second: its queue starts when the kernel has noticed its carrier.
+fn wait_until_up(netlink: &mut Netlink) {
+    const IFLA_OPERSTATE: u16 = 16;
+    const UP: &[u8] = &[6];
+    let begin = Instant::now();
+    loop {
+        let mut fixed = [0; 16];
+        fixed[4..8].copy_from_slice(&link_index("eth0").to_ne_bytes());
+        let links = netlink.exchange(Message::new(libc::RTM_GETLINK, 0, &fixed)).unwrap();
+        if attributes(&links[0].body[16..]).any(|found| found == (IFLA_OPERSTATE, UP)) {
+            return;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20), "the link never came up");
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

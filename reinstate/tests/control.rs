@@ -1,0 +1,103 @@
+//! The daemon as a monitor meets it: what it says when something stands in the way, and that it never takes a thing.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+};
+
+use control::{
+    Channel, Hello, VERSION,
+    backdoor::FenceToken,
+    reinstate::{Assignment, Evacuation, Reply, Request, Service},
+};
+use reinstate::{config::Config, daemon::Daemon};
+
+/// A folder that goes with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("reinstate-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+fn start(folder: &Folder) -> (Daemon, Channel<TcpStream>, SocketAddr) {
+    let (control, metrics) = (free_port(), free_port());
+    let text = format!(
+        "name = \"test\"\nlisten = \"127.0.0.1\"\ncontrol_port = {control}\nmetrics_port = {metrics}\n\
+         box_socket = \"{}\"\n",
+        folder.0.join("box.sock").display()
+    );
+    let file = folder.0.join("reinstate.toml");
+    std::fs::write(&file, text).unwrap();
+    let daemon = Daemon::start(&Config::read(&file).unwrap()).unwrap();
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, control)).unwrap();
+    (daemon, Channel::new(stream), SocketAddr::from((Ipv4Addr::LOCALHOST, metrics)))
+}
+
+fn assignment() -> Assignment {
+    Assignment {
+        target: "web1".into(),
+        backdoor: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())),
+        services: vec![Service { address: Ipv4Addr::new(192, 0, 2, 100).into(), ports: vec![8080] }],
+    }
+}
+
+fn evacuation(target: &str) -> Evacuation {
+    let token = FenceToken { target: target.into(), epoch: 1, ram_key: 2, secret: 3 };
+    Evacuation { token, silent_ms: 10, assignment: assignment() }
+}
+
+fn metrics(at: SocketAddr) -> String {
+    use io::{Read, Write};
+    let mut stream = TcpStream::connect(at).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn nothing_is_heard_before_hello_and_no_other_version() {
+    let folder = Folder::new("hello");
+    let (_daemon, mut channel, _) = start(&folder);
+    let reply: Reply = channel.ask(&Request::Prepare(assignment())).unwrap();
+    assert!(matches!(reply, Reply::Refused { .. }), "{reply:?}");
+    let reply: Reply = channel.ask(&Request::Hello(Hello::new("monitor"))).unwrap();
+    assert_eq!(reply, Reply::Welcome { version: VERSION });
+    let stranger = Hello { version: VERSION + 1, name: "monitor".into() };
+    let reply: Reply = channel.ask(&Request::Hello(stranger)).unwrap();
+    assert!(matches!(reply, Reply::Refused { .. }), "{reply:?}");
+    assert!(channel.receive::<Reply>().is_err(), "the conversation has ended");
+}
+
+#[test]
+fn without_a_backdoor_the_spare_is_not_ready_and_refuses_orders() {
+    let folder = Folder::new("refuse");
+    let (_daemon, mut channel, at) = start(&folder);
+    let _: Reply = channel.ask(&Request::Hello(Hello::new("monitor"))).unwrap();
+    let reply: Reply = channel.ask(&Request::Prepare(assignment())).unwrap();
+    let Reply::NotReady { why } = reply else { panic!("{reply:?}") };
+    assert!(why.contains("backdoor"), "{why}");
+    let reply: Reply = channel.ask(&Request::Evacuate(evacuation("web1"))).unwrap();
+    assert!(matches!(reply, Reply::Refused { .. }), "{reply:?}");
+    let reply: Reply = channel.ask(&Request::Evacuate(evacuation("another"))).unwrap();
+    let Reply::Refused { why } = reply else { panic!("{reply:?}") };
+    assert!(why.contains("the token is for another"), "{why}");
+    let text = metrics(at);
+    assert!(text.contains("reinstate_orders_refused_total 2"), "{text}");
+    assert!(text.contains("reinstate_evacuations_total 0"), "{text}");
+}
