@@ -1,7 +1,7 @@
 //! The ground tests stand on: memory that checks every access, and private network namespaces.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
-use std::process::{Command, exit};
+use std::process::Command;
 use std::sync::Mutex;
 
 use nix::sched::{CloneFlags, unshare};
@@ -15,7 +15,7 @@ pub const READ_ONLY: RemoteKey = RemoteKey::new(0x1351);
 /// Address of the first byte.
 pub const BASE: u64 = 0x1000;
 
-/// One region of bytes under two keys; remembers how often each atomic word was changed.
+/// One region of bytes under two keys; counts the atomics.
 pub struct Ram {
     bytes: Mutex<Vec<u8>>,
     atomics: Mutex<u64>,
@@ -95,10 +95,10 @@ impl Memory for Ram {
 /// Marks the process that was started inside a user namespace.
 const INSIDE: &str = "RDMA_TEST_INSIDE_NAMESPACE";
 
-/// Gives the calling thread (and threads it starts) a network namespace of its own with the loopback up. Without the
-/// right to, runs the test called `test` again inside an unprivileged user namespace and ends this process as that
-/// one ended.
-pub fn private_network(test: &str) {
+/// Gives the calling thread (and threads it starts) a network namespace of its own with the loopback up, and returns
+/// false: the test goes on. Without the right to, runs the test called `test` again inside an unprivileged user
+/// namespace and returns true once it has passed there.
+pub fn ran_in_a_namespace(test: &str) -> bool {
     match unshare(CloneFlags::CLONE_NEWNET) {
         Ok(()) => ip(&["link", "set", "lo", "up"]),
         Err(error) if std::env::var_os(INSIDE).is_some() => panic!("no network namespace even as root of one: {error}"),
@@ -108,9 +108,10 @@ pub fn private_network(test: &str) {
             again.args(["--user", "--map-root-user", "--net"]).arg(program).args(["--exact", test, "--nocapture"]);
             let status = again.env(INSIDE, "1").status().expect("unshare(1) runs");
             assert!(status.success(), "{test} failed inside an unprivileged namespace");
-            exit(0);
+            return true;
         }
     }
+    false
 }
 
 /// Runs `ip` in the namespace of the calling thread.
