@@ -38,6 +38,8 @@ impl<D: Door, C: Clock> Watch<D, C> {
                     self.dispatch(&alarm);
                 }
             }
+            // A fenced target stands still: its sensors have nothing to tell.
+            Finding::Suspicious { .. } | Finding::Cleared { .. } if !self.is_detecting() => {}
             Finding::Suspicious { sensor, value } => {
                 let sensor = self.detector.plan().sensors[sensor].name.clone();
                 tracing::warn!(target_name = %name, %sensor, value, "out of bounds");
@@ -126,10 +128,8 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 self.note(now_ns, Event::Reported);
                 tracing::error!(target_name = %self.target.name, illness, rule = %alarm.rule, "verdict; only reported");
             }
-            (Remedy::Evacuate, OnHang::Evacuate) => {
-                self.fence_target(chosen, alive_after_ns);
-                tracing::error!(target_name = %self.target.name, illness, rule = %alarm.rule, "verdict");
-            }
+            // What is logged of this is logged when it is done.
+            (Remedy::Evacuate, OnHang::Evacuate) => self.fence_target(chosen, alive_after_ns),
         }
         self.renew_ring();
     }
@@ -187,6 +187,8 @@ impl<D: Door, C: Clock> Watch<D, C> {
 
     fn conclude(&mut self, patient: Patient, outcome: Ordered) {
         let now_ns = self.tools.clock.now_ns();
+        let illness = self.illnesses[patient.illness].name();
+        tracing::error!(target_name = %self.target.name, illness, "verdict; fenced, and spares were asked to take over");
         match outcome {
             Ordered::Evacuated { spare, report } => self.close(now_ns, patient.illness, spare, report),
             Ordered::Unknown { spare, why } => {

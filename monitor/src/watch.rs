@@ -155,7 +155,9 @@ impl<D: Door, C: Clock> Watch<D, C> {
             let passed = (begin_ns - self.next_tick_ns) / self.period_ns + 1;
             self.next_tick_ns += passed * self.period_ns;
         }
-        let findings = if self.reader.is_some() { self.look() } else { self.open() };
+        let mut findings = if self.reader.is_some() { self.look() } else { self.open() };
+        // Nothing is worth a line in the log before a hang has been dealt with.
+        findings.sort_by_key(|finding| !matches!(finding, Finding::Hung(_)));
         for finding in findings {
             self.follow(finding);
         }
@@ -166,9 +168,14 @@ impl<D: Door, C: Clock> Watch<D, C> {
         self.tools.metrics.suspicious_sensors.set(self.detector.suspicions() as i64);
     }
 
+    /// Whether the target is not fenced, so that its sensors mean something.
+    pub(crate) fn is_detecting(&self) -> bool {
+        matches!(self.standing, Standing::Watching | Standing::Reported)
+    }
+
     fn next_look_ns(&self) -> u64 {
         let now_ns = self.tools.clock.now_ns();
-        if !matches!(self.standing, Standing::Watching | Standing::Reported) {
+        if !self.is_detecting() {
             return now_ns + nanos(INSPECT_EVERY);
         }
         match self.failures {

@@ -173,10 +173,10 @@ impl Plan {
         })
     }
 
-    /// The longest deadline of a progress sensor: how far back the evidence of a verdict can reach.
+    /// The longest deadline whose stall means a hang: how far back the evidence of a verdict can reach.
     pub fn longest_deadline(&self) -> Duration {
         let deadline = |sensor: &PlannedSensor| match sensor.bound {
-            Bound::Progress { deadline_ns } => deadline_ns,
+            Bound::Progress { deadline_ns } if self.rules[sensor.rule].raises == Raises::Hang => deadline_ns,
             _ => 0,
         };
         Duration::from_nanos(self.sensors.iter().map(deadline).max().unwrap_or(0))
@@ -265,7 +265,7 @@ mod tests {
         let described = [
             described("forks", Class::Pressure, 100, 0),
             described("tick.cpu0", Class::Progress, 1, 5),
-            described("beat", Class::Progress, 1, 7_000_000),
+            described("beat", Class::Progress, 1, 70_000_000),
             described("unbounded", Class::Progress, 1, 0),
         ];
         let rules = [rule("tick.*", Raises::Hang), rule("*cpu*", Raises::Suspicion)];
@@ -273,10 +273,10 @@ mod tests {
         assert_eq!(places, [0, 1, 2]);
         assert_eq!(plan.sensors[0].bound, Bound::Pressure { limit: 100, window_ns: 1_000_000_000 });
         assert_eq!((plan.sensors[1].bound, plan.sensors[1].rule), (Bound::Progress { deadline_ns: 20_000_000 }, 0));
-        assert_eq!(plan.sensors[2].bound, Bound::Progress { deadline_ns: 7_000_000 });
+        assert_eq!(plan.sensors[2].bound, Bound::Progress { deadline_ns: 70_000_000 });
         assert_eq!(plan.rules[plan.sensors[2].rule].raises, Raises::Suspicion);
         assert!(plan.can_raise_hang());
-        assert_eq!(plan.longest_deadline(), Duration::from_millis(20));
+        assert_eq!(plan.longest_deadline(), Duration::from_millis(20), "a suspicion needs no evidence");
     }
 
     #[test]
