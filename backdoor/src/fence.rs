@@ -1,8 +1,8 @@
 //! Stops a machine so that nothing of it acts any more, and lets it go again.
 //!
 //! ```text
-//!   fence     query-status   stop   query-status   info network   set_link … off
-//!   release   (keys are dead already)   set_link … on   cont | system_reset + cont | quit
+//!   fence     query-status | stop, query-status, info network | set_link … off        three round trips
+//!   release   (keys are dead already) [system_reset] | set_link … on | cont           or quit
 //! ```
 //!
 //! Processors first, then links: a link that goes down under running processors could still make them act. If any of it
@@ -13,7 +13,13 @@
 use control::backdoor::Afterwards;
 use serde_json::{Value, json};
 
-use crate::qmp::{Qmp, QmpError};
+use crate::qmp::{Qmp, QmpError, human};
+
+/// Asks whether the processors run.
+const STATUS: &str = "query-status";
+
+/// Asks for the names of both ends of every link.
+const NETWORK: &str = "info network";
 
 /// Why a machine was not fenced. It then runs on as before, unless QEMU has stopped answering.
 #[derive(Debug, thiserror::Error)]
@@ -60,11 +66,13 @@ pub fn stop(qmp: &mut Qmp) -> Result<Stopped, FenceError> {
 
 /// Processors, then links; returns the names of these.
 fn halt(qmp: &mut Qmp) -> Result<Vec<String>, FenceError> {
-    qmp.execute("stop", json!({}))?;
-    if is_running(qmp)? {
+    let replies = qmp.execute_all(&[("stop", json!({})), (STATUS, json!({})), human(NETWORK)])?;
+    let [_, status, network] = &replies[..] else { unreachable!("one reply for each command") };
+    if says_running(status)? {
         return Err(FenceError::StillRunning);
     }
-    let links = links(qmp)?;
+    let network = network.as_str().ok_or_else(|| QmpError::Nonsense(format!("links expected, found {network}")))?;
+    let links = link_names(network);
     set_links(qmp, &links, false)?;
     Ok(links)
 }
@@ -101,7 +109,7 @@ pub fn stop_again(qmp: &mut Qmp) -> Result<(), QmpError> {
 
 /// Undoes what [`halt`] may have done. QEMU obeys in order, so this also undoes a `stop` that it has yet to get to.
 fn put_back(qmp: &mut Qmp, was_running: bool) {
-    let outcome = links(qmp).and_then(|links| set_links(qmp, &links, true));
+    let outcome = qmp.human(NETWORK).and_then(|text| set_links(qmp, &link_names(&text), true));
     let resumed = if was_running { qmp.execute("cont", json!({})).map(drop) } else { Ok(()) };
     if let Err(error) = outcome.and(resumed) {
         tracing::error!(%error, "the machine could not be put back: it needs an operator");
@@ -109,18 +117,17 @@ fn put_back(qmp: &mut Qmp, was_running: bool) {
 }
 
 fn is_running(qmp: &mut Qmp) -> Result<bool, QmpError> {
-    let status = qmp.execute("query-status", json!({}))?;
+    says_running(&qmp.execute(STATUS, json!({}))?)
+}
+
+fn says_running(status: &Value) -> Result<bool, QmpError> {
     let running = status.get("running").and_then(Value::as_bool);
     running.ok_or_else(|| QmpError::Nonsense(format!("a status without `running`: {status}")))
 }
 
-/// The names of both ends of every link, NICs and what they are connected to.
-fn links(qmp: &mut Qmp) -> Result<Vec<String>, QmpError> {
-    Ok(link_names(&qmp.human("info network")?))
-}
-
 fn set_links(qmp: &mut Qmp, links: &[String], up: bool) -> Result<(), QmpError> {
-    links.iter().try_for_each(|name| qmp.execute("set_link", json!({ "name": name, "up": up })).map(drop))
+    let commands: Vec<_> = links.iter().map(|name| ("set_link", json!({ "name": name, "up": up }))).collect();
+    qmp.execute_all(&commands).map(drop)
 }
 
 /// Takes the names out of the text of `info network`, whose lines are ` \ NAME: index=0,type=…`.

@@ -110,11 +110,36 @@ impl Qmp {
     /// # Errors
     /// See [`QmpError`].
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        self.last_id += 1;
-        let mut line = json!({ "execute": command, "arguments": arguments, "id": self.last_id }).to_string();
-        line.push('\n');
-        self.stream.write_all(line.as_bytes()).map_err(QmpError::Ended)?;
+        Ok(self.execute_all(&[(command, arguments)])?.remove(0))
+    }
+
+    /// Runs `commands` one after the other, at the cost of one round trip, and returns what each returned. A refused
+    /// one does not keep QEMU from those after it.
+    ///
+    /// # Errors
+    /// The first that went wrong, see [`QmpError`].
+    pub fn execute_all(&mut self, commands: &[(&str, Value)]) -> Result<Vec<Value>, QmpError> {
+        let first_id = self.last_id + 1;
+        let mut lines = String::new();
+        for (command, arguments) in commands {
+            self.last_id += 1;
+            lines += &json!({ "execute": command, "arguments": arguments, "id": self.last_id }).to_string();
+            lines.push('\n');
+        }
+        self.stream.write_all(lines.as_bytes()).map_err(QmpError::Ended)?;
         let deadline = Instant::now() + self.patience;
+        let mut replies = Vec::with_capacity(commands.len());
+        for (id, (command, _)) in (first_id..).zip(commands) {
+            match self.reply(id, command, deadline) {
+                Err(error) if error.is_fatal() => return Err(error),
+                reply => replies.push(reply),
+            }
+        }
+        replies.into_iter().collect()
+    }
+
+    /// Waits for the reply to command number `id`.
+    fn reply(&mut self, id: u64, command: &str, deadline: Instant) -> Result<Value, QmpError> {
         loop {
             let Some(line) = self.line(deadline)? else {
                 return Err(QmpError::Silent { command: command.to_owned(), patience: self.patience });
@@ -123,7 +148,7 @@ impl Qmp {
             if self.note_event(&message) {
                 continue;
             }
-            if message.get("id").and_then(Value::as_u64) != Some(self.last_id) {
+            if message.get("id").and_then(Value::as_u64) != Some(id) {
                 continue; // the reply to a command that was given up
             }
             if let Some(error) = message.get("error") {
@@ -139,7 +164,8 @@ impl Qmp {
     /// # Errors
     /// See [`QmpError`].
     pub fn human(&mut self, line: &str) -> Result<String, QmpError> {
-        match self.execute("human-monitor-command", json!({ "command-line": line }))? {
+        let (command, arguments) = human(line);
+        match self.execute(command, arguments)? {
             Value::String(text) => Ok(text),
             other => Err(QmpError::Nonsense(format!("text expected, found {other}"))),
         }
@@ -221,6 +247,11 @@ impl AsFd for Qmp {
     }
 }
 
+/// The command that runs a line of the human monitor.
+pub fn human(line: &str) -> (&'static str, Value) {
+    ("human-monitor-command", json!({ "command-line": line }))
+}
+
 fn parse(line: &[u8]) -> Result<Value, QmpError> {
     serde_json::from_slice(line).map_err(|error| QmpError::Nonsense(error.to_string()))
 }
@@ -244,6 +275,17 @@ mod tests {
         assert_eq!(qmp.execute("x", json!({})).unwrap(), json!({ "x": 2 }));
         assert_eq!(qmp.events().unwrap(), ["STOP", "RESET", "A"]);
         assert!(qmp.events().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_refused_command_of_several_is_told_after_all_are_answered() {
+        let (mut qmp, mut peer) = pair();
+        peer.write_all(b"{\"return\":1,\"id\":1}\n{\"error\":{\"desc\":\"no\"},\"id\":2}\n").unwrap();
+        peer.write_all(b"{\"event\":\"STOP\"}\n{\"return\":3,\"id\":3}\n{\"return\":4,\"id\":4}\n").unwrap();
+        let three = [("a", json!({})), ("b", json!({})), ("c", json!({}))];
+        let outcome = qmp.execute_all(&three);
+        assert!(matches!(outcome, Err(QmpError::Refused { ref command, .. }) if command == "b"), "{outcome:?}");
+        assert_eq!(qmp.execute("d", json!({})).unwrap(), json!(4));
     }
 
     #[test]

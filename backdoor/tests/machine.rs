@@ -3,7 +3,7 @@
 mod vm;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use backdoor::guest_ram::layout::Machine;
@@ -95,6 +95,78 @@ fn memory_is_where_qemu_says_it_is_also_above_the_hole() {
     check_addresses("pc", 5120, Some(Machine::I440fx), &[3 * GIB - 8, 4 * GIB, 6 * GIB - 8], &[3 * GIB - 4]);
     // A border that no rule knows: only the machine's own word tells it.
     check_addresses("q35,max-ram-below-4g=1G", 2048, None, &[GIB - 8, 4 * GIB, 5 * GIB - 8], &[GIB, 5 * GIB]);
+}
+
+#[test]
+fn memory_in_a_file_is_found_and_private_memory_is_explained() {
+    let folder = Folder::new();
+    let path = folder.join("ram");
+    let backend = format!("memory-backend-file,share=on,mem-path={}", path.display());
+    let vm = Vm::with_memory(&folder, "q35", 64, &backend, &["-S"]);
+    let watched = Watched::start(&vm);
+    let token = watched.fence();
+    watched.target.memory().write(fenced_key(&token), 0x10_0000, b"here").unwrap();
+    assert_eq!(vm.monitor().memory(0x10_0000, 4), b"here");
+    drop((watched, vm));
+
+    let vm = Vm::with_memory(&folder, "q35", 64, "memory-backend-ram", &["-S"]);
+    let target = Target::new("t", Places { qmp: vm.qmp.clone(), ram: None, pid_file: None });
+    let trouble = target.look_for_machine();
+    assert!(trouble.contains("share=on"), "{trouble}");
+    assert!(matches!(target.fence(None), Err(TargetError::NoMachine)));
+}
+
+#[test]
+fn of_many_fences_at_once_one_is_given() {
+    let folder = Folder::new();
+    let vm = Vm::start(&folder, "q35", 64, &[]);
+    let watched = Watched::start(&vm);
+    let given = thread::scope(|scope| {
+        let asked: Vec<_> = (0..8)
+            .map(|claim| {
+                scope.spawn({
+                    let watched = &watched;
+                    move || watched.target.fence(Some(claim)).is_ok()
+                })
+            })
+            .collect();
+        asked.into_iter().map(|asked| asked.join().unwrap()).filter(|given| *given).count()
+    });
+    assert_eq!((given, watched.target.fences()), (1, 1));
+}
+
+#[test]
+fn no_write_is_under_way_when_a_release_returns() {
+    const PLACE: u64 = 0x200_0000;
+    let folder = Folder::new();
+    let vm = Vm::start(&folder, "q35", 64, &[]);
+    let watched = Watched::start(&vm);
+    vm.monitor().wait_for_bios();
+    let memory = &watched.target.memory();
+    for round in 1..=20u8 {
+        let token = watched.fence();
+        let key = fenced_key(&token);
+        let written = &AtomicU64::new(0);
+        thread::scope(|scope| {
+            let writer = scope.spawn(move || {
+                let fill = |count: u64| vec![round.wrapping_add(count as u8); 1 << 20];
+                while memory.write(key, PLACE, &fill(written.load(Ordering::Relaxed))).is_ok() {
+                    written.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            wait_for("the first write", || written.load(Ordering::Relaxed) > 0);
+            watched.target.release(&token, Afterwards::Resume).unwrap();
+            let now = || {
+                let mut bytes = vec![0; 1 << 20];
+                memory.read(watched.key("ram"), PLACE, &mut bytes).unwrap();
+                bytes
+            };
+            let at_release = now();
+            assert!(at_release.iter().all(|byte| *byte == at_release[0]), "a write was cut in the middle");
+            writer.join().unwrap();
+            assert!(now() == at_release, "a write came after the release");
+        });
+    }
 }
 
 #[test]

@@ -47,6 +47,11 @@ pub struct Vm {
 
 impl Vm {
     pub fn start(folder: &Folder, machine: &str, mib: u64, more: &[&str]) -> Self {
+        Self::with_memory(folder, machine, mib, "memory-backend-memfd,share=on", more)
+    }
+
+    /// The same with a memory backend of another kind.
+    pub fn with_memory(folder: &Folder, machine: &str, mib: u64, backend: &str, more: &[&str]) -> Self {
         let (qmp, other_qmp) = (folder.join("qmp"), folder.join("other.qmp"));
         for path in [&qmp, &other_qmp] {
             let _ = std::fs::remove_file(path);
@@ -56,7 +61,7 @@ impl Vm {
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-accel", "tcg"])
             .args(["-machine", &format!("{machine},memory-backend=mem"), "-m", &format!("{mib}M")])
-            .args(["-object", &format!("memory-backend-memfd,id=mem,size={mib}M,share=on")])
+            .args(["-object", &format!("{backend},id=mem,size={mib}M")])
             .args(["-netdev", "user,id=net0", "-device", "e1000,netdev=net0,id=nic0,romfile="])
             .args(["-qmp", &socket(&qmp), "-qmp", &socket(&other_qmp)])
             .args(more)
