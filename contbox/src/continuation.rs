@@ -101,6 +101,8 @@ pub struct Exporter<W> {
 }
 
 const STATE: usize = 0;
+/// The word whose upper half is the generation.
+const GENERATION: usize = offset_of!(SlotHead, local_port) / 8;
 const NEWEST: usize = offset_of!(SlotHead, newest) / 8;
 
 impl<W: Words> Exporter<W> {
@@ -112,8 +114,7 @@ impl<W: Words> Exporter<W> {
         let owner = u64::from(opening.owner) << 32;
         words.store(STATE, SlotState::Leased as u64 | owner);
         words.order();
-        let generation_word = offset_of!(SlotHead, local_port) / 8;
-        let generation = ((words.load(generation_word) >> 32) as u32).wrapping_add(1);
+        let generation = ((words.load(GENERATION) >> 32) as u32).wrapping_add(1);
         let newest = words.load(NEWEST);
         let mut identity = [0; IDENTITY_WORDS];
         identity_words(opening, generation, &mut identity);
@@ -168,6 +169,13 @@ impl<W: Words> Exporter<W> {
     /// Says that the log has lost input: the session goes on, unprotected.
     pub fn give_up(&mut self) {
         self.change_state(SlotState::LostLog);
+    }
+
+    /// Whether the slot still holds this box: a box service that lost patience may have given it to another.
+    pub fn is_ours(&self) -> bool {
+        let state = SlotState::from_word(self.words.load(STATE) as u32);
+        matches!(state, Some(SlotState::Open | SlotState::LostLog))
+            && (self.words.load(GENERATION) >> 32) as u32 == self.generation
     }
 
     /// Ends the box; its slot stays leased.
@@ -272,9 +280,10 @@ impl ContinuationBox {
         self.received
     }
 
-    /// Whether the session can be resumed at all.
+    /// Whether the session can be resumed at all. False once the log is lost, or the slot is another's: then nothing
+    /// may be written to it any more.
     pub fn is_protected(&self) -> bool {
-        !self.lost
+        !self.lost && self.exporter.is_ours()
     }
 
     /// Bytes the log can take before the next export.
@@ -296,7 +305,9 @@ impl ContinuationBox {
 
     /// Ends the box and hands its slot back, still leased.
     pub fn close(mut self) -> Slot {
-        self.exporter.close();
+        if self.exporter.is_ours() {
+            self.exporter.close();
+        }
         self.slot
     }
 }

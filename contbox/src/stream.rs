@@ -138,6 +138,13 @@ impl RecoverableStream {
         self.session.clone()
     }
 
+    /// Makes the connection end in a reset: a client must not take a lost session for a finished one.
+    pub fn end_in_reset(&self) {
+        if let Err(why) = self.socket.set_zero_linger() {
+            tracing::warn!(%why, "a lost session will look finished to its client");
+        }
+    }
+
     /// The socket, for its options. Reading or writing it past this stream would break the offsets.
     pub fn socket(&self) -> &TcpStream {
         &self.socket

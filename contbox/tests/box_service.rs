@@ -4,7 +4,7 @@ use contbox::listener::{Accepted, RecoverableListener};
 use contbox::reader::{BadBox, BoxHead};
 use contbox::service::{BoxClient, BoxService, Handover};
 use contbox::shared::Pool;
-use contbox::{Geometry, Opening, Snapshot};
+use contbox::{ContinuationBox, Geometry, Opening, Snapshot};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
@@ -202,5 +202,31 @@ async fn two_hundred_sessions_are_handed_over_in_one_go() {
     let opening = Opening::fresh(0, "127.0.0.1:1".parse().unwrap(), peer.local_addr().unwrap());
     let declined = service.resume(vec![Handover { opening, discard: 0, socket }], PATIENCE).remove(0).unwrap_err();
     assert!(declined.why.contains("port 1"), "{}", declined.why);
+    client.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_whose_slot_was_given_away_never_writes_to_it_again() {
+    let scratch = Scratch::new("revoked");
+    let (fd, pool) = Pool::memfd(Geometry::standard(2), 1).unwrap();
+    let _service = BoxService::start(&scratch.socket(), Arc::clone(&pool), fd).unwrap();
+    let (mut listener, client, address) = recoverable(&scratch).await;
+    assert!(client.wait_ready(PATIENCE));
+    let mut peer = TcpStream::connect(address).unwrap();
+    let mut stream = listener.accept().await.unwrap().stream;
+    let slot = pool.slot(boxes(&pool)[0].slot).unwrap();
+    assert!(stream.session().is_protected());
+
+    let other = Opening::fresh(99, "10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
+    ContinuationBox::create(slot.clone(), &other).unwrap();
+    let before = slot.bytes(pool.geometry().slot_bytes);
+    peer.write_all(b"not for the other's log").unwrap();
+    let mut read = [0; 23];
+    stream.read_exact(&mut read).await.unwrap();
+    assert_eq!(&read, b"not for the other's log");
+    stream.session().export_state(b"nor its snapshot", 23, 0).unwrap();
+    assert!(!stream.session().is_protected());
+    drop(stream);
+    assert!(slot.bytes(pool.geometry().slot_bytes) == before);
     client.stop();
 }

@@ -83,16 +83,18 @@ impl HttpIo {
         snapshot: &Snapshot,
         preamble: impl FnOnce(&[u8]) -> Option<Vec<u8>>,
     ) -> io::Result<(Self, Exchange)> {
-        let foreign = || io::Error::new(io::ErrorKind::InvalidData, "the snapshot is not one of an HTTP session");
+        let foreign = || {
+            stream.end_in_reset();
+            io::Error::new(io::ErrorKind::InvalidData, "the snapshot is not one of an HTTP session")
+        };
         let state = HttpState::parse(snapshot).ok_or_else(foreign)?;
+        let synthetic = state.kind == Kind::Progress;
+        let preamble = if synthetic { preamble(&state.progress).ok_or_else(foreign)? } else { Vec::new() };
         let (mut io, exchange) = Self::new(stream);
         // Without regenerated output to swallow nothing has been said yet, and the time may be told anew.
         let date = (exchange.session().position().discard > 0).then_some(state.date);
-        let synthetic = state.kind == Kind::Progress;
+        io.input = preamble;
         exchange.set_session_state(&state.session);
-        if synthetic {
-            io.input = preamble(&state.progress).ok_or_else(foreign)?;
-        }
         io.replay = Some(Replay { date, synthetic });
         Ok((io, exchange))
     }
@@ -145,6 +147,7 @@ impl HttpIo {
     fn turn_over(&mut self) -> io::Result<()> {
         let left = self.exchange.session().position().discard;
         if left > 0 {
+            self.stream.end_in_reset();
             let why = format!("the regenerated response is {left} bytes shorter than what the client has");
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }

@@ -195,6 +195,9 @@ impl BoxClient {
         let pool = state.pool.as_ref().map_or(0, |pool| pool.name());
         if first {
             state.stock.clear();
+            // What the service does not confirm it has given away: its boxes find out by themselves, see
+            // `Exporter::is_ours`, and their slots must not come back into the stock.
+            state.used.retain(|(of, slot)| *of != pool || slots.contains(slot));
             state.owner = owner;
             state.channel = Some(Arc::clone(channel));
         }
