@@ -45,6 +45,9 @@ name = "monitor"
 local = "{local}"
 journal = "{journal}"
 
+[sampling]
+period_ms = {period_ms}
+
 # An interrupt-level tick on every CPU: stops in a panic, a hard lock-up, and when the virtual CPUs stop.
 [[rule]]
 sensors = "tick.cpu*"
@@ -78,10 +81,14 @@ ports = [{FILE_PORT}]
 "#,
         local = rdma_v4(MONITOR),
         journal = journal.display(),
+        period_ms = (deadline_ms as f64 / SAMPLES_PER_DEADLINE).clamp(0.5, 5.0),
         v4 = service_v4(SERVICE),
         v6 = service_v6(SERVICE),
     )
 }
+
+/// More than detection asks for: a verdict is late by up to one period, and a sample costs the guest nothing.
+const SAMPLES_PER_DEADLINE: f64 = 25.0;
 
 /// The agent's heartbeat wakes a CPU five times a second: three of them may fail to come.
 const SWITCH_DEADLINE_MS: u64 = 800;

@@ -157,7 +157,8 @@ impl Installation {
         }
         fs::copy(self.vm.console_path(), out.join("console.log")).context("copying the console")?;
         // A guest that still answers tells more; a broken one cannot.
-        if let Ok(said) = self.vm.run_within("tail -n 50 /var/log/*; ip addr; netstat -tan; dmesg | tail", ANSWER_BOUND) {
+        if let Ok(said) = self.vm.run_within("tail -n 50 /var/log/*; ip addr; netstat -tan; dmesg | tail", ANSWER_BOUND)
+        {
             fs::write(out.join("guest.log"), said.bytes).context("guest.log")?;
         }
         Ok(())
