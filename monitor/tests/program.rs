@@ -73,6 +73,23 @@ fn a_check_says_what_is_right_and_what_is_wrong() {
 }
 
 #[test]
+fn a_port_in_use_and_a_journal_that_cannot_be_written_are_named() {
+    let folder = Folder::new("start");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let said = |config: PathBuf| {
+        let output = monitor(&["--config", config.to_str().unwrap()]);
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let text = said(folder.config(&format!("metrics = \"{address}\""), ""));
+    assert!(text.contains(&format!("metrics cannot be served at {address}: Address already in use")), "{text}");
+    std::fs::create_dir(folder.0.join("journal")).unwrap();
+    let text = said(folder.config("", ""));
+    assert!(text.contains("journal") && text.contains("Is a directory"), "{text}");
+}
+
+#[test]
 fn a_daemon_without_its_target_says_so_serves_metrics_and_ends_when_asked() {
     let folder = Folder::new("daemon");
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
