@@ -54,6 +54,9 @@ pub struct Extracted {
 
 type Ends = (SocketAddr, SocketAddr);
 
+/// What has to be read for one socket, or why it is lost already.
+type Planned<'a> = Result<(&'a BoxHead, BoxPlan), Loss>;
+
 /// Reads all sessions that `filter` lets through. `pool` is the region of the boxes, if the target registered one;
 /// `silent` is how long the target has been silent at most.
 ///
@@ -68,20 +71,29 @@ pub fn extract(
     silent: Duration,
 ) -> Result<Extracted, ExtractError> {
     let (sockets, damage) = tcp::walk(kernel, memory, ram, filter)?;
-    let mut words: Vec<String> = damage.iter().map(ToString::to_string).collect();
-    words.extend(sockets.iter().flat_map(|socket| &socket.damage).map(ToString::to_string));
+    let words = damage.iter().map(ToString::to_string).collect();
+    Ok(pair(memory, pool, sockets, silent, words)?)
+}
+
+/// Finds the box of each socket and puts both together.
+fn pair(
+    memory: &mut dyn RemoteRead,
+    pool: Option<&Region>,
+    sockets: Vec<TcpSocket>,
+    silent: Duration,
+    mut damage: Vec<String>,
+) -> Result<Extracted, LinkError> {
+    damage.extend(sockets.iter().flat_map(|socket| &socket.damage).map(ToString::to_string));
     let boxes = match pool {
-        Some(pool) => Boxes::read(memory, pool)?.unwrap_or_else(|why| {
-            words.push(why.to_string());
-            Boxes::default()
-        }),
-        None => {
-            words.push("the target registered no pool of boxes".to_owned());
-            Boxes::default()
-        }
+        Some(pool) => Boxes::read(memory, pool)?.map_err(|why| why.to_string()),
+        None => Err("the target registered no pool of boxes".to_owned()),
     };
-    words.truncate(DAMAGE_MAX);
-    let mut extracted = Extracted { damage: words, ..Extracted::default() };
+    let boxes = boxes.unwrap_or_else(|why| {
+        damage.insert(0, why);
+        Boxes::default()
+    });
+    damage.truncate(DAMAGE_MAX);
+    let mut extracted = Extracted { damage, ..Extracted::default() };
     let plans = sockets.iter().map(|socket| boxes.plan(socket)).collect::<Vec<_>>();
     let images = read_plans(memory, pool, &plans)?;
     for (socket, image) in sockets.into_iter().zip(images) {
@@ -129,7 +141,7 @@ impl Boxes {
         Ok(Ok(Self { geometry: Some(info.geometry), heads }))
     }
 
-    fn plan(&self, socket: &TcpSocket) -> Result<(&BoxHead, BoxPlan), Loss> {
+    fn plan(&self, socket: &TcpSocket) -> Planned<'_> {
         session::rebuildable(socket)?;
         let found = self.heads.get(&(canonical(socket.local), canonical(socket.peer)));
         let head = match found.map(Vec::as_slice) {
@@ -146,7 +158,7 @@ impl Boxes {
 fn read_plans(
     memory: &mut dyn RemoteRead,
     pool: Option<&Region>,
-    plans: &[Result<(&BoxHead, BoxPlan), Loss>],
+    plans: &[Planned<'_>],
 ) -> Result<Vec<Result<BoxImage, Loss>>, LinkError> {
     let mut parts: Vec<Vec<Vec<u8>>> = Vec::with_capacity(plans.len());
     for plan in plans {
@@ -168,7 +180,7 @@ fn read_plans(
     let failed: Vec<bool> = batch.iter().map(|read| read.outcome.is_err()).collect();
     drop(batch);
     let mut failed = failed.into_iter();
-    let finish = |(plan, parts): (&Result<(&BoxHead, BoxPlan), Loss>, &Vec<Vec<u8>>)| {
+    let finish = |(plan, parts): (&Planned<'_>, &Vec<Vec<u8>>)| {
         let (head, plan) = plan.as_ref().map_err(Clone::clone)?;
         let reads = parts.iter().filter(|part| !part.is_empty()).count();
         let unread = failed.by_ref().take(reads).filter(|failed| *failed).count();
@@ -178,4 +190,74 @@ fn read_plans(
         Ok(plan.finish(head, parts)?)
     };
     Ok(plans.iter().zip(&parts).map(finish).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use contbox::{ContinuationBox, Opening, Pool, Snapshot as Export};
+    use remote_memory::{Rights, image::Image};
+
+    use super::*;
+    use crate::session::tests::socket;
+
+    const BASE: u64 = 0x4000;
+
+    fn opening(socket: &TcpSocket, lsr: u64, lsw: u64, logged: &[u8]) -> Opening {
+        let snapshot = Export { lsr, lsw, lws: b"state".to_vec() };
+        Opening { snapshot, logged: logged.to_vec(), ..Opening::fresh(1, socket.local, socket.peer) }
+    }
+
+    /// The memory of a target whose pool holds these boxes, one per slot.
+    fn target(boxes: &[Opening]) -> (Image, Region) {
+        let (_fd, pool) = Pool::memfd(Geometry::with(4, 64, 256), 7).unwrap();
+        for (slot, opening) in boxes.iter().enumerate() {
+            // Kept open: a box that is dropped is a session that has ended.
+            std::mem::forget(ContinuationBox::create(pool.slot(slot as u32).unwrap(), opening).unwrap());
+        }
+        let bytes = pool.image();
+        let mut image = Image::new();
+        image.write_at(BASE, &bytes);
+        let len = bytes.len() as u64;
+        (image, Region { name: "cb".into(), key: RemoteKey::new(3), base: BASE, len, rights: Rights::READ })
+    }
+
+    fn paired(boxes: &[Opening], sockets: Vec<TcpSocket>) -> Extracted {
+        let (mut image, region) = target(boxes);
+        pair(&mut image, Some(&region), sockets, Duration::ZERO, Vec::new()).unwrap()
+    }
+
+    fn other(port: u16) -> TcpSocket {
+        TcpSocket { peer: SocketAddr::from(([10, 0, 0, 2], port)), ..socket(9, 10, 20, 5, 8) }
+    }
+
+    #[test]
+    fn each_socket_gets_its_own_box() {
+        let sockets = vec![other(1), other(2), other(3)];
+        let boxes = [opening(&sockets[1], 2, 15, &[2, 3, 4]), opening(&sockets[0], 5, 20, &[])];
+        let extracted = paired(&boxes, sockets);
+        let found: Vec<_> = extracted.sessions.iter().map(|it| (it.snapshot.peer.port(), it.discard)).collect();
+        assert_eq!(found, [(1, 0), (2, 5)]);
+        assert_eq!(extracted.sessions[1].image.logged, [2, 3, 4]);
+        assert_eq!(extracted.sessions[1].image.snapshot.lws, b"state");
+        let lost: Vec<_> = extracted.lost.iter().map(|it| (it.snapshot.peer.port(), it.why.clone())).collect();
+        assert_eq!(lost, [(3, Loss::NoBox)]);
+    }
+
+    #[test]
+    fn two_boxes_for_one_connection_are_none() {
+        let one = other(1);
+        let extracted = paired(&[opening(&one, 5, 20, &[]), opening(&one, 5, 20, &[])], vec![one]);
+        assert_eq!(extracted.lost[0].why, Loss::ManyBoxes(2));
+    }
+
+    #[test]
+    fn without_a_readable_pool_every_session_is_lost_with_a_word() {
+        let (mut image, region) = target(&[]);
+        image.write_at(BASE, &[0; 64]);
+        for pool in [None, Some(&region)] {
+            let extracted = pair(&mut image, pool, vec![other(1)], Duration::ZERO, Vec::new()).unwrap();
+            assert_eq!((extracted.sessions.len(), &extracted.lost[0].why), (0, &Loss::NoBox));
+            assert!(extracted.damage[0].contains("pool"), "{:?}", extracted.damage);
+        }
+    }
 }

@@ -189,7 +189,7 @@ fn timestamp(socket: &TcpSocket, silent: Duration) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use contbox::Snapshot as Export;
     use introspect::linux::tcp::Segment;
     use proptest::prelude::*;
@@ -200,7 +200,7 @@ mod tests {
 
     /// A connection whose application has written `written` bytes, `acked` of them acknowledged, and read `copied` of
     /// `received`; sequence numbers start at `isn`.
-    fn socket(isn: u32, acked: u32, written: u32, copied: u32, received: u32) -> TcpSocket {
+    pub(crate) fn socket(isn: u32, acked: u32, written: u32, copied: u32, received: u32) -> TcpSocket {
         let at = |offset| isn.wrapping_add(offset);
         let bytes = (acked..written).map(|byte| byte as u8).collect::<Vec<_>>();
         TcpSocket {

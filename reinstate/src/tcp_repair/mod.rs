@@ -22,11 +22,13 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage};
 
 pub use capture::capture;
+use socket2::SockRef;
 
 use crate::{
     position::Start,
@@ -92,10 +94,10 @@ fn refuse_nonsense(snapshot: &Snapshot, start: Start) -> io::Result<()> {
     let wrong = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidData, what));
     let queues = [snapshot.sending.len(), snapshot.receiving.len()];
     match snapshot.scales {
-        Some((theirs, ours)) if theirs.max(ours) > WINDOW_SCALE_MAX => return wrong("window scale above 14"),
-        _ if queues.iter().any(|len| *len > QUEUE_BYTES_MAX) => return wrong("queue above its limit"),
-        _ if snapshot.sending_from(start.seq).is_none() => return wrong("start outside of the send queue"),
-        _ if snapshot.local.is_ipv4() != snapshot.peer.is_ipv4() => return wrong("two address families"),
+        Some((theirs, ours)) if theirs.max(ours) > WINDOW_SCALE_MAX => wrong("window scale above 14"),
+        _ if queues.iter().any(|len| *len > QUEUE_BYTES_MAX) => wrong("queue above its limit"),
+        _ if snapshot.sending_from(start.seq).is_none() => wrong("start outside of the send queue"),
+        _ if snapshot.local.is_ipv4() != snapshot.peer.is_ipv4() => wrong("two address families"),
         _ => Ok(()),
     }
 }
@@ -209,15 +211,22 @@ impl Rebuilt {
     /// non-blocking; a zero window does not hinder: bytes wait in the kernel's queue.
     ///
     /// # Errors
-    /// [`RepairError`]; the socket is then closed, and the kernel resets the client.
+    /// [`RepairError`]; the client has then been reset, since a plain close would make a cut stream look complete.
     pub fn go_live(self, snapshot: &Snapshot, start: Start) -> Result<OwnedFd, RepairError> {
+        let spoken = self.speak(snapshot.sending_from(start.seq).unwrap_or_default());
+        if spoken.is_err() {
+            let _ = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
+        }
+        spoken.map(|()| self.socket)
+    }
+
+    fn speak(&self, bytes: &[u8]) -> Result<(), RepairError> {
         self.transparent(false)?;
         self.tcp(libc::TCP_REPAIR, &REPAIR_OFF, "ending TCP_REPAIR")?;
-        let bytes = snapshot.sending_from(start.seq).unwrap_or_default();
         send_all(self.fd(), bytes).at("sending the saved bytes")?;
         // Kernels before 5.14 do not know it: buffers then stay as they are, which works too.
         let _ = raw::set(self.fd(), libc::SOL_SOCKET, SO_BUF_LOCK, &0_i32);
-        Ok(self.socket)
+        Ok(())
     }
 }
 
