@@ -2,7 +2,8 @@
 //!
 //! The other side is a machine we do not trust, on a byte stream that neither QEMU nor the guest's reboot resets: a
 //! message may stop in the middle and another one begin. [`deframer`] finds the next proper message after anything.
-//! An agent says everything again when it starts, and when it sees the port closed and opened anew.
+//! An agent says everything again when it starts, when it sees the port closed and opened anew, and now and then: that
+//! changes nothing. What it said before and leaves out this time is no hook any more once it falls silent.
 
 pub mod deframer;
 
@@ -59,7 +60,10 @@ fn converse(stream: &UnixStream, target: &Target, stop: &AtomicBool) -> Result<(
         match source.read(&mut chunk) {
             Ok(0) => return Err(FrameError::Closed),
             Ok(len) => deframer.push(&chunk[..len]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => deframer.stalled(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                deframer.stalled();
+                target.agent_settles();
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }
@@ -79,13 +83,15 @@ fn answer(target: &Target, message: FromAgent) -> ToAgent {
             ToAgent::Refused { why }
         }
         FromAgent::Hello(_) => {
-            tracing::info!(target = target.name(), "agent says hello");
-            target.agent_restarted();
+            tracing::debug!(target = target.name(), "agent says hello");
+            target.agent_greets();
             ToAgent::Welcome { version: VERSION }
         }
         FromAgent::Register(wanted) => match target.register(&wanted) {
-            Ok(()) => {
-                tracing::info!(region = wanted.name, bytes = wanted.len, writable = wanted.writable, "registered");
+            Ok(changed) => {
+                if changed {
+                    tracing::info!(region = wanted.name, bytes = wanted.len, writable = wanted.writable, "registered");
+                }
                 ToAgent::Registered { name: wanted.name }
             }
             Err(error) => {

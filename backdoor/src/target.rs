@@ -157,17 +157,22 @@ impl Target {
         Ok((state.guard.epoch().raw(), regions))
     }
 
-    /// Registers a region for the agent.
+    /// Registers a region for the agent; true if it is new or has changed.
     ///
     /// # Errors
     /// See [`RegisterError`].
-    pub fn register(&self, wanted: &Registration) -> Result<(), RegisterError> {
+    pub fn register(&self, wanted: &Registration) -> Result<bool, RegisterError> {
         self.memory.change().guard.register(wanted, &mut rand::rng())
     }
 
-    /// The agent has opened a conversation.
-    pub fn agent_restarted(&self) {
-        self.memory.change().guard.agent_restarted();
+    /// The agent opens a conversation.
+    pub fn agent_greets(&self) {
+        self.memory.change().guard.agent_greets();
+    }
+
+    /// The agent has registered what it stands by.
+    pub fn agent_settles(&self) {
+        self.memory.change().guard.agent_settles();
     }
 
     /// Stops the machine and begins an epoch; asked again under the same `claim`, returns the standing fence.

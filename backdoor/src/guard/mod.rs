@@ -105,19 +105,25 @@ impl Guard {
         Some((&found.scatter, found.rights_when(self.standing.is_some())))
     }
 
-    /// Registers a region of the agent, or registers it anew; an unchanged one keeps its key.
+    /// Registers a region of the agent, or registers it anew; an unchanged one keeps its key. True if it is new or has
+    /// changed.
     ///
     /// # Errors
     /// See [`RegisterError`]; the regions are then as before.
-    pub fn register(&mut self, wanted: &Registration, rng: &mut impl Rng) -> Result<(), RegisterError> {
+    pub fn register(&mut self, wanted: &Registration, rng: &mut impl Rng) -> Result<bool, RegisterError> {
         let key = self.fresh_key(rng);
         self.boxes.register(wanted, &self.ram, key)
     }
 
-    /// The agent has started anew. What it left readable stays readable (boxes outlive their agent); what was
-    /// writable is not until it is registered again, because the pages may be somebody else's by now.
-    pub fn agent_restarted(&mut self) {
-        self.boxes.put_hooks_to_sleep();
+    /// The agent says hello: it may have started anew. What it stands by, it registers next.
+    pub fn agent_greets(&mut self) {
+        self.boxes.mark_stale();
+    }
+
+    /// The agent has had its say. What it left readable stays readable (boxes outlive their agent); what was writable
+    /// and was not registered again is not, because the pages may be somebody else's by now.
+    pub fn agent_settles(&mut self) {
+        self.boxes.put_stale_to_sleep();
     }
 
     /// The machine has been reset: the pages of every box hold something else.

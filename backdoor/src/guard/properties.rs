@@ -37,7 +37,8 @@ fn file_page(page: u64) -> Option<u64> {
 #[derive(Clone, Debug)]
 enum Step {
     Register { name: u8, pages: Vec<u64>, cut: u64, writable: bool },
-    AgentRestarts,
+    AgentGreets,
+    AgentSettles,
     MachineResets,
     Fence,
     BeginRelease { forged: bool },
@@ -50,7 +51,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (0..3u8, pages, 0..PAGE_BYTES + 2, any::<bool>())
             .prop_map(|(name, pages, cut, writable)| Step::Register { name, pages, cut, writable }),
-        1 => Just(Step::AgentRestarts),
+        1 => Just(Step::AgentGreets),
+        1 => Just(Step::AgentSettles),
         1 => Just(Step::MachineResets),
         3 => Just(Step::Fence),
         2 => any::<bool>().prop_map(|forged| Step::BeginRelease { forged }),
@@ -68,10 +70,16 @@ struct Expected {
     rights: Rights,
 }
 
+/// What was registered, and whether a greeting, and silence after it, came since.
+struct Registered {
+    wanted: Registration,
+    greeted: bool,
+    asleep: bool,
+}
+
 #[derive(Default)]
 struct Model {
-    /// Name, registered pages, length, writable, awake.
-    boxes: Vec<(String, Vec<u64>, u64, bool, bool)>,
+    boxes: Vec<Registered>,
     fence: Option<FenceToken>,
     open: bool,
     /// The key each name had at the last look, and every key that has died since.
@@ -84,10 +92,10 @@ impl Model {
         let all: Vec<_> = (0..HIGH_START + LOW_PAGES).map(file_page).collect();
         let len = (HIGH_START + LOW_PAGES) * PAGE_BYTES;
         let mut table = vec![(RAM.to_owned(), Expected { pages: all, len, rights: Rights::READ })];
-        for (name, pages, len, writable, awake) in &self.boxes {
-            let rights = if *writable && *awake && self.fence.is_none() { Rights::ALL } else { Rights::READ };
-            let pages = pages.iter().map(|&page| file_page(page)).collect();
-            table.push((name.clone(), Expected { pages, len: *len, rights }));
+        for Registered { wanted, asleep, .. } in &self.boxes {
+            let rights = if wanted.writable && !asleep && self.fence.is_none() { Rights::ALL } else { Rights::READ };
+            let pages = wanted.pages.iter().map(|&page| file_page(page)).collect();
+            table.push((wanted.name.clone(), Expected { pages, len: wanted.len, rights }));
         }
         table
     }
@@ -102,16 +110,20 @@ fn apply(guard: &mut Guard, model: &mut Model, rng: &mut StdRng, step: &Step) {
             let proper = !pages.is_empty() && *cut < PAGE_BYTES && pages.iter().all(|&page| file_page(page).is_some());
             assert_eq!(guard.register(&wanted, rng).is_ok(), proper, "{wanted:?}");
             if proper {
-                let fresh = (name, pages.clone(), len, *writable, true);
-                match model.boxes.iter_mut().find(|it| it.0 == fresh.0) {
+                let fresh = Registered { wanted, greeted: false, asleep: false };
+                match model.boxes.iter_mut().find(|it| it.wanted.name == name) {
                     Some(old) => *old = fresh,
                     None => model.boxes.push(fresh),
                 }
             }
         }
-        Step::AgentRestarts => {
-            guard.agent_restarted();
-            model.boxes.iter_mut().for_each(|it| it.4 = false);
+        Step::AgentGreets => {
+            guard.agent_greets();
+            model.boxes.iter_mut().for_each(|it| it.greeted = true);
+        }
+        Step::AgentSettles => {
+            guard.agent_settles();
+            model.boxes.iter_mut().for_each(|it| it.asleep |= it.greeted);
         }
         Step::MachineResets => {
             guard.machine_reset();
@@ -237,7 +249,8 @@ proptest! {
         let wanted = Registration { name: "sb".into(), len: 5000, pages: vec![9, 2], writable };
         guard.register(&wanted, &mut rng).unwrap();
         let before = guard.regions(None).unwrap();
-        guard.agent_restarted();
+        guard.agent_greets();
+        guard.agent_settles();
         if fenced {
             guard.fence(None, &mut rng);
         }

@@ -45,14 +45,24 @@ pub(super) struct Registered {
     pub len: u64,
     pub scatter: Scatter,
     writable: bool,
-    /// A hook of an agent that has started anew and did not register it again yet.
-    asleep: bool,
+    state: State,
+}
+
+/// Whether the agent that speaks now stands by a region.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// It has registered it.
+    Current,
+    /// It has said hello since; it may be about to register it again.
+    Stale,
+    /// It did not register it again: an old box stays readable, an old hook is not written any more.
+    Asleep,
 }
 
 impl Registered {
     /// What the key permits. While a fence stands, writing is its holder's, through the fence's key.
     pub fn rights_when(&self, fenced: bool) -> Rights {
-        if self.writable && !self.asleep && !fenced { Rights::ALL } else { Rights::READ }
+        if self.writable && self.state != State::Asleep && !fenced { Rights::ALL } else { Rights::READ }
     }
 }
 
@@ -75,26 +85,35 @@ impl Boxes {
         self.regions[index].key = key;
     }
 
-    pub fn put_hooks_to_sleep(&mut self) {
-        for region in &mut self.regions {
-            region.asleep = region.writable;
+    pub fn mark_stale(&mut self) {
+        for region in self.regions.iter_mut().filter(|region| region.state == State::Current) {
+            region.state = State::Stale;
         }
     }
 
-    pub fn register(&mut self, wanted: &Registration, ram: &Scatter, key: RemoteKey) -> Result<(), RegisterError> {
+    pub fn put_stale_to_sleep(&mut self) {
+        for region in self.regions.iter_mut().filter(|region| region.state == State::Stale) {
+            region.state = State::Asleep;
+        }
+    }
+
+    /// True if the table has changed.
+    pub fn register(&mut self, wanted: &Registration, ram: &Scatter, key: RemoteKey) -> Result<bool, RegisterError> {
         let scatter = check(wanted, ram)?;
         let Registration { name, len, writable, .. } = wanted;
-        let fresh = Registered { name: name.clone(), key, len: *len, scatter, writable: *writable, asleep: false };
+        let fresh =
+            Registered { name: name.clone(), key, len: *len, scatter, writable: *writable, state: State::Current };
         let is_full = self.regions.len() >= REGIONS_MAX;
         match self.regions.iter_mut().find(|region| region.name == *name) {
             Some(old) if old.len == *len && old.writable == *writable && old.scatter == fresh.scatter => {
-                old.asleep = false;
+                old.state = State::Current;
+                return Ok(false);
             }
             Some(old) => *old = fresh,
             None if is_full => return Err(RegisterError::TooMany),
             None => self.regions.push(fresh),
         }
-        Ok(())
+        Ok(true)
     }
 }
 
