@@ -2,8 +2,8 @@
 //! loopback device, the machine's clock. The target is memory whose counters a thread advances until it stops.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
-use std::process::{Command, exit};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -16,8 +16,8 @@ use monitor::clock::{Clock, Monotonic};
 use monitor::config;
 use monitor::door::LinkDoor;
 use monitor::evacuate::Standby;
-use monitor::journal::{Event, Journal, replay};
-use monitor::metrics::Metrics;
+use monitor::journal::{Event, Journal, Line, replay};
+use monitor::metrics::{Metrics, TargetMetrics};
 use monitor::watch::{Standing, Tools, Watch};
 use nix::sched::{CloneFlags, unshare};
 use rdma::QpAttributes;
@@ -160,12 +160,13 @@ fn spare() -> SocketAddr {
 const INSIDE: &str = "MONITOR_TEST_INSIDE_NAMESPACE";
 
 /// Gives this thread, and those it starts, a network of its own with the loopback up. Without the right to, runs the
-/// test called `test` again inside an unprivileged user namespace and ends this process as that one ended.
-fn private_network(test: &str) {
+/// test called `test` again inside an unprivileged user namespace and says `false`: it has been run.
+fn private_network(test: &str) -> bool {
     match unshare(CloneFlags::CLONE_NEWNET) {
         Ok(()) => {
             let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip(8) runs");
             assert!(up.success(), "no loopback");
+            true
         }
         Err(error) if std::env::var_os(INSIDE).is_some() => panic!("no network namespace even as root of one: {error}"),
         Err(_) => {
@@ -173,82 +174,137 @@ fn private_network(test: &str) {
             again.args(["--user", "--map-root-user", "--net"]).arg(std::env::current_exe().unwrap());
             let status =
                 again.args(["--exact", test, "--nocapture"]).env(INSIDE, "1").status().expect("unshare(1) runs");
-            exit(i32::from(!status.success()));
+            assert!(status.success(), "{test} failed inside an unprivileged namespace");
+            false
         }
+    }
+}
+
+/// A monitor and a target on one loopback device.
+struct Live {
+    hang: Arc<AtomicBool>,
+    ticker: JoinHandle<u64>,
+    stop: Arc<AtomicBool>,
+    serving: JoinHandle<Server<Boxes>>,
+    fences: Arc<Mutex<Vec<u64>>>,
+    watch: Watch<LinkDoor, Monotonic>,
+    metrics: TargetMetrics,
+    file: PathBuf,
+    writer: JoinHandle<()>,
+}
+
+fn serve(mut server: Server<Boxes>, stop: &Arc<AtomicBool>) -> JoinHandle<Server<Boxes>> {
+    stop.store(false, Ordering::Relaxed);
+    let stop = Arc::clone(stop);
+    std::thread::spawn(move || {
+        server.run(&stop).unwrap();
+        server
+    })
+}
+
+impl Live {
+    fn begin(test: &str) -> Option<Self> {
+        if !private_network(test) {
+            return None;
+        }
+        let words = new_box(2);
+        let hang = Arc::new(AtomicBool::new(false));
+        let ticker = ticking(Arc::clone(&words), Arc::clone(&hang));
+        let stop = Arc::new(AtomicBool::new(false));
+        let at = Ipv4Addr::new(127, 0, 0, 77);
+        let server = Server::bind(at, rdma::soft::PORT, Boxes(words), Options::default()).unwrap();
+        let fences = Arc::default();
+        let backdoor = control_plane(server.handle(), Arc::clone(&fences));
+        let serving = serve(server, &stop);
+        let text = format!(
+            "[monitor]\nname = \"m\"\nlocal = \"127.0.0.1\"\njournal = \"unused\"\n\
+             [sampling]\nperiod_ms = 5\npath_deadline_ms = 300\n\
+             [[rule]]\nsensors = \"tick.cpu*\"\ndeadline_ms = 200\nraises = \"hang\"\n\
+             [[target]]\nname = \"web\"\nbackdoor = \"{backdoor}\"\non_hang = \"evacuate\"\n\
+             spare = [{{ name = \"a\", control = \"{}\" }}]\n\
+             service = [{{ address = \"10.77.0.100\", ports = [8080] }}]\n",
+            spare()
+        );
+        let config = config::parse(Path::new("test.toml"), &text).unwrap();
+        let target = &config.targets[0];
+        let file = std::env::temp_dir().join(format!("{test}-{}.jsonl", std::process::id()));
+        let (journal, writer) = Journal::open(&file).unwrap();
+        let metrics = Metrics::default().of("web");
+        let (backdoor, services) = (target.backdoor, target.services.clone());
+        let assignment = Assignment { target: "web".into(), backdoor, services };
+        let standby = Arc::new(Standby::new("m", assignment, &target.spares, target.evacuation_patience));
+        standby.prepare();
+        let door = LinkDoor::new(&config, target);
+        let tools = Tools { door, clock: Monotonic, journal, metrics: metrics.clone(), standby };
+        let watch = Watch::new(&config, target, tools);
+        Some(Self { hang, ticker, stop, serving, fences, watch, metrics, file, writer })
+    }
+
+    fn step_until(&mut self, what: &str, is_done: impl Fn(&Self) -> bool) {
+        let begin = Instant::now();
+        while !is_done(self) {
+            self.watch.step();
+            assert!(begin.elapsed() < GENEROUS, "{what} does not come");
+        }
+    }
+
+    /// Ends everything; returns the journal, the times of the fences and of the last tick.
+    fn end(self) -> (Vec<Line>, Vec<u64>, u64) {
+        self.hang.store(true, Ordering::Relaxed);
+        let last_tick_ns = self.ticker.join().unwrap();
+        drop(self.watch);
+        self.writer.join().unwrap();
+        self.stop.store(true, Ordering::Relaxed);
+        drop(self.serving.join().unwrap());
+        let lines = replay::lines(std::io::BufReader::new(std::fs::File::open(&self.file).unwrap())).unwrap();
+        std::fs::remove_file(&self.file).unwrap();
+        let fences = self.fences.lock().unwrap().clone();
+        (lines, fences, last_tick_ns)
     }
 }
 
 #[test]
 fn a_hang_is_seen_over_the_wire_and_evacuated() {
-    private_network("a_hang_is_seen_over_the_wire_and_evacuated");
-    let words = new_box(2);
-    let hang = Arc::new(AtomicBool::new(false));
-    let ticker = ticking(Arc::clone(&words), Arc::clone(&hang));
-    let stop = Arc::new(AtomicBool::new(false));
-    let at = Ipv4Addr::new(127, 0, 0, 77);
-    let mut server = Server::bind(at, rdma::soft::PORT, Boxes(words), Options::default()).unwrap();
-    let fences = Arc::default();
-    let backdoor = control_plane(server.handle(), Arc::clone(&fences));
-    let serving = std::thread::spawn({
-        let stop = Arc::clone(&stop);
-        move || server.run(&stop).unwrap()
-    });
-
-    let text = format!(
-        "[monitor]\nname = \"m\"\nlocal = \"127.0.0.1\"\njournal = \"unused\"\n\
-         [sampling]\nperiod_ms = 5\n\
-         [[rule]]\nsensors = \"tick.cpu*\"\ndeadline_ms = 200\nraises = \"hang\"\n\
-         [[target]]\nname = \"web\"\nbackdoor = \"{backdoor}\"\non_hang = \"evacuate\"\n\
-         spare = [{{ name = \"a\", control = \"{}\" }}]\n\
-         service = [{{ address = \"10.77.0.100\", ports = [8080] }}]\n",
-        spare()
-    );
-    let config = config::parse(Path::new("test.toml"), &text).unwrap();
-    let target = &config.targets[0];
-    let file = std::env::temp_dir().join(format!("monitor-live-{}.jsonl", std::process::id()));
-    let (journal, writer) = Journal::open(&file).unwrap();
-    let metrics = Metrics::default().of("web");
-    let assignment = Assignment { target: "web".into(), backdoor: target.backdoor, services: target.services.clone() };
-    let standby = Arc::new(Standby::new("m", assignment, &target.spares, target.evacuation_patience));
-    standby.prepare();
-    let door = LinkDoor::new(&config, target);
-    let tools = Tools { door, clock: Monotonic, journal, metrics: metrics.clone(), standby };
-    let mut watch = Watch::new(&config, target, tools);
-
-    let begin = Instant::now();
-    while metrics.samples.get() < 100 {
-        watch.step();
-        assert!(begin.elapsed() < GENEROUS, "no samples");
-    }
-    assert_eq!(*watch.standing(), Standing::Watching);
-    hang.store(true, Ordering::Relaxed);
-    let last_tick_ns = ticker.join().unwrap();
-    let begin = Instant::now();
-    while *watch.standing() == Standing::Watching {
-        watch.step();
-        assert!(begin.elapsed() < GENEROUS, "no verdict");
-    }
-    assert_eq!(*watch.standing(), Standing::Evacuated);
-    drop(watch);
-    writer.join().unwrap();
-    stop.store(true, Ordering::Relaxed);
-    serving.join().unwrap();
-
-    let lines = replay::lines(std::io::BufReader::new(std::fs::File::open(&file).unwrap())).unwrap();
-    std::fs::remove_file(&file).unwrap();
+    let Some(mut live) = Live::begin("a_hang_is_seen_over_the_wire_and_evacuated") else { return };
+    live.step_until("a hundred samples", |live| live.metrics.samples.get() >= 100);
+    assert_eq!(*live.watch.standing(), Standing::Watching);
+    live.hang.store(true, Ordering::Relaxed);
+    live.step_until("the verdict", |live| *live.watch.standing() != Standing::Watching);
+    assert_eq!(*live.watch.standing(), Standing::Evacuated);
+    let (lines, fences, last_tick_ns) = live.end();
     assert!(replay::replay(&lines).iter().all(replay::Redrawn::agrees));
     let when = |is: fn(&Event) -> bool| lines.iter().find(|line| is(&line.event)).unwrap().mono_ns;
     let last_sign = when(|event| matches!(event, Event::LastSign { .. }));
     let verdict = when(|event| matches!(event, Event::Verdict { .. }));
-    let fenced = fences.lock().unwrap()[0];
     let ordered = when(|event| matches!(event, Event::Ordered { .. }));
     assert!(last_sign <= last_tick_ns, "the last sign is a lower bound");
     assert!(verdict - last_tick_ns >= 200_000_000, "the deadline was not waited for");
-    assert!(verdict <= fenced && fenced <= ordered, "verdict, fence, order");
-    println!(
-        "last tick to verdict {:.3} ms, to fence {:.3} ms, to order {:.3} ms",
-        (verdict - last_tick_ns) as f64 / 1e6,
-        (fenced - last_tick_ns) as f64 / 1e6,
-        (ordered - last_tick_ns) as f64 / 1e6
+    assert!(verdict <= fences[0] && fences[0] <= ordered, "verdict, fence, order");
+    let after = |at_ns: u64| (at_ns - last_tick_ns) as f64 / 1e6;
+    let (verdict, fence, order) = (after(verdict), after(fences[0]), after(ordered));
+    println!("last tick to verdict {verdict:.3} ms, to fence {fence:.3} ms, to order {order:.3} ms");
+}
+
+#[test]
+fn a_server_of_memory_that_falls_silent_is_a_lost_path_and_no_hang() {
+    let Some(mut live) = Live::begin("a_server_of_memory_that_falls_silent_is_a_lost_path_and_no_hang") else { return };
+    live.step_until("a hundred samples", |live| live.metrics.samples.get() >= 100);
+    live.stop.store(true, Ordering::Relaxed);
+    let server = live.serving.join().unwrap();
+    // Nobody serves, and the control plane still answers.
+    live.serving = std::thread::spawn(move || server);
+    live.step_until("the lost path", |live| live.metrics.path_lost.get() == 1);
+    let server = live.serving.join().unwrap();
+    live.serving = serve(server, &live.stop);
+    live.step_until("the path", |live| live.metrics.path_lost.get() == 0);
+    let seen = live.metrics.samples.get();
+    live.step_until("a hundred more samples", |live| live.metrics.samples.get() >= seen + 100);
+    assert_eq!(*live.watch.standing(), Standing::Watching);
+    let (lines, fences, _) = live.end();
+    assert!(fences.is_empty(), "{fences:?}");
+    let has = |is: fn(&Event) -> bool| lines.iter().any(|line| is(&line.event));
+    assert!(
+        has(|event| matches!(event, Event::PathLost { .. })) && has(|event| matches!(event, Event::PathBack { .. }))
     );
+    assert!(!has(|event| matches!(event, Event::Verdict { .. })));
 }
