@@ -12,6 +12,9 @@ const TIMEOUT_MAX: Duration = Duration::from_millis(100);
 /// No doubled wait is longer.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
+/// Doublings that outlast progress.
+const DOUBLINGS_KEPT_MAX: u32 = 2;
+
 /// What the passing of time means.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Expiry {
@@ -30,12 +33,23 @@ pub(super) struct Timer {
     smoothed: Option<Duration>,
     variation: Duration,
     tries: u32,
+    /// Outlasts progress, until an answer to something sent once has been measured: what was repeated says nothing
+    /// about the round trip (Karn's rule), and a peer that is merely slow would else be asked twice for everything.
+    doublings: u32,
     deadline: Option<Duration>,
 }
 
 impl Timer {
     pub(super) fn new(timeout_min: Duration, tries_max: u32) -> Self {
-        Self { timeout_min, tries_max, smoothed: None, variation: Duration::ZERO, tries: 1, deadline: None }
+        Self {
+            timeout_min,
+            tries_max,
+            smoothed: None,
+            variation: Duration::ZERO,
+            tries: 1,
+            doublings: 0,
+            deadline: None,
+        }
     }
 
     pub(super) fn deadline(&self) -> Option<Duration> {
@@ -50,6 +64,7 @@ impl Timer {
     /// The peer got us further: the wait begins anew if anything is `outstanding`.
     pub(super) fn progress(&mut self, now: Duration, outstanding: bool) {
         self.tries = 1;
+        self.doublings = self.doublings.min(DOUBLINGS_KEPT_MAX);
         self.deadline = outstanding.then(|| now + self.wait());
     }
 
@@ -76,6 +91,7 @@ impl Timer {
             return Expiry::GiveUp { tries: self.tries };
         }
         self.tries += 1;
+        self.doublings += 1;
         self.deadline = Some(now + self.wait());
         Expiry::Again
     }
@@ -93,13 +109,13 @@ impl Timer {
             }
         };
         self.smoothed = Some(smoothed);
+        self.doublings = 0;
     }
 
     fn wait(&self) -> Duration {
         let measured = self.smoothed.unwrap_or_default() + self.variation * 4;
         let first = measured.min(TIMEOUT_MAX).max(self.timeout_min);
-        let doublings = (self.tries - 1).min(16);
-        (first * (1 << doublings)).min(BACKOFF_MAX.max(self.timeout_min))
+        (first * (1 << self.doublings.min(16))).min(BACKOFF_MAX.max(self.timeout_min))
     }
 }
 
@@ -126,6 +142,9 @@ mod tests {
         let mut timer = Timer::new(2 * MS, 2);
         timer.start(Duration::ZERO);
         assert_eq!(timer.expire(2 * MS), Expiry::Again);
+        timer.progress(3 * MS, true);
+        assert_eq!(timer.deadline(), Some(7 * MS), "doubled until something is measured");
+        timer.measured(MS / 4);
         timer.progress(3 * MS, true);
         assert_eq!(timer.deadline(), Some(5 * MS));
         timer.progress(3 * MS, false);

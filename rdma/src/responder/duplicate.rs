@@ -2,7 +2,7 @@
 
 use super::execute::read_request;
 use super::reply::{Reply, syndrome_of};
-use super::{Memory, Responder};
+use super::{Memory, Responder, Resumption, SavedRead};
 use crate::wire::aeth::Syndrome;
 use crate::wire::{Opcode, Psn, bth};
 
@@ -23,7 +23,7 @@ impl Responder {
 
     /// A READ changes nothing, so it is executed again, unless its answer still waits whole.
     fn read_again<M: Memory + ?Sized>(&mut self, memory: &M, header: &bth::Repr, body: &[u8]) {
-        let waits = |reply: &Reply| matches!(reply, Reply::Read(read) if !read.started && read.psn == header.psn);
+        let waits = |reply: &Reply| matches!(reply, Reply::Read(read) if read.psn == header.psn);
         if self.replies.iter().any(waits) {
             return;
         }
@@ -33,11 +33,17 @@ impl Responder {
                 if end.is_after(self.expected) {
                     self.drop_packet(); // longer than what it claims to repeat
                 } else {
-                    self.queue_read(header, &reth);
+                    self.queue_read(header, &reth, self.is_continued(header.psn));
                 }
             }
             Err(refusal) => self.fail(header.psn, syndrome_of(refusal)),
         }
+    }
+
+    /// Whether a repetition from `psn` lies inside an earlier READ and is to be answered as a part of that.
+    fn is_continued(&self, psn: Psn) -> bool {
+        let inside = |read: &SavedRead| (1..read.packets.cast_signed()).contains(&psn.distance_from(read.psn));
+        self.resumption == Resumption::Continued && self.reads.iter().any(inside)
     }
 
     fn atomic_again(&mut self, psn: Psn) {

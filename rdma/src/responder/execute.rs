@@ -3,7 +3,7 @@
 use remote_memory::Rights;
 
 use super::reply::{ReadReply, Reply, syndrome_of};
-use super::{MESSAGE_BYTES_MAX, Memory, OpenWrite, Refusal, Responder, SavedAtomic};
+use super::{MESSAGE_BYTES_MAX, Memory, OpenWrite, Refusal, Responder, SavedAtomic, SavedRead};
 use crate::wire::aeth::Syndrome;
 use crate::wire::{Opcode, atomic, bth, packet, reth};
 
@@ -81,15 +81,20 @@ impl Responder {
 
     fn read<M: Memory + ?Sized>(&mut self, memory: &M, header: &bth::Repr, body: &[u8]) -> Result<(), Refusal> {
         let reth = read_request(memory, body)?;
-        self.expected = header.psn.plus(self.mtu.packets(reth.len));
+        let packets = self.mtu.packets(reth.len);
+        self.expected = header.psn.plus(packets);
         self.writes_from = self.expected;
         self.finish_message();
-        self.queue_read(header, &reth);
+        if self.reads.len() == self.saved_max {
+            self.reads.pop_front();
+        }
+        self.reads.push_back(SavedRead { psn: header.psn, packets });
+        self.queue_read(header, &reth, false);
         Ok(())
     }
 
-    /// Queues the answer to a READ that was checked.
-    pub(super) fn queue_read(&mut self, header: &bth::Repr, reth: &reth::Repr) {
+    /// Queues the answer to a READ that was checked; `continued` if a part of it has left before.
+    pub(super) fn queue_read(&mut self, header: &bth::Repr, reth: &reth::Repr, continued: bool) {
         self.counters.reads += 1;
         self.replies.push_back(Reply::Read(ReadReply {
             psn: header.psn,
@@ -97,7 +102,7 @@ impl Responder {
             addr: reth.addr,
             remaining: reth.len,
             msn: self.msn,
-            started: false,
+            started: continued,
         }));
     }
 
@@ -115,7 +120,7 @@ impl Responder {
         self.expected = header.psn.plus(1);
         self.writes_from = self.expected;
         self.finish_message();
-        if self.atomics.len() == self.atomics_max {
+        if self.atomics.len() == self.saved_max {
             self.atomics.pop_front();
         }
         self.atomics.push_back(SavedAtomic { psn: header.psn, original });

@@ -100,6 +100,23 @@ struct SavedAtomic {
     original: u64,
 }
 
+/// A READ that was answered, kept to tell whether a repetition begins at its start.
+#[derive(Clone, Copy, Debug)]
+struct SavedRead {
+    psn: Psn,
+    packets: u32,
+}
+
+/// How a READ is answered that is repeated from its middle, which our own requester never does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Resumption {
+    /// With MIDDLE or LAST, as part of the answer it had before: what Linux' rxe sends, and all it accepts.
+    #[default]
+    Continued,
+    /// With FIRST or ONLY, as an answer of its own: what the specification says and adapters do.
+    Anew,
+}
+
 /// What broke the connection. The NAK is repeated when its request is: losing it would otherwise cost the requester
 /// all its retries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,7 +141,10 @@ pub struct Responder {
     replies: VecDeque<Reply>,
     replies_max: usize,
     atomics: VecDeque<SavedAtomic>,
-    atomics_max: usize,
+    reads: VecDeque<SavedRead>,
+    /// Entries of `atomics` and of `reads`: as many as the requester may have in flight.
+    saved_max: usize,
+    resumption: Resumption,
     failure: Option<Failure>,
     counters: Counters,
 }
@@ -147,10 +167,18 @@ impl Responder {
             replies: VecDeque::with_capacity(replies_max),
             replies_max,
             atomics: VecDeque::with_capacity(in_flight),
-            atomics_max: in_flight,
+            reads: VecDeque::with_capacity(in_flight),
+            saved_max: in_flight,
+            resumption: Resumption::default(),
             failure: None,
             counters: Counters::default(),
         }
+    }
+
+    /// The same, answering interrupted READs by `resumption`.
+    #[must_use]
+    pub fn resuming(self, resumption: Resumption) -> Self {
+        Self { resumption, ..self }
     }
 
     /// Takes one packet, from BTH to padding, and carries out what it asks.
