@@ -5,7 +5,7 @@
 //! counts as read is in it, wherever the process stopped.
 //!
 //! Invariants: a [`Slot`] lies inside its pool's mapping and the mapping lives as long as any of its slots; every
-//! access goes through [`Slot::pointer`], which checks bounds against the geometry the pool was opened with. That one
+//! access goes through `Slot::pointer`, which checks bounds against the geometry the pool was opened with. That one
 //! slot has one writer is the lease's business: breaking it yields a refused box, not undefined behaviour beyond it.
 #![allow(unsafe_code)]
 

@@ -151,7 +151,9 @@ fn take_over(dead: Machine, scratch: &Path, number: u32, clients: &[TcpStream]) 
     // What is in the boxes at this instant is all that is left; the live service would free them after the kill.
     let image = dead.pool.image();
     drop(dead);
+    let large_buffers = repair::LargeBuffers::set().unwrap();
     let handovers: Vec<Handover> = connections.iter().map(|it| continuation(&image, it)).collect();
+    drop(large_buffers);
     clients.iter().for_each(|client| repair::undeafen(client).unwrap());
     let spare = Machine::start(scratch, number);
     handovers.iter().for_each(|handover| repair::release(&handover.socket).unwrap());

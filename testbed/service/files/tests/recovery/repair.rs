@@ -149,6 +149,29 @@ pub fn extract(socket: OwnedFd) -> io::Result<Connection> {
     })
 }
 
+/// Lets new sockets of this network namespace hold any queue that a dead one had, while it lives. The buffer options
+/// that would do it per socket want a capability that root of a user namespace lacks.
+pub struct LargeBuffers([(&'static str, String); 2]);
+
+impl LargeBuffers {
+    pub fn set() -> io::Result<Self> {
+        let enlarge = |path| {
+            let before = std::fs::read_to_string(path)?;
+            std::fs::write(path, "4096 67108864 67108864")?;
+            io::Result::Ok((path, before))
+        };
+        Ok(Self([enlarge("/proc/sys/net/ipv4/tcp_wmem")?, enlarge("/proc/sys/net/ipv4/tcp_rmem")?]))
+    }
+}
+
+impl Drop for LargeBuffers {
+    fn drop(&mut self) {
+        for (path, before) in &self.0 {
+            let _ = std::fs::write(path, before);
+        }
+    }
+}
+
 /// Builds a connection again, still frozen; [`release`] lets it live.
 pub fn rebuild(from: &Connection) -> io::Result<OwnedFd> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
@@ -156,8 +179,6 @@ pub fn rebuild(from: &Connection) -> io::Result<OwnedFd> {
     let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
     let tcp = libc::IPPROTO_TCP;
     set(&fd, tcp, libc::TCP_REPAIR, &1i32)?;
-    set(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &(16i32 << 20))?;
-    set(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(16i32 << 20))?;
     set(&fd, tcp, libc::TCP_MAXSEG, &from.mss.min(32767))?;
     bind(fd.as_raw_fd(), &SockaddrStorage::from(from.local))?;
     queue(&fd, QUEUE_RECEIVE)?;
