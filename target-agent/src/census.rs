@@ -1,6 +1,18 @@
 //! Which sensors a machine has, what they promise, and their places in the box.
 //!
-//! Limits are what a healthy machine keeps; a monitor may set its own in its configuration.
+//! | name | of | class | unit | stands still or is beyond its limit when |
+//! |---|---|---|---|---|
+//! | `tick` | processor | progress | 5 ms | it takes no interrupts; the kernel panicked; the machine was stopped |
+//! | `switches` | processor | progress | switches, idle or user ticks | the kernel spins on it, with interrupts or without |
+//! | `interrupts` | processor | progress | timer and device interrupts | it takes none |
+//! | `tasks` | machine | level, ceiling | tasks | a fork bomb went off |
+//! | `forks` | machine | pressure | tasks made | a fork bomb goes off |
+//! | `oom-kills` | machine | pressure | victims | memory ran out |
+//! | `free-pages` | machine | level, floor | pages of 4 KiB | memory is running out |
+//! | `agent` | machine | progress | 200 ms | user processes do not get to run, or the agent is gone |
+//!
+//! `switches` and `agent` have periods of seconds: they serve to tell illnesses apart once `tick` or a client raised
+//! the alarm. Limits are what a healthy machine keeps; a monitor may set its own in its configuration.
 
 use std::fs;
 use std::time::Duration;

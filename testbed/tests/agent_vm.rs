@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use contbox::reader::{PoolInfo, parse_pool};
 use control::agent::{FromAgent, Registration, ToAgent};
 use control::{Channel, VERSION};
 use sensorbox::{Class, Reading, SensorBox};
+use testbed::fault::{Fault, build_lockup_module};
 use testbed::guest::{ImageSpec, Kernel, Service};
 use testbed::vm::{Vm, VmSpec};
 
@@ -33,13 +35,16 @@ fn agent_program() -> PathBuf {
     debug
 }
 
+/// A guest with the agent and the lock-up module.
 fn boot(kernel: &str) -> Vm {
-    let image =
-        ImageSpec::new(Kernel::cached(kernel).unwrap()).program("target-agent", &agent_program()).service(Service {
-            name: "agent".into(),
-            command: "/bin/target-agent --pool-slots 64".into(),
-            ready_path: Some("/run/backdoors/box.sock".into()),
-        });
+    let kernel = Kernel::cached(kernel).unwrap();
+    let lockup = build_lockup_module(&kernel).unwrap();
+    let image = ImageSpec::new(kernel).program("target-agent", &agent_program()).extra_module(&lockup);
+    let image = image.service(Service {
+        name: "agent".into(),
+        command: "/bin/target-agent --pool-slots 64".into(),
+        ready_path: Some("/run/backdoors/box.sock".into()),
+    });
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guest-images");
     let mut spec = VmSpec::new("agent-test", &image.kernel().vmlinuz, &image.build(&folder).unwrap());
     spec.cpus = CPUS;
@@ -113,6 +118,10 @@ impl Drop for BackdoorEnd {
 struct Ram(File);
 
 impl Ram {
+    fn of(vm: &Vm) -> Self {
+        Self(File::options().read(true).write(true).open(vm.ram_path()).unwrap())
+    }
+
     fn region(&self, region: &Registration) -> Vec<u8> {
         let mut bytes = vec![0; region.len as usize];
         for (page, into) in region.pages.iter().zip(bytes.chunks_mut(PAGE as usize)) {
@@ -144,6 +153,15 @@ fn all_advance(ram: &Ram, sb: &Registration, name: &str) {
     });
 }
 
+/// Waits until no sensor of that name has moved for half a second, a hundred ticks.
+fn all_stand_still(ram: &Ram, sb: &Registration, name: &str) {
+    until(&format!("every {name} stands still"), || {
+        let before = ram.values(sb, name);
+        thread::sleep(Duration::from_millis(500));
+        ram.values(sb, name) == before
+    });
+}
+
 fn one(sensors: &SensorBox, name: &str) -> Reading {
     let mut named = sensors.named(name);
     let reading = *named.next().unwrap_or_else(|| panic!("no sensor {name}"));
@@ -153,7 +171,7 @@ fn one(sensors: &SensorBox, name: &str) -> Reading {
 
 fn check(kernel: &str) {
     let mut vm = boot(kernel);
-    let ram = Ram(File::options().read(true).write(true).open(vm.ram_path()).unwrap());
+    let ram = Ram::of(&vm);
     let backdoor = BackdoorEnd::of(&vm);
     let [sb, cb] = backdoor.registrations();
     assert_eq!((sb.name.as_str(), cb.name.as_str(), sb.writable, cb.writable), ("sb", "cb", false, false));
@@ -186,11 +204,7 @@ fn check(kernel: &str) {
     sensors_move_while_no_user_process_does(&ram, &sb, &mut vm);
 
     vm.panic().unwrap();
-    until("every tick stands still after a panic", || {
-        let before = ram.values(&sb, "tick");
-        thread::sleep(Duration::from_millis(500));
-        ram.values(&sb, "tick") == before
-    });
+    all_stand_still(&ram, &sb, "tick");
     let console = std::fs::read_to_string(vm.console_path()).unwrap();
     assert!(console.contains("sysrq triggered crash"), "it stood still without a panic");
 }
@@ -244,10 +258,48 @@ fn sensors_move_while_no_user_process_does(ram: &Ram, sb: &Registration, vm: &mu
 /// Every kernel that scripts/setup has fetched; 6.1 is always among them.
 #[test]
 fn boxes_can_be_read_from_ram_and_outlive_the_agent_and_ticks_stop_with_the_kernel() {
+    let _one = one_machine_at_a_time();
     let lines = Kernel::lines().unwrap();
     assert!(lines.iter().any(|line| line == "6.1"), "run scripts/setup");
     for line in lines {
         println!("kernel {line}");
         check(&line);
     }
+}
+
+/// The faults differ in what the sensors show: spinning with interrupts stops switches, without them ticks too.
+#[test]
+fn a_kernel_that_spins_with_interrupts_is_told_from_one_that_takes_none() {
+    let _one = one_machine_at_a_time();
+    spinning_with_interrupts_stops_switches_and_not_ticks();
+    spinning_without_interrupts_stops_ticks();
+}
+
+fn spinning_with_interrupts_stops_switches_and_not_ticks() {
+    let mut vm = boot("6.1");
+    let (ram, backdoor) = (Ram::of(&vm), BackdoorEnd::of(&vm));
+    let [sb, _] = backdoor.registrations();
+    Fault::Softlock.inject(&mut vm).unwrap();
+    all_stand_still(&ram, &sb, "switches");
+    let stuck = ram.values(&sb, "switches");
+    all_advance(&ram, &sb, "tick");
+    assert_eq!(ram.values(&sb, "switches"), stuck);
+}
+
+fn spinning_without_interrupts_stops_ticks() {
+    let mut vm = boot("6.1");
+    let (ram, backdoor) = (Ram::of(&vm), BackdoorEnd::of(&vm));
+    let [sb, _] = backdoor.registrations();
+    Fault::Hardlock.inject(&mut vm).unwrap();
+    all_stand_still(&ram, &sb, "tick");
+    // Not only slow: given more time, it stays where it is.
+    let stuck = ram.values(&sb, "tick");
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(ram.values(&sb, "tick"), stuck);
+}
+
+/// Machines are emulated: two at once starve each other.
+fn one_machine_at_a_time() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
