@@ -188,13 +188,13 @@ impl<D: Door, C: Clock> Watch<D, C> {
     fn conclude(&mut self, patient: Patient, outcome: Ordered) {
         let now_ns = self.tools.clock.now_ns();
         let illness = self.illnesses[patient.illness].name();
-        tracing::error!(target_name = %self.target.name, illness, "verdict; fenced, and spares were asked to take over");
+        tracing::error!(target_name = %self.target.name, illness, "verdict; fenced, and spares asked to take over");
         match outcome {
             Ordered::Evacuated { spare, report } => self.close(now_ns, patient.illness, spare, report),
             Ordered::Unknown { spare, why } => {
                 tracing::error!(
                     target_name = %self.target.name, %spare, %why,
-                    "the spare got the order and did not answer; it may have taken over, so only it is asked again"
+                    "the spare got the order and did not answer; it may have taken over, so it alone is asked again"
                 );
                 self.note(now_ns, Event::OutcomeUnknown { spare: spare.clone(), why });
                 self.standing = Standing::OutcomeUnknown { patient, spare };

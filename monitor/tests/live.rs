@@ -180,6 +180,15 @@ fn private_network(test: &str) -> bool {
     }
 }
 
+/// A journal's file, gone when the test is.
+struct JournalFile(PathBuf);
+
+impl Drop for JournalFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// A monitor and a target on one loopback device.
 struct Live {
     hang: Arc<AtomicBool>,
@@ -189,7 +198,7 @@ struct Live {
     fences: Arc<Mutex<Vec<u64>>>,
     watch: Watch<LinkDoor, Monotonic>,
     metrics: TargetMetrics,
-    file: PathBuf,
+    file: JournalFile,
     writer: JoinHandle<()>,
 }
 
@@ -237,7 +246,7 @@ impl Live {
         let door = LinkDoor::new(&config, target);
         let tools = Tools { door, clock: Monotonic, journal, metrics: metrics.clone(), standby };
         let watch = Watch::new(&config, target, tools);
-        Some(Self { hang, ticker, stop, serving, fences, watch, metrics, file, writer })
+        Some(Self { hang, ticker, stop, serving, fences, watch, metrics, file: JournalFile(file), writer })
     }
 
     fn step_until(&mut self, what: &str, is_done: impl Fn(&Self) -> bool) {
@@ -256,8 +265,7 @@ impl Live {
         self.writer.join().unwrap();
         self.stop.store(true, Ordering::Relaxed);
         drop(self.serving.join().unwrap());
-        let lines = replay::lines(std::io::BufReader::new(std::fs::File::open(&self.file).unwrap())).unwrap();
-        std::fs::remove_file(&self.file).unwrap();
+        let lines = replay::lines(std::io::BufReader::new(std::fs::File::open(&self.file.0).unwrap())).unwrap();
         let fences = self.fences.lock().unwrap().clone();
         (lines, fences, last_tick_ns)
     }

@@ -230,6 +230,15 @@ pub fn report() -> Report {
     }
 }
 
+/// A journal's file, gone when the test is.
+struct JournalFile(PathBuf);
+
+impl Drop for JournalFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// A watch on stage, with all that it touches.
 pub struct Play {
     pub watch: Watch<Path, VirtualClock>,
@@ -238,7 +247,7 @@ pub struct Play {
     pub metrics: TargetMetrics,
     pub standby: Arc<Standby>,
     pub log: Log,
-    journal: PathBuf,
+    journal: JournalFile,
     writer: JoinHandle<()>,
 }
 
@@ -289,8 +298,8 @@ impl Play {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let config = configured(&setting);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let journal_file = std::env::temp_dir().join(format!("monitor-{}-{number}.jsonl", std::process::id()));
-        let (journal, writer) = Journal::open(&journal_file).unwrap();
+        let file = std::env::temp_dir().join(format!("monitor-{}-{number}.jsonl", std::process::id()));
+        let (journal, writer) = Journal::open(&file).unwrap();
         let clock = VirtualClock::default();
         clock.pass(1000 * MS);
         let target = Rc::new(RefCell::new(Target::new(setting.stops_ns)));
@@ -315,7 +324,7 @@ impl Play {
         let tools =
             Tools { door, clock: clock.clone(), journal, metrics: metrics.clone(), standby: Arc::clone(&standby) };
         let watch = Watch::new(&config, named, tools);
-        Self { watch, clock, target, metrics, standby, log: setting.log, journal: journal_file, writer }
+        Self { watch, clock, target, metrics, standby, log: setting.log, journal: JournalFile(file), writer }
     }
 
     /// Steps until virtual time has reached `until_ms`.
@@ -333,9 +342,7 @@ impl Play {
     pub fn end(self) -> Vec<Line> {
         drop(self.watch);
         self.writer.join().unwrap();
-        let lines = replay::lines(std::io::BufReader::new(std::fs::File::open(&self.journal).unwrap())).unwrap();
-        std::fs::remove_file(&self.journal).unwrap();
-        lines
+        replay::lines(std::io::BufReader::new(std::fs::File::open(&self.journal.0).unwrap())).unwrap()
     }
 }
 
