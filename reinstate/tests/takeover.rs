@@ -345,6 +345,11 @@ fn a_lost_session_is_reset_once_the_address_is_here_and_not_before() {
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
+fn processor_time() -> Duration {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
+    Duration::from(time)
+}
+
 #[test]
 fn many_sessions_move_together() {
     const SESSIONS: usize = 200;
@@ -365,17 +370,21 @@ fn many_sessions_move_together() {
         let patience = Patience { most: NEVER, after_answer: NEVER };
         let starts: Vec<_> = prober.ask(&asked, order, patience).unwrap().into_iter().map(Result::unwrap).collect();
         let probed = order.elapsed();
-        let mut rebuilt = Vec::new();
+        let (mut rebuilt, busy) = (Vec::new(), processor_time());
         for (snapshot, start) in snapshots.iter().zip(&starts) {
             let timestamp = snapshot.timestamp_after(order.elapsed());
             rebuilt.push(tcp_repair::rebuild(snapshot, *start, timestamp).unwrap());
         }
         let built = order.elapsed();
+        let each = (processor_time() - busy) / SESSIONS as u32;
         standby.take(&mut netlink).unwrap();
         let sessions = rebuilt.into_iter().zip(snapshots.iter().zip(&starts));
         let live: Vec<_> =
             sessions.map(|(socket, (snapshot, start))| socket.go_live(snapshot, *start).unwrap()).collect();
-        println!("{SESSIONS} sessions: probed {probed:?}, built {built:?}, live {:?}", order.elapsed());
+        println!(
+            "{SESSIONS} sessions: probed {probed:?}, built {built:?} ({each:?} of processor each), live {:?}",
+            order.elapsed()
+        );
         routes.remove(&mut netlink);
         assert!(starts.iter().all(|start| start.proof == Proof::Client));
         (live, standby)
