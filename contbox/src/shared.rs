@@ -295,3 +295,11 @@ pub(crate) fn own_received(raw: std::os::fd::RawFd) -> OwnedFd {
     // SAFETY: the only caller passes descriptors out of SCM_RIGHTS, which the kernel opened for us and nobody owns.
     unsafe { std::os::fd::FromRawFd::from_raw_fd(raw) }
 }
+
+/// Bytes of output that the peer has not acknowledged yet.
+pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ (TIOCOUTQ by its other name) writes one int, which lives here.
+    let outcome = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut count) };
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(count.max(0) as usize) }
+}

@@ -9,17 +9,26 @@
 //!
 //! Reads land in the receive log first and are copied to the caller from there; an export trims the log. Writes go
 //! straight to the socket: what the kernel took is in its send queue until acknowledged, and that is where a spare finds
-//! it. A connection without a box behaves like a plain `TcpStream`.
+//! it. A closing connection cannot be rebuilt, so a protected one shuts down only when the client has everything. A connection without a box behaves like a plain `TcpStream`.
 
 use crate::continuation::{ContinuationBox, ExportError};
 use crate::service::BoxClient;
+use crate::shared;
+use std::future::Future;
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// How long a shutdown waits for a client that acknowledges nothing: longer than a take-over of its server lasts.
+const ACKNOWLEDGE_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at the send queue of a connection that shuts down.
+const ACKNOWLEDGE_LOOK: Duration = Duration::from_millis(10);
 
 /// What to do when the log is full and the application has not exported.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -105,6 +114,14 @@ pub struct RecoverableStream {
     socket: TcpStream,
     session: Session,
     service: Option<Arc<BoxClient>>,
+    closing: Option<Closing>,
+}
+
+/// A shutdown that waits for the client to acknowledge what was sent.
+#[derive(Debug)]
+struct Closing {
+    deadline: Instant,
+    timer: Pin<Box<Sleep>>,
 }
 
 impl RecoverableStream {
@@ -130,12 +147,30 @@ impl RecoverableStream {
         service: Option<Arc<BoxClient>>,
     ) -> Self {
         let shared = Shared { continuation, position, when_full: WhenFull::default(), waiting: None };
-        Self { socket, session: Session { shared: Arc::new(Mutex::new(shared)) }, service }
+        Self { socket, session: Session { shared: Arc::new(Mutex::new(shared)) }, service, closing: None }
     }
 
     /// The session, for exports.
     pub fn session(&self) -> Session {
         self.session.clone()
+    }
+
+    /// Waits until the client has acknowledged everything, or will not. The kernel has no event for it, so look often
+    /// enough that a client does not notice.
+    fn poll_acknowledged(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let closing = self.closing.get_or_insert_with(|| {
+                let now = Instant::now();
+                Closing { deadline: now + ACKNOWLEDGE_PATIENCE, timer: Box::pin(sleep_until(now)) }
+            });
+            let unacknowledged = shared::unacknowledged(self.socket.as_fd()).unwrap_or(0);
+            let broken = !matches!(self.socket.take_error(), Ok(None));
+            if unacknowledged == 0 || broken || Instant::now() >= closing.deadline {
+                return Poll::Ready(());
+            }
+            ready!(closing.timer.as_mut().poll(cx));
+            closing.timer.as_mut().reset(Instant::now() + ACKNOWLEDGE_LOOK);
+        }
     }
 
     /// Makes the connection end in a reset: a client must not take a lost session for a finished one.
@@ -278,6 +313,10 @@ impl AsyncWrite for RecoverableStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
+        let this = self.get_mut();
+        if this.session.is_protected() {
+            ready!(this.poll_acknowledged(cx));
+        }
+        Pin::new(&mut this.socket).poll_shutdown(cx)
     }
 }

@@ -1,6 +1,7 @@
 //! The body of a GET: content in pieces, paced if asked, without reading again what the client has already.
 
 use crate::content::Content;
+use contbox::http::RESPONSE_HEAD_BYTES_MAX;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use std::future::Future;
@@ -26,6 +27,9 @@ pub struct Download {
     left: Range<u64>,
     /// Content before this offset goes to nobody.
     known_until: u64,
+    /// Content before this offset is not paced. After a take-over `known_until` may fall short by a response head: a
+    /// pace would make the client wait for bytes that it has already.
+    paced_from: u64,
     pace: Option<Pace>,
 }
 
@@ -41,9 +45,10 @@ impl Download {
     /// `stretch` of `content`, at most at `bytes_per_s`; the first `already_sent` bytes may be anything.
     pub fn new(content: Content, stretch: Range<u64>, bytes_per_s: Option<u64>, already_sent: u64) -> Self {
         let known_until = stretch.start.saturating_add(already_sent).min(stretch.end);
+        let paced_from = if already_sent > 0 { known_until + RESPONSE_HEAD_BYTES_MAX } else { stretch.start };
         let bytes_per_s = bytes_per_s.filter(|rate| *rate > 0);
         let pace = bytes_per_s.map(|bytes_per_s| Pace { bytes_per_s, origin: None, timer: None });
-        Self { content, left: stretch, known_until, pace }
+        Self { content, left: stretch, known_until, paced_from, pace }
     }
 
     fn next_piece(&mut self) -> io::Result<Bytes> {
@@ -88,7 +93,7 @@ impl Body for Download {
             return Poll::Ready(None);
         }
         let offset = this.left.start;
-        if let Some(pace) = this.pace.as_mut().filter(|_| offset >= this.known_until) {
+        if let Some(pace) = this.pace.as_mut().filter(|_| offset >= this.paced_from) {
             ready!(pace.poll_due(cx, offset));
         }
         Poll::Ready(Some(this.next_piece().map(Frame::data)))

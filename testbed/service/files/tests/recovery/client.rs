@@ -78,6 +78,17 @@ impl Client {
         self.verify(seed, 0, length, rest);
     }
 
+    /// One GET whose connection the server closes; nothing may follow the content.
+    pub fn last_download(&mut self, seed: u64, length: u64, rest: Duration) {
+        self.send(
+            format!("GET /synthetic/{seed}/{length} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n").as_bytes(),
+        );
+        let head = self.head();
+        assert_eq!((head.status, head.length), (200, length));
+        self.verify(seed, 0, length, rest);
+        assert_eq!(self.reader.read(&mut [0]).unwrap(), 0);
+    }
+
     /// One PUT of synthetic content, a piece at a time.
     pub fn upload(&mut self, name: &str, seed: u64, length: u64, expect: bool, rest: Duration) {
         let expectation = if expect { "Expect: 100-continue\r\n" } else { "" };

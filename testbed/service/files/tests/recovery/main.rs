@@ -251,3 +251,15 @@ fn pipelined_requests_survive_several_moves() {
     };
     check("pipelined", 3, 4, (0..6).map(|seed| Box::new(job(seed)) as Job).collect());
 }
+
+#[test]
+fn a_response_that_its_server_has_finished_survives_a_move() {
+    let job = |seed: u64| {
+        move |client: &mut Client, round: u64| {
+            // Fits the send queue, so the server is done with it long before the client is.
+            assert_eq!(round, 0, "the client was still reading when its server moved");
+            client.last_download(seed, 2_000_000, 20 * MOMENT);
+        }
+    };
+    check("finished", 4, 1, (0..3).map(|seed| Box::new(job(seed)) as Job).collect());
+}
