@@ -19,7 +19,8 @@
 //!
 //! Invariants, each held by a test: no access outside a key's region and rights (`guard/properties.rs`); while a fence
 //! stands only its token's key writes, and it is dead when the release returns (`tests/end_to_end.rs`); a machine runs
-//! again only by a release; nothing that a peer or a guest sends stops the service for others (`tests/hostile.rs`).
+//! again only by a release (`tests/machine.rs`); nothing that a peer or a guest sends stops the service for others
+//! (`tests/hostile.rs`).
 
 pub mod agent_port;
 pub mod config;

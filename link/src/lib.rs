@@ -130,7 +130,8 @@ impl Link {
     /// If the answer is lost, ask again on the same link: the fence that stands is the one that is answered.
     ///
     /// # Errors
-    /// [`LinkFailure::Refused`] if somebody else has fenced it or the hypervisor did not obey; else see [`LinkFailure`].
+    /// [`LinkFailure::Refused`] if somebody else has fenced it or the hypervisor did not obey; else see
+    /// [`LinkFailure`].
     pub fn fence(&mut self, reason: &str) -> Result<FenceToken, LinkFailure> {
         match self.ask(&Request::Fence { reason: reason.to_owned(), claim: Some(self.claim) })? {
             Reply::Fenced { token, took_us } => {

@@ -100,7 +100,8 @@ impl Peer<'_> {
             Request::Fence { reason, claim } => {
                 let (token, took) = target.fence(claim).map_err(said)?;
                 let reason: String = reason.chars().take(200).collect();
-                tracing::warn!(from = %self.from, peer = ?self.name, reason, ?took, epoch = token.epoch, "target fenced");
+                let epoch = token.epoch;
+                tracing::warn!(from = %self.from, peer = ?self.name, reason, ?took, epoch, "target fenced");
                 Ok(Reply::Fenced { token, took_us: took.as_micros() as u64 })
             }
             Request::Release { token, then } => {

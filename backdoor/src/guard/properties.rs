@@ -242,7 +242,11 @@ proptest! {
     }
 
     #[test]
-    fn registering_the_same_again_keeps_the_key(seed in any::<u64>(), writable in any::<bool>(), fenced in any::<bool>()) {
+    fn registering_the_same_again_keeps_the_key(
+        seed in any::<u64>(),
+        writable in any::<bool>(),
+        fenced in any::<bool>(),
+    ) {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut guard = Guard::new("t");
         guard.attach(memory(), &mut rng);

@@ -75,8 +75,8 @@ impl Mapping {
     /// The byte at `index`.
     fn byte(&self, index: usize) -> &AtomicU8 {
         assert!(index < self.len, "callers check first");
-        // SAFETY: inside the mapping (asserted), which lives as long as `self`; bytes are always aligned; nobody in this
-        // process has a plain reference to it, and others may change it as an atomic allows.
+        // SAFETY: inside the mapping (asserted), which lives as long as `self`; bytes are always aligned; nobody in
+        // this process has a plain reference to it, and others may change it as an atomic allows.
         unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(index)) }
     }
 
@@ -192,7 +192,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reads_and_writes_of_any_alignment_are_the_file_s(offset in 0u64..64, bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn reads_and_writes_of_any_alignment_are_the_file_s(
+            offset in 0u64..64,
+            bytes in prop::collection::vec(any::<u8>(), 0..64),
+        ) {
             let (file, mapping) = memory(4096);
             mapping.write(offset, &bytes).unwrap();
             let mut expected = vec![0; 4096];
