@@ -1,8 +1,8 @@
 //! The body of a GET: content in pieces, paced if asked, without reading again what the client has already.
 
 use crate::content::Content;
-use contbox::http::RESPONSE_HEAD_BYTES_MAX;
 use bytes::Bytes;
+use contbox::http::RESPONSE_HEAD_BYTES_MAX;
 use hyper::body::{Body, Frame, SizeHint};
 use std::future::Future;
 use std::io;
