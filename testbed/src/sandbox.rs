@@ -42,15 +42,25 @@ pub fn enter() -> Result<()> {
     if env::var_os(INSIDE).is_some() && getpid().as_raw() == 1 {
         return furnish();
     }
+    let privileged = Uid::effective().is_root();
     separate()?;
     let program = env::current_exe().context("the path of this program")?;
-    let mut inside = Command::new(program)
+    let mut inside = if privileged { ahead_of_others(&program) } else { Command::new(program) };
+    let mut inside = inside
         .args(env::args_os().skip(1))
         .env(INSIDE, "1")
         .spawn()
         .context("cannot start again inside the sandbox")?;
     let status = inside.wait().context("waiting for the sandbox")?;
     exit(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+}
+
+/// Runs `program` ahead of whatever else the machine does: a guest that waits for a processor looks like one that
+/// hangs. Only root may ask for it.
+fn ahead_of_others(program: &Path) -> Command {
+    let mut command = Command::new("nice");
+    command.args(["-n", "-10"]).arg(program);
+    command
 }
 
 /// Whether this process is the root of a sandbox.
