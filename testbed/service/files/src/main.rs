@@ -5,6 +5,7 @@ use clap::Parser;
 use contbox::listener::RecoverableListener;
 use contbox::service::BoxClient;
 use file_server::server;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,8 +37,18 @@ fn main() -> anyhow::Result<()> {
     let level = if options.quiet { "warn" } else { "info" };
     let filter = EnvFilter::try_from_env("BACKDOORS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(run(options))
+}
+
+/// As many descriptors as the system grants: an evacuation may bring more connections than the usual soft limit of 1024.
+fn raise_descriptor_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(why) = raised {
+        tracing::warn!(%why, "the limit of open connections stays as it is");
+    }
 }
 
 async fn run(options: Options) -> anyhow::Result<()> {
