@@ -165,6 +165,18 @@ fn a_silent_peer_counts_as_lost_after_bounded_tries() {
 }
 
 #[test]
+fn a_peer_without_a_route_is_a_local_failure_with_its_reason() {
+    if ground::ran_in_a_namespace("a_peer_without_a_route_is_a_local_failure_with_its_reason") {
+        return;
+    }
+    let (mut queue, ours) = SoftQueue::open(CLIENT, PORT, Options { tries: 2, ..options() }).unwrap();
+    queue.connect(rdma::QpAttributes { number: 77, address: Ipv4Addr::new(192, 0, 2, 9), ..ours }).unwrap();
+    let mut memory = Blocking::new(queue, PATIENCE);
+    let error = memory.read_one(at(0), &mut [0; 8]).unwrap_err();
+    assert!(matches!(&error, LinkError::Local(why) if why.contains("192.0.2.9")), "{error}");
+}
+
+#[test]
 fn packets_from_another_address_or_with_a_wrong_crc_change_nothing() {
     if ground::ran_in_a_namespace("packets_from_another_address_or_with_a_wrong_crc_change_nothing") {
         return;

@@ -147,7 +147,7 @@ impl SoftQueue {
 
     /// Takes finished operations into `completions`.
     fn harvest(&mut self, completions: &mut [Completion]) -> Result<usize, LinkError> {
-        let Some(Connection { requester, .. }) = &mut self.connection else { return Err(NOT_CONNECTED) };
+        let Some(Connection { requester, peer }) = &mut self.connection else { return Err(NOT_CONNECTED) };
         let mut taken = 0;
         for place in completions {
             let Some(completion) = requester.completion() else { break };
@@ -155,7 +155,10 @@ impl SoftQueue {
             taken += 1;
         }
         match requester.ended() {
-            Some(Ended::Lost { tries }) if taken == 0 => Err(LinkError::Lost { tries }),
+            Some(Ended::Lost { tries }) if taken == 0 => Err(match self.socket.last_failure() {
+                Some(error) => LinkError::Local(format!("cannot send to {peer}: {error}")),
+                None => LinkError::Lost { tries },
+            }),
             _ => Ok(taken),
         }
     }

@@ -39,6 +39,8 @@ pub(super) struct Socket {
     received: Slots,
     staged: Slots,
     send_failures: u64,
+    /// Of the last packet that was offered to the kernel.
+    last_failure: Option<io::Error>,
 }
 
 /// Why a received packet is of no use.
@@ -84,7 +86,16 @@ impl Socket {
         }
         let mtu = options.path_mtu.min(fitting_mtu(&udp, *local.ip())?);
         let received = Slots::new(ipv4::LEN + udp::LEN + packet::LEN_MAX);
-        Ok(Self { raw, udp, local, mtu, received, staged: Slots::new(packet::LEN_MAX), send_failures: 0 })
+        Ok(Self {
+            raw,
+            udp,
+            local,
+            mtu,
+            received,
+            staged: Slots::new(packet::LEN_MAX),
+            send_failures: 0,
+            last_failure: None,
+        })
     }
 
     /// Largest payload per packet that fits our options and our interface.
@@ -148,10 +159,14 @@ impl Socket {
         let mut first = 0;
         while first < self.staged.filled() {
             match self.staged.send(self.udp.as_fd(), first) {
-                Ok(sent) => first += sent.max(1),
+                Ok(sent) => {
+                    self.last_failure = None;
+                    first += sent.max(1);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if is_like_loss(&error) => {
                     self.send_failures += 1;
+                    self.last_failure = Some(error);
                     first += 1;
                 }
                 Err(error) => {
@@ -167,6 +182,11 @@ impl Socket {
     /// Packets the kernel would not send.
     pub(super) fn send_failures(&self) -> u64 {
         self.send_failures
+    }
+
+    /// Why the kernel would not send the last packet, if it would not: the reason behind a peer that seems silent.
+    pub(super) fn last_failure(&self) -> Option<&io::Error> {
+        self.last_failure.as_ref()
     }
 
     /// Sleeps until a packet is there, at most `wait`.
@@ -198,11 +218,11 @@ fn foreseen_icrc(from: SocketAddrV4, to: SocketAddrV4, ib: &[u8]) -> [u8; icrc::
     icrc::over_ipv4(&ip.bytes(), &udp.bytes(), ib)
 }
 
-/// Failures that may pass, and that a lossy network would look the same as.
+/// Whether a failure concerns this packet or the path to its receiver, and not our socket. Such a packet counts as
+/// lost: whatever one peer's address or route does, the other peers' packets go out.
 fn is_like_loss(error: &io::Error) -> bool {
-    use nix::libc::{EAGAIN, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH, ENOBUFS, ENOMEM, EPERM};
-    let passing = [EAGAIN, ENOBUFS, ENOMEM, EHOSTUNREACH, EHOSTDOWN, ENETUNREACH, ENETDOWN, EPERM, ECONNREFUSED];
-    error.raw_os_error().is_some_and(|code| passing.contains(&code))
+    use nix::libc::{EBADF, EFAULT, ENOTSOCK};
+    !matches!(error.raw_os_error(), None | Some(EBADF | EFAULT | ENOTSOCK))
 }
 
 /// What the interface that has `address` can carry; the smallest where that cannot be found out.
