@@ -12,8 +12,7 @@
 //! ARP answers for it depends on arp_ignore. It is deprecated (IPv6) and not first (IPv4), so this machine's own
 //! connections do not start from it. Whoever uses this must hold a fence: two machines must never answer for one address.
 //!
-//! Sockets that outlive [`StandBy::give_back`] would keep asking for clients' link addresses in the name of the
-//! service address and re-teach the neighbours: end them first.
+//! End the address's connections before [`StandBy::give_back`], see [`crate::leftovers`].
 
 use std::{
     io,

@@ -28,6 +28,7 @@ use crate::{
     address::{Interface, StandBy},
     config::Config,
     extract::{Extracted, Lost, extract},
+    leftovers,
     netlink::Netlink,
     position::Start,
     probe::Prober,
@@ -233,9 +234,15 @@ impl Prepared {
         }
     }
 
-    /// Gives addresses and routes back. Sockets of applications stay; whoever ends the service ends them first.
+    /// Ends the service here: aborts its connections (see [`leftovers`]), gives addresses and routes back.
     pub fn release(&mut self) {
         for address in &mut self.addresses {
+            if address.is_held() {
+                match leftovers::abort(address.address()) {
+                    Ok(aborted) => tracing::info!(address = %address.address(), aborted, "connections ended"),
+                    Err(error) => tracing::warn!(address = %address.address(), %error, "connections stay behind"),
+                }
+            }
             if let Err(error) = address.give_back(&mut self.netlink) {
                 tracing::warn!(address = %address.address(), %error, "the address could not be given back");
             }

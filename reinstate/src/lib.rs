@@ -19,6 +19,7 @@ pub mod config;
 pub mod daemon;
 pub mod evacuate;
 pub mod extract;
+pub mod leftovers;
 pub mod metrics;
 pub mod netlink;
 pub mod packet;

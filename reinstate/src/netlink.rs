@@ -1,4 +1,4 @@
-//! Route netlink, as much of it as moving an address needs: build a message, send it, wait for the verdict.
+//! Netlink, as much of it as moving an address needs: build a message, send it, wait for the verdict.
 //!
 //! Synchronous and without a runtime: in an evacuation one message costs one system call each way, some 20 us. Layouts
 //! are the kernel's (`include/uapi/linux/{netlink,rtnetlink}.h`), native-endian. What the kernel sends is believed only
@@ -101,8 +101,19 @@ impl Netlink {
     /// # Errors
     /// The kernel's.
     pub fn open() -> io::Result<Self> {
-        let family = AddressFamily::Netlink;
-        let socket = socket::socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+        Self::open_protocol(SockProtocol::NetlinkRoute)
+    }
+
+    /// The same for socket diagnostics.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open_diagnostics() -> io::Result<Self> {
+        Self::open_protocol(SockProtocol::NetlinkSockDiag)
+    }
+
+    fn open_protocol(protocol: SockProtocol) -> io::Result<Self> {
+        let socket = socket::socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
         socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         socket::setsockopt(&socket, socket::sockopt::ReceiveTimeout, &TimeVal::new(PATIENCE_S, 0))?;
         Ok(Self { socket, sequence: 0 })

@@ -68,6 +68,8 @@ impl RaisedRoutes {
             netlink.request(message(libc::RTM_NEWROUTE, create, &route))?;
             raised.copied.push(route);
         }
+        // One that a killed daemon left behind would outlive ours.
+        let _ = raised.rule(netlink, false);
         raised.rule(netlink, true)?;
         Ok(raised)
     }

@@ -6,7 +6,7 @@
 mod wire;
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
@@ -14,6 +14,7 @@ use std::{
 
 use reinstate::{
     address::{Interface, StandBy},
+    leftovers,
     netlink::Netlink,
     position::{self, Proof, Start},
     probe::{Patience, Prober},
@@ -188,8 +189,13 @@ impl Session {
         assert_eq!(listener.accept().unwrap().1, newcomer.local_addr().map(mapped).unwrap());
         self.wire.spare.run(|| {
             routes.remove(&mut netlink);
+            // The session and the newcomer; a connection that ended may still linger.
+            assert!(leftovers::abort(standby.address()).unwrap() >= 2);
             standby.give_back(&mut netlink).unwrap();
         });
+        let (mut client, mut server) = (&self.client, &self.server);
+        assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(server.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionAborted);
         start
     }
 }
@@ -334,7 +340,7 @@ fn a_lost_session_is_reset_once_the_address_is_here_and_not_before() {
         }
         session.client.set_nonblocking(true).unwrap();
         let before = session.client.read(&mut [0]).unwrap_err();
-        assert_eq!(before.kind(), std::io::ErrorKind::WouldBlock);
+        assert_eq!(before.kind(), ErrorKind::WouldBlock);
         session.client.set_nonblocking(false).unwrap();
         standby.take(&mut netlink).unwrap();
         prober.poke(&snapshot, order.elapsed()).unwrap();
@@ -342,7 +348,7 @@ fn a_lost_session_is_reset_once_the_address_is_here_and_not_before() {
         routes.remove(&mut netlink);
         error
     });
-    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
 fn processor_time() -> Duration {

@@ -1,0 +1,68 @@
+//! Ends the connections of an address that is about to leave this machine.
+//!
+//! What is left behind would go on sending in the name of the service: over IPv6 the kernel does not look whether a
+//! socket's address is still local (over IPv4 it does, and the socket goes mute). Two machines must never speak for one
+//! address, so connections are aborted while the address is still here: each client gets a reset, each application an
+//! error. Done by socket diagnostics (`include/uapi/linux/inet_diag.h`), as `ss --kill` does.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr},
+};
+
+use crate::{
+    netlink::{Message, Netlink},
+    routes::octets,
+};
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+/// `TCP_LISTEN`: listeners belong to the application, not to the address.
+const LISTEN: u32 = 10;
+/// `struct inet_diag_sockid`: ports, two 16-byte addresses, interface, cookie.
+const ID_LEN: usize = 48;
+const ID_SOURCE: usize = 4;
+/// Where the id lies in `struct inet_diag_msg`.
+const ID_IN_ANSWER: usize = 4;
+
+fn request(family: i32, states: u32, id: &[u8]) -> Vec<u8> {
+    let mut body = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
+    body.extend_from_slice(&states.to_ne_bytes());
+    body.extend_from_slice(id);
+    body
+}
+
+/// How a socket of `family` shows `address`, if it can.
+fn shown(family: i32, address: IpAddr) -> Option<Vec<u8>> {
+    match (family, address) {
+        (libc::AF_INET, IpAddr::V4(_)) | (libc::AF_INET6, IpAddr::V6(_)) => Some(octets(address)),
+        (libc::AF_INET6, IpAddr::V4(v4)) => Some(Ipv6Addr::octets(&v4.to_ipv6_mapped()).to_vec()),
+        _ => None,
+    }
+}
+
+/// Aborts every TCP connection whose local address is `address`; returns how many.
+///
+/// # Errors
+/// The kernel's, `EOPNOTSUPP` where it was built without CONFIG_INET_DIAG_DESTROY.
+pub fn abort(address: IpAddr) -> io::Result<usize> {
+    let mut diagnostics = Netlink::open_diagnostics()?;
+    let mut aborted = 0;
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let Some(wanted) = shown(family, address) else { continue };
+        let question = request(family, !(1 << LISTEN), &[0; ID_LEN]);
+        let answers = diagnostics.exchange(Message::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, &question))?;
+        for answer in answers {
+            let Some(id) = answer.body.get(ID_IN_ANSWER..ID_IN_ANSWER + ID_LEN) else { continue };
+            if answer.body[0] != family as u8 || id[ID_SOURCE..ID_SOURCE + wanted.len()] != wanted {
+                continue;
+            }
+            match diagnostics.request(Message::new(SOCK_DESTROY, 0, &request(family, 0, id))) {
+                Ok(()) => aborted += 1,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // it ended by itself
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(aborted)
+}
