@@ -2,7 +2,8 @@
 //!
 //! What must hold, for every seed: each operation completes with exactly what carrying them out one after the other, in
 //! the order of posting, would give; the memory ends up the same; every atomic is executed once. A failure prints the
-//! seed, and `SIMULATION_SEED=n` runs that one alone.
+//! seed, and `SIMULATION_SEED=n` runs that one alone; `SIMULATION_SEEDS=n` runs more of
+//! them than a test should.
 
 mod ground;
 
@@ -231,9 +232,12 @@ fn run(seed: u64) {
 
 #[test]
 fn every_operation_takes_effect_once_and_in_order_whatever_the_weather() {
-    let only =
-        std::env::var("SIMULATION_SEED").ok().map(|seed| seed.parse::<u64>().expect("SIMULATION_SEED is a number"));
-    for seed in only.map_or(0..SEEDS, |seed| seed..seed + 1) {
+    let number = |name| std::env::var(name).ok().map(|value| value.parse::<u64>().expect("a number"));
+    let seeds = match number("SIMULATION_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SIMULATION_SEEDS").unwrap_or(SEEDS),
+    };
+    for seed in seeds {
         std::panic::catch_unwind(|| run(seed)).unwrap_or_else(|_| panic!("failed with SIMULATION_SEED={seed}"));
     }
 }
