@@ -7,6 +7,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
 };
 
 use serde_json::Value;
@@ -28,12 +29,18 @@ impl Out {
     }
 }
 
+/// One virtual machine at a time: two would wait for each other's processors, and waiting looks like hanging.
+static MACHINE: Mutex<()> = Mutex::new(());
+
 /// Runs `hang-download` and returns its line of JSON; a run that fails shows what it said.
 fn hang_download(out: &Out, arguments: &[&str]) -> Value {
+    let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
         .args(["run", "hang-download", "--out"])
         .arg(&out.0)
         .args(arguments)
+        // Longer than the default: other tests may keep this machine busy.
+        .args(["--deadline-ms", "250"])
         .output()
         .expect("testbed can be started");
     let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

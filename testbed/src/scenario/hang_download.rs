@@ -85,7 +85,8 @@ pub fn run_with(
     let mut order = run.order.clone();
     order.lockup_module = run.fault.needs_module();
     let mut installation = Installation::build(&order, progress)?;
-    let result = installation.ready(progress).and_then(|()| carry_out(run, &mut installation, progress, clients));
+    let result =
+        installation.ready(&run.order, progress).and_then(|()| carry_out(run, &mut installation, progress, clients));
     let passed = result.as_ref().is_ok_and(|(verdict, _)| verdict.pass);
     if run.keep_logs || !passed {
         installation.save_logs(&run.out)?;

@@ -96,41 +96,40 @@ impl Installation {
         };
         // Only then the daemons: a spare that searches the memory of a booting kernel slows both down.
         installation.vm.wait_ready(BOOT_BOUND)?;
-        progress.step("the guest is up; backdoor, spare and monitor start");
-        installation.start_daemons(order)?;
+        progress.step("the guest is up; backdoor and spare start");
+        installation.start_daemons()?;
         Ok(installation)
     }
 
-    fn start_daemons(&mut self, order: &Order) -> Result<()> {
+    fn start_daemons(&mut self) -> Result<()> {
         let folder = self.folder.clone();
-        let config = |name: &str, text: String| -> Result<Vec<String>> {
-            let path = folder.join(format!("{name}.toml"));
-            fs::write(&path, text).with_context(|| format!("{}", path.display()))?;
-            Ok(vec!["--config".to_owned(), path.display().to_string()])
-        };
         let boxes = folder.join("box.sock");
         let topology = &self.topology;
-        let backdoor = config("backdoor", configuration::backdoor(&self.vm))?;
+        let backdoor = configured(&folder, "backdoor", &configuration::backdoor(&self.vm))?;
         self.daemons.push(Daemon::start(&topology.hypervisor, "backdoor", backdoor, &folder)?);
-        let reinstate = config("reinstate", configuration::reinstate(&boxes))?;
+        let reinstate = configured(&folder, "reinstate", &configuration::reinstate(&boxes))?;
         self.daemons.push(Daemon::start(&topology.spare, "reinstate", reinstate, &folder)?);
-        let monitor = config("monitor", configuration::monitor(&self.journal, order.deadline_ms))?;
-        self.daemons.push(Daemon::start(&topology.monitor, "monitor", monitor, &folder)?);
         let files = configuration::file_server(&boxes, &files(&folder));
         self.daemons.push(Daemon::start(&topology.spare, "file-server", files, &folder)?);
         Ok(())
     }
 
-    /// Waits until the guest serves, the spare has learnt its kernel and the monitor watches it.
+    /// Waits until the spare has learnt the guest's kernel, starts the monitor and waits until it watches.
+    ///
+    /// In this order, because learning a kernel keeps a small machine's processors busy: a guest that gets none looks
+    /// like one that hangs.
     ///
     /// # Errors
     /// When one of them does not get there; quotes its log.
-    pub fn ready(&mut self, progress: Progress) -> Result<()> {
+    pub fn ready(&mut self, order: &Order, progress: Progress) -> Result<()> {
         progress.step("the spare learns the guest's kernel");
         let monitor = self.topology.monitor.try_clone()?;
         self.daemon("reinstate")?
             .wait_until("readiness of the spare", DAEMON_BOUND, || monitor.run(prepare).is_ok_and(|ready| ready))?;
         progress.step("the monitor looks for the Sensor Box");
+        let text = configuration::monitor(&self.journal, order.deadline_ms);
+        let arguments = configured(&self.folder, "monitor", &text)?;
+        self.daemons.push(Daemon::start(&monitor, "monitor", arguments, &self.folder)?);
         let journal = self.journal.clone();
         self.daemon("monitor")?.wait_until("watching the guest", DAEMON_BOUND, || {
             incident::read(&journal).is_ok_and(|lines| incident::watches(&lines))
@@ -173,6 +172,13 @@ impl Installation {
     fn daemon(&mut self, name: &str) -> Result<&mut Daemon> {
         self.daemons.iter_mut().find(|daemon| daemon.name() == name).with_context(|| format!("{name} was not started"))
     }
+}
+
+/// Writes a daemon's configuration; returns the arguments that name it.
+fn configured(folder: &Path, name: &str, text: &str) -> Result<Vec<String>> {
+    let path = folder.join(format!("{name}.toml"));
+    fs::write(&path, text).with_context(|| format!("{}", path.display()))?;
+    Ok(vec!["--config".to_owned(), path.display().to_string()])
 }
 
 fn image(kernel: &Kernel, order: &Order) -> Result<PathBuf> {
