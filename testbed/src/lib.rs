@@ -3,6 +3,7 @@
 //! The testbed makes everything it needs inside a [`sandbox`], runs the real daemons as real processes in the
 //! machines of a [`topology`], breaks a real guest, and checks every byte that clients get. It simulates nothing.
 
+pub mod bench;
 pub mod capture;
 pub mod client;
 pub mod demo;

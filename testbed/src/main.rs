@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use testbed::{
+    bench,
     client::Kind,
     demo,
     fault::Fault,
@@ -33,6 +34,17 @@ enum Action {
         /// Where drawing and result are left.
         #[arg(long, default_value = "out/demo")]
         out: PathBuf,
+        #[command(flatten)]
+        guest: Guest,
+    },
+    /// Measures what the parts cost on this machine and prints a table.
+    Bench {
+        /// Where the drawings of the recoveries are left.
+        #[arg(long, default_value = "out/bench")]
+        out: PathBuf,
+        /// Recoveries for each number of sessions.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+        runs: u64,
         #[command(flatten)]
         guest: Guest,
     },
@@ -132,6 +144,10 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Action::Demo { out, guest } => {
             let pass = demo::demo(&out, guest.order(), guest.seed)?;
             Ok(if pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Action::Bench { out, runs, guest } => {
+            bench::bench(&out, &guest.order(), runs)?;
+            Ok(ExitCode::SUCCESS)
         }
         Action::Run { scenario: Scenario::HangDownload(arguments) } => hang_download(arguments),
         Action::Enter { place, command } => enter(&place, &command),

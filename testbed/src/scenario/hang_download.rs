@@ -283,10 +283,10 @@ fn draw(
     Timeline {
         fault: run.fault.name().to_owned(),
         subtitle: format!(
-            "Linux {}, {} vCPU, {} sessions, deadline {} ms, seed {}",
+            "Linux {}, {} vCPU, {}, deadline {} ms, seed {}",
             installation.kernel,
             run.order.vcpus,
-            outcomes.len(),
+            if outcomes.len() == 1 { "1 session".to_owned() } else { format!("{} sessions", outcomes.len()) },
             run.order.deadline_ms,
             run.seed
         ),

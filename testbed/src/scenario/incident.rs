@@ -154,6 +154,8 @@ pub(super) fn millis_between(from_ns: u64, to_ns: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use control::backdoor::FenceToken;
+
     use super::*;
 
     fn line(ms: u64, event: Event) -> Line {
@@ -162,11 +164,12 @@ mod tests {
 
     fn journal() -> Vec<Line> {
         let stage = |name: &str, begin_us, end_us| control::reinstate::Stage { name: name.into(), begin_us, end_us };
+        let token = FenceToken { target: "guest".into(), epoch: 2, ram_key: 7, secret: 9 };
         let report =
             Report { stages: vec![stage("extract", 0, 2_000), stage("resume", 2_000, 5_500)], ..Report::default() };
         vec![
             line(1000, Event::LastSign { known: true }),
-            line(1060, Event::Fenced { epoch: 2, asked_ns: 1_059_000_000 }),
+            line(1060, Event::Fenced { token, asked_ns: 1_059_000_000 }),
             line(1061, Event::Ordered { spare: "spare".into(), silent_ms: 61 }),
             line(1067, Event::Evacuated { spare: "spare".into(), resumed: 0, lost: 0, report }),
         ]

@@ -223,7 +223,8 @@ fn magnified(canvas: &mut Canvas, timeline: &Timeline, overview: Scale, above: f
     if let Some(ms) = first_bytes.filter(|ms| *ms <= scale.to_ms) {
         let x = scale.x(ms);
         canvas.line((x, top - 6.0), (x, bottom), AFTER, "stroke-width=\"1.6\"");
-        canvas.text((x, top - 12.0), 12.0, "middle", AFTER, "first bytes at a client");
+        let anchor = if x > RIGHT - 80.0 { "end" } else { "middle" };
+        canvas.text((x, top - 12.0), 12.0, anchor, AFTER, "first bytes at a client");
     }
     bottom + 16.0
 }
@@ -233,7 +234,8 @@ fn draw_stage(canvas: &mut Canvas, stage: &Stage, scale: Scale, top: f64, row: f
     let (left, right) = (scale.x(stage.begin_ms), scale.x(stage.end_ms));
     canvas.text((LEFT - 12.0, top + row / 2.0 + 4.0), 12.0, "end", INK, &stage.name);
     canvas.rect(left, top + 4.0, right - left, row - 8.0, colour, 2.0);
-    let words = format!("{:.1} ms", stage.end_ms - stage.begin_ms);
+    let took_ms = stage.end_ms - stage.begin_ms;
+    let words = if took_ms < 1.0 { format!("{took_ms:.2} ms") } else { format!("{took_ms:.1} ms") };
     let (x, anchor) = if right > RIGHT - 70.0 { (left - 6.0, "end") } else { (right + 6.0, "start") };
     canvas.text((x, top + row / 2.0 + 4.0), 12.0, anchor, INK, &words);
 }
