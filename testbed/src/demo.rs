@@ -122,8 +122,8 @@ fn tell(download: &Download, verdict: &Verdict, timeline: &Timeline, out: &Path)
     println!("  sha256 of what it should   {expected}   {}", if got == expected { "equal" } else { "DIFFERENT" });
     if let (Some(gap), Some(detect)) = (verdict.gap_ms_max, verdict.detect_ms) {
         println!(
-            "\nThe guest's kernel panicked in the middle of the download. It was noticed after {detect:.0} ms, from its \
-             memory;\nthe connection went on from the spare, and curl saw a pause of {gap:.0} ms."
+            "\nThe guest's kernel panicked in the middle of the download. It was noticed after {detect:.0} ms, from \
+             its memory;\nthe connection went on from the spare, and curl saw a pause of {gap:.0} ms."
         );
     }
     println!("The same as a drawing: {}", out.join("timeline.svg").display());

@@ -40,7 +40,8 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Builds everything but the guest's end. The caller must be in a network namespace of its own ([`crate::sandbox`]).
+    /// Builds everything but the guest's end. The caller must be in a network namespace of its own, see
+    /// [`crate::sandbox`].
     ///
     /// # Errors
     /// When the kernel refuses an interface; names it.

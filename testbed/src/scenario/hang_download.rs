@@ -1,7 +1,7 @@
 //! `hang-download`: clients are served by a guest, the guest hangs, and every client must get every byte exactly once.
 //!
 //! ```text
-//!   installation ready ── clients start ── all under way ── seeded pause ── fault ── recovery ── clients end ── verdict
+//!   installation ready ── clients start ── all under way ── seeded pause ── fault ── recovery ── clients end
 //! ```
 //!
 //! The clients are real TCP connections, the fault is real, and nothing tells the healers about it. Time zero of

@@ -79,10 +79,11 @@ impl Canvas {
     fn text(&mut self, at: (f64, f64), size: f64, anchor: &str, fill: &str, words: &str) {
         let (x, y) = at;
         let weight = if size >= 20.0 { r#" font-weight="600""# } else { "" };
+        let look = format!(r#"fill="{fill}"{weight}"#);
         let words = words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
         let _ = writeln!(
             self.body,
-            r#"<text x="{x:.1}" y="{y:.1}" font-size="{size}" text-anchor="{anchor}" fill="{fill}"{weight}>{words}</text>"#
+            r#"<text x="{x:.1}" y="{y:.1}" font-size="{size}" text-anchor="{anchor}" {look}>{words}</text>"#
         );
     }
 }
