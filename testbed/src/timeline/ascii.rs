@@ -2,13 +2,16 @@
 //!
 //! ```text
 //!   download 1  ▪▪▪▪▪▪▪▪│······························▪▪▪▪▪▪▪▪   76 ms
-//!                       panic
+//!                       last sign of life
 //!   detect      ────────████████████████████████████────────────   62.0 ms
 //! ```
 
 use std::fmt::Write;
 
 use super::{Timeline, gap_lengths};
+
+/// What stands at time zero.
+const ZERO: &str = "last sign of life";
 
 const LABEL: usize = 14;
 const VALUE: usize = 11;
@@ -37,8 +40,8 @@ pub(super) fn draw(timeline: &Timeline, columns: usize) -> String {
         };
         row(&mut text, &lane.label, &marks, &value);
     }
-    let fault_at = cell(0.0).min(cells.saturating_sub(timeline.fault.chars().count()));
-    let _ = writeln!(text, "{}{}", " ".repeat(LABEL + fault_at), timeline.fault);
+    let at = cell(0.0).min(cells.saturating_sub(ZERO.chars().count()));
+    let _ = writeln!(text, "{}{ZERO}", " ".repeat(LABEL + at));
     for stage in &timeline.stages {
         let mut marks = vec!['─'; cells];
         marks[cell(stage.begin_ms)..=cell(stage.end_ms)].fill('█');

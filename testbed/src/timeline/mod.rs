@@ -1,6 +1,7 @@
 //! What a recovery looked like: a drawing of what every client saw and what the healers did meanwhile.
 //!
-//! Time zero is the fault. Above, one lane per session over the whole gap; below, the healers' stages magnified,
+//! Time zero is the last sign of life that the monitor saw: with several CPUs, one may go on for some milliseconds
+//! after the first has stopped. Above, one lane per session over the whole gap; below, the healers' stages magnified,
 //! because from the verdict on everything takes a few milliseconds while the deadline before it takes many.
 
 mod ascii;
@@ -30,7 +31,7 @@ pub struct Timeline {
 pub struct Lane {
     /// Name at its left.
     pub label: String,
-    /// Arrivals near the fault: milliseconds since the fault, and bytes.
+    /// Arrivals near time zero: milliseconds, and bytes.
     pub arrivals: Vec<(f64, u64)>,
     /// The gap: begin and end.
     pub gap_ms: Option<(f64, f64)>,
@@ -43,9 +44,9 @@ pub struct Lane {
 pub struct Stage {
     /// `detect`, `fence`, `extract`, ….
     pub name: String,
-    /// Milliseconds since the fault.
+    /// Milliseconds since time zero.
     pub begin_ms: f64,
-    /// Milliseconds since the fault.
+    /// Milliseconds since time zero.
     pub end_ms: f64,
 }
 

@@ -141,7 +141,7 @@ fn overview(canvas: &mut Canvas, timeline: &Timeline, scale: Scale) -> f64 {
         let aside = if anchor == "end" { -5.0 } else { 5.0 };
         canvas.text((x + aside, top - 10.0), 12.0, anchor, colour, words);
     };
-    mark(canvas, 0.0, FAULT, &timeline.fault, "end", "stroke-width=\"1.6\"");
+    mark(canvas, 0.0, FAULT, "last sign of life", "end", "stroke-width=\"1.6\"");
     if timeline.stages.iter().any(|stage| stage.name == "detect") {
         mark(canvas, timeline.verdict_ms(), INK, "verdict", "end", "stroke-width=\"1.2\" stroke-dasharray=\"4 3\"");
     }
