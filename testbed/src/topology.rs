@@ -25,8 +25,9 @@ use anyhow::{Context, Result};
 
 pub use addresses::*;
 pub use place::Place;
+use wires::Network;
 
-/// The machines; dropping it removes the namespaces once their processes are gone.
+/// The machines. Dropping it takes the wires away, so that another can be built; namespaces go with their processes.
 #[derive(Debug)]
 pub struct Topology {
     /// Holds the bridges, the guest's tap, QEMU and the backdoor.
@@ -57,14 +58,7 @@ impl Topology {
             place.run(|| wires::netlink(wires::loopback_up()))?;
         }
         topology.hypervisor.run(|| wires::netlink(wires::bridges()))?;
-        let ends = [
-            (&topology.spare, SPARE, wires::Network::Service),
-            (&topology.spare, SPARE, wires::Network::Rdma),
-            (&topology.monitor, MONITOR, wires::Network::Service),
-            (&topology.monitor, MONITOR, wires::Network::Rdma),
-            (&topology.client, CLIENT, wires::Network::Service),
-        ];
-        for (place, number, network) in ends {
+        for (place, number, network) in topology.ends() {
             let plug = wires::netlink(wires::plug_in(network, place.name(), place.namespace()));
             plug.with_context(|| format!("wiring {} to {network:?}", place.name()))?;
             place
@@ -80,5 +74,24 @@ impl Topology {
     /// When there is no such device.
     pub fn plug_tap(&self, tap: &str) -> Result<()> {
         wires::netlink(wires::plug_tap(tap)).with_context(|| format!("plugging {tap} into the service network"))
+    }
+
+    /// Who is on which network, with its number.
+    fn ends(&self) -> [(&Place, u8, Network); 5] {
+        [
+            (&self.spare, SPARE, Network::Service),
+            (&self.spare, SPARE, Network::Rdma),
+            (&self.monitor, MONITOR, Network::Service),
+            (&self.monitor, MONITOR, Network::Rdma),
+            (&self.client, CLIENT, Network::Service),
+        ]
+    }
+}
+
+impl Drop for Topology {
+    fn drop(&mut self) {
+        let cables = self.ends().map(|(place, _, network)| network.cable(place.name()));
+        // What cannot be removed goes with the sandbox.
+        let _ = wires::netlink(wires::remove(&cables));
     }
 }

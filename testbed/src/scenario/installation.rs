@@ -77,6 +77,8 @@ impl Installation {
     /// When something is missing or does not start; quotes it.
     pub fn build(order: &Order, progress: Progress) -> Result<Self> {
         let folder = Path::new(SCRATCH).join("run");
+        // Nothing of an earlier installation in this sandbox: its journal would be taken for this one's.
+        let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let kernel = Kernel::cached(&order.kernel)?;
         progress.step(format_args!("guest image for Linux {}", kernel.release));

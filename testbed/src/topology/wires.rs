@@ -37,7 +37,7 @@ impl Network {
     }
 
     /// Name of the bridge's end of the cable to machine `place`; at most 15 characters.
-    fn cable(self, place: &str) -> String {
+    pub(super) fn cable(self, place: &str) -> String {
         match self {
             Self::Service => format!("service-{}", &place[..place.len().min(7)]),
             Self::Rdma => format!("rdma-{place}"),
@@ -128,4 +128,16 @@ pub(super) async fn configure(network: Network, number: u8) -> Result<()> {
 pub(super) async fn plug_tap(tap: &str) -> Result<()> {
     let port = LinkUnspec::new_with_index(index(tap)?).controller(index(Network::Service.interface())?).up();
     handle()?.link().change(port.build()).execute().await.context("tap up")
+}
+
+/// Takes cables and bridges away, those that are there.
+pub(super) async fn remove(cables: &[String]) -> Result<()> {
+    let handle = handle()?;
+    let bridges = [Network::Service, Network::Rdma].map(Network::interface);
+    for interface in cables.iter().map(String::as_str).chain(bridges) {
+        if let Ok(index) = index(interface) {
+            handle.link().del(index).execute().await.with_context(|| format!("removing {interface}"))?;
+        }
+    }
+    Ok(())
 }
