@@ -86,7 +86,7 @@ impl Timeline {
 fn gap_lengths(lanes: &[Lane]) -> Option<(f64, f64)> {
     let mut lengths: Vec<f64> = lanes.iter().filter_map(|lane| lane.gap_ms).map(|(begin, end)| end - begin).collect();
     lengths.sort_by(f64::total_cmp);
-    Some((*lengths.get(lengths.len() / 2)?, *lengths.last()?))
+    Some((*lengths.get(lengths.len().saturating_sub(1) / 2)?, *lengths.last()?))
 }
 
 #[cfg(test)]

@@ -218,14 +218,14 @@ fn magnified(canvas: &mut Canvas, timeline: &Timeline, overview: Scale, above: f
     canvas.body.push_str(&fan);
     canvas.rect(LEFT, top - 6.0, RIGHT - LEFT, bottom - top + 6.0, "#f4f6f8", 0.0);
     axis(canvas, scale, top - 6.0, bottom, "ms");
-    for (position, stage) in stages.iter().enumerate() {
-        draw_stage(canvas, stage, scale, top + row * position as f64, row);
-    }
     if let Some(ms) = first_bytes.filter(|ms| *ms <= scale.to_ms) {
         let x = scale.x(ms);
         canvas.line((x, top - 6.0), (x, bottom), AFTER, "stroke-width=\"1.6\"");
         let anchor = if x > RIGHT - 80.0 { "end" } else { "middle" };
         canvas.text((x, top - 12.0), 12.0, anchor, AFTER, "first bytes at a client");
+    }
+    for (position, stage) in stages.iter().enumerate() {
+        draw_stage(canvas, stage, scale, top + row * position as f64, row);
     }
     bottom + 16.0
 }
