@@ -80,7 +80,7 @@ pub struct Story {
 
 impl Story {
     /// A life that ends with the counters of `socket`.
-    pub fn before(socket: &TcpSocket, lws_len: usize, rng: &mut StdRng) -> Self {
+    pub fn before(socket: &TcpSocket, rng: &mut StdRng) -> Self {
         let was_moved = rng.random_bool(0.5);
         let base_read = if was_moved { rng.random_range(0..2000) } else { 0 };
         let base_written = if was_moved { RULE_BYTES * rng.random_range(0..1000) } else { 0 };
@@ -107,7 +107,7 @@ impl Story {
             total: written + rng.random_range(0..5000),
             written,
             exports: lsr.into_iter().zip(lsw).collect(),
-            lws_len,
+            lws_len: rng.random_range(17..=LWS_BYTES as usize),
         }
     }
 

@@ -55,8 +55,9 @@ impl Incident {
             panic!("not fenced: {standing:?}, {:?}", stages(&play.end()));
         };
         assert!(target.is_fenced());
-        let silent = patient.alive_after_ns.map(|alive_ns| clock.now_ns() - alive_ns);
-        let silent = Duration::from_nanos(silent.expect("its last sign of life was seen"));
+        let alive_ns = patient.alive_after_ns.expect("its last sign of life was seen");
+        assert!(alive_ns <= stops_ns, "the spare would be told of too short a silence");
+        let silent = Duration::from_nanos(clock.now_ns() - alive_ns);
         let looks = play.record.looks.borrow().clone();
         let ram = RemoteKey::new(patient.token.ram_key);
         Self { clock, target, stops_ns, lines: play.end(), looks, ram, silent }
@@ -103,10 +104,9 @@ impl Incident {
 
 /// Stories for the connections of `machine` that were accepted; some are left out, and have no box.
 fn stories(machine: &Machine, all: bool, rng: &mut StdRng) -> Vec<Story> {
-    let lws_len = rng.random_range(17..=48);
     let sockets: Vec<_> = machine.sockets.iter().filter(|socket| socket.accepted).collect();
     let kept: Vec<_> = sockets.into_iter().filter(|_| all || rng.random_bool(0.9)).collect();
-    kept.into_iter().map(|socket| Story::before(socket, lws_len, rng)).collect()
+    kept.into_iter().map(|socket| Story::before(socket, rng)).collect()
 }
 
 /// Compares with the golden text: which connections can go on, and every queued byte.
@@ -175,7 +175,7 @@ fn story_of<'a>(stories: &'a [Story], session: &Session) -> (usize, &'a Story) {
 
 #[test]
 fn a_dead_target_is_found_in_time_and_its_sessions_are_those_of_the_golden_text() {
-    for_each_seed(40, |seed| {
+    for_each_seed(24, |seed| {
         let mut rng = StdRng::seed_from_u64(seed);
         let machine = machine(seed / 4);
         let stories = stories(machine, false, &mut rng);
@@ -187,13 +187,16 @@ fn a_dead_target_is_found_in_time_and_its_sessions_are_those_of_the_golden_text(
         let incident = Incident::play(machine, pool, weather.clone(), seed, &mut rng);
         let (verdict_ns, bound_ns) = (incident.verdict_ns(), incident.bound_ns());
         let after = |at_ns: u64| at_ns.saturating_sub(incident.stops_ns) as f64 / 1e6;
+        println!("seed {seed}: verdict {} ms after the death, bound {} ms", after(verdict_ns), after(bound_ns));
         assert!(verdict_ns >= incident.stops_ns - TICK_NS + DEADLINE_NS, "{} ms after", after(verdict_ns));
         assert!(verdict_ns <= bound_ns, "{} ms after, bound {} ms", after(verdict_ns), after(bound_ns));
         if seed % 4 == 0 {
             // Nothing stands between the monitor and the target: deadline, one period, and what three looks take.
             assert!(verdict_ns <= incident.stops_ns + DEADLINE_NS + PERIOD_NS + MS, "{} ms after", after(verdict_ns));
         }
+        let begin_ns = incident.clock.now_ns();
         let extracted = incident.extract(machine, weather, !seed);
+        println!("seed {seed}: extracted in {} ms", (incident.clock.now_ns() - begin_ns) as f64 / 1e6);
         judge(machine, &stories, &extracted);
         for session in &extracted.sessions {
             let (_, story) = story_of(&stories, session);

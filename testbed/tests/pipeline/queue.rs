@@ -25,7 +25,6 @@ pub const CONTROL_PATIENCE_NS: u64 = 20 * MS;
 /// One asker's connection to the target's memory.
 pub struct VirtualQueue {
     pub wire: Wire,
-    pub reconnections: u32,
     clock: VirtualClock,
     target: Rc<Target>,
     requester: Requester,
@@ -41,7 +40,7 @@ impl VirtualQueue {
         let reads_in_flight = [2, 16, 128][wire.roll(0..3) as usize];
         let (requester, responder) = connection(&mut wire, mtu, reads_in_flight);
         let landing = vec![0; LANDING_BYTES];
-        Self { wire, reconnections: 0, clock, target, requester, responder, landing, mtu, reads_in_flight }
+        Self { wire, clock, target, requester, responder, landing, mtu, reads_in_flight }
     }
 
     /// Sends all that may be sent and takes in all that has arrived.
@@ -145,7 +144,6 @@ impl Queue for VirtualQueue {
             return Err(LinkError::Lost { tries: 1 });
         }
         self.clock.pass(self.wire.roll(200 * US..3 * MS));
-        self.reconnections += 1;
         (self.requester, self.responder) = connection(&mut self.wire, self.mtu, self.reads_in_flight);
         Ok(())
     }

@@ -20,7 +20,7 @@ use monitor::sample::Door;
 use monitor::watch::{Standing, Tools, Watch};
 use remote_memory::{Blocking, LinkError, Read, Region, RemoteRead};
 
-use crate::network::{MS, US, VirtualClock, Weather, Wire};
+use crate::network::{Incidents, MS, US, VirtualClock, Weather, Wire};
 use crate::queue::{CONTROL_PATIENCE_NS, VirtualQueue};
 use crate::target::{RAM_FENCED, Target};
 
@@ -41,7 +41,8 @@ pub struct Record {
     pub looks: RefCell<Vec<Looked>>,
     /// Fences asked for.
     pub fences: Cell<u32>,
-    pub reconnections: Cell<u32>,
+    /// What the network did to its packets.
+    pub incidents: Cell<Incidents>,
 }
 
 /// The way to the target.
@@ -62,7 +63,7 @@ impl RemoteRead for Path {
         if !std::mem::take(&mut self.is_opening) {
             self.record.looks.borrow_mut().push((begin_ns, self.clock.now_ns(), is_good));
         }
-        self.record.reconnections.set(self.memory.queue().reconnections);
+        self.record.incidents.set(self.memory.queue().wire.incidents);
         outcome
     }
 }
