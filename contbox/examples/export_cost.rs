@@ -1,4 +1,5 @@
-//! Prints what an export costs the application, by the size of its snapshot: `cargo run --release --example export_cost`.
+//! Prints what an export costs the application, by the size of its snapshot: `cargo run --release --example
+//! export_cost`.
 
 use contbox::shared::Pool;
 use contbox::{ContinuationBox, Geometry, Opening};

@@ -131,7 +131,8 @@ static inline void contbox_store_bytes(unsigned char *slot, size_t word, const v
     }
 }
 
-static inline uint32_t contbox_buffer_check(const struct contbox_buffer_head *head, uint32_t generation, const void *lws)
+static inline uint32_t contbox_buffer_check(const struct contbox_buffer_head *head, uint32_t generation,
+                                            const void *lws)
 {
     uint32_t crc = contbox_crc(0, &generation, sizeof generation);
     crc = contbox_crc(crc, head, offsetof(struct contbox_buffer_head, check));
@@ -141,7 +142,8 @@ static inline uint32_t contbox_buffer_check(const struct contbox_buffer_head *he
 static inline uint32_t contbox_identity_check(const struct contbox_slot_head *head)
 {
     const size_t from = offsetof(struct contbox_slot_head, local_address);
-    return contbox_crc(0, (const unsigned char *)head + from, offsetof(struct contbox_slot_head, identity_check) - from);
+    const size_t to = offsetof(struct contbox_slot_head, identity_check);
+    return contbox_crc(0, (const unsigned char *)head + from, to - from);
 }
 
 /* Checks a mapping of `length` bytes that the box service has handed out. */
@@ -181,7 +183,8 @@ static inline void contbox_set_state(unsigned char *slot, uint32_t state, uint32
 }
 
 /* Makes `lws` the newest snapshot: all input before `lsr` is digested, all output before `lsw` was produced. */
-static inline int contbox_export_state(struct contbox *box, const void *lws, uint32_t length, uint64_t lsr, uint64_t lsw)
+static inline int contbox_export_state(struct contbox *box, const void *lws, uint32_t length, uint64_t lsr,
+                                       uint64_t lsw)
 {
     struct contbox_buffer_head head = { box->newest + 1, lsr, lsw, length, 0 };
     const unsigned odd = head.sequence & 1;
@@ -201,7 +204,8 @@ static inline int contbox_export_state(struct contbox *box, const void *lws, uin
     return 0;
 }
 
-/* Makes a box for a new connection in a leased slot. Addresses as 16 bytes, IPv4 as ::ffff:a.b.c.d; ports in host order. */
+/* Makes a box for a new connection in a leased slot. Addresses as 16 bytes, IPv4 as ::ffff:a.b.c.d; ports in host
+   order. */
 static inline int contbox_create(struct contbox *box, const struct contbox_pool *pool, uint32_t slot, uint32_t owner,
                                  const uint8_t local_address[16], uint16_t local_port,
                                  const uint8_t peer_address[16], uint16_t peer_port)

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! Reads land in the receive log first and are copied to the caller from there; an export trims the log. Writes go
-//! straight to the socket: what the kernel took is in its send queue until acknowledged, and that is where a spare finds
-//! it. A closing connection cannot be rebuilt, so a protected one shuts down only when the client has everything. A connection without a box behaves like a plain `TcpStream`.
+//! straight to the socket: what the kernel took is in its send queue until acknowledged, and that is where a spare
+//! finds it. A closing connection cannot be rebuilt, so a protected one shuts down only when the client has everything.
+//! A connection without a box behaves like a plain `TcpStream`.
 
 use crate::continuation::{ContinuationBox, ExportError};
 use crate::service::BoxClient;

@@ -2,8 +2,8 @@
 //! exactly the output of one that never was.
 //!
 //! The kernel is a model with the three counters that a spare finds (copied, written, acknowledged); the application is
-//! a small machine whose output depends on all input so far; box, log and reader are the real ones. A failure prints its
-//! seed.
+//! a small machine whose output depends on all input so far; box, log and reader are the real ones. A failure prints
+//! its seed.
 
 use contbox::reader::{BoxImage, read_box};
 use contbox::shared::{Pool, Slot};

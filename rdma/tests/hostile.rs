@@ -211,7 +211,9 @@ proptest! {
     }
 
     #[test]
-    fn both_halves_survive_noise(packets in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..80), 0..20)) {
+    fn both_halves_survive_noise(
+        packets in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..80), 0..20),
+    ) {
         let ram = Ram::patterned(64);
         let mut responder = Responder::new(&attributes(18), &attributes(17));
         let mut requester = Requester::new(&attributes(17), &attributes(18), limits());

@@ -278,7 +278,8 @@ fn a_refusal_reaches_the_asker_through_losses_and_flushes_what_follows() {
         assert_eq!(world.requester.ended(), Some(Ended::Refused), "seed {seed}");
         assert_eq!(world.completions.len(), 9, "seed {seed}");
         for (id, completion) in world.completions.iter().enumerate() {
-            // A READ before the refused one is answered first, unless its answer was lost: then it is to be asked again.
+            // A READ before the refused one is answered first, unless its answer was lost: then it is to be asked
+            // again.
             let good = match id {
                 0..4 => matches!(completion.outcome, Ok(0) | Err(AccessError::Flushed)),
                 4 => completion.outcome == Err(AccessError::Refused),

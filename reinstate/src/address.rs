@@ -10,7 +10,8 @@
 //!
 //! It sits on the interface and not on `lo`: an address on `lo` is not answered for in neighbour discovery, and whether
 //! ARP answers for it depends on arp_ignore. It is deprecated (IPv6) and not first (IPv4), so this machine's own
-//! connections do not start from it. Whoever uses this must hold a fence: two machines must never answer for one address.
+//! connections do not start from it. Whoever uses this must hold a fence: two machines must never answer for one
+//! address.
 //!
 //! End the address's connections before [`StandBy::give_back`], see [`crate::leftovers`].
 

@@ -243,7 +243,8 @@ mod tests {
     }
 
     /// The same segment made by scapy:
-    /// `IP(src="10.0.0.1",dst="10.0.0.2",ttl=64,flags="DF",id=0)/TCP(sport=80,dport=4000,…,options=[NOP,NOP,TS])/b"\xaa"`.
+    /// `IP(src="10.0.0.1", dst="10.0.0.2", ttl=64, flags="DF", id=0)`
+    /// `/ TCP(sport=80, dport=4000, …, options=[NOP, NOP, TS]) / b"\xaa"`.
     const LITERAL: [u8; 53] = [
         0x45, 0, 0, 53, 0, 0, 0x40, 0, 64, 6, 0x26, 0xc1, 10, 0, 0, 1, 10, 0, 0, 2, // IPv4
         0, 80, 0x0f, 0xa0, 1, 2, 3, 4, 5, 6, 7, 8, 0x80, 0x10, 9, 0x10, 0x6b, 0x7f, 0, 0, // TCP

@@ -2,11 +2,13 @@
 //!
 //! One raw segment for each session: one byte that the client already has (`seq = snd_una - 1`), acknowledging exactly
 //! what the target last acknowledged and promising exactly the window it last promised. TCP must answer old data with a
-//! duplicate acknowledgement (RFC 9293, 3.10.7.4), which carries the client's true `rcv_nxt` and window; and because the
-//! probe says nothing new, the client sends nothing that would be lost here. It is the shape of an ordinary keep-alive.
+//! duplicate acknowledgement (RFC 9293, 3.10.7.4), which carries the client's true `rcv_nxt` and window; and because
+//! the probe says nothing new, the client sends nothing that would be lost here. It is the shape of an ordinary
+//! keep-alive.
 //!
 //! Answers come to a packet socket: the service address is not local yet, so the kernel itself says nothing to them.
-//! All sessions are asked at once; whoever has not answered when the wait is over goes on with the dead kernel's numbers.
+//! All sessions are asked at once; whoever has not answered when the wait is over goes on with the dead kernel's
+//! numbers.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -3,7 +3,7 @@
 //! | name | of | class | unit | stands still or is beyond its limit when |
 //! |---|---|---|---|---|
 //! | `tick` | processor | progress | 5 ms | it takes no interrupts; the kernel panicked; the machine was stopped |
-//! | `switches` | processor | progress | switches, idle or user ticks | the kernel spins on it, with interrupts or without |
+//! | `switches` | processor | progress | switches, idle or user ticks | the kernel spins, interrupts on or off |
 //! | `interrupts` | processor | progress | timer and device interrupts | it takes none |
 //! | `tasks` | machine | level, ceiling | tasks | a fork bomb went off |
 //! | `forks` | machine | pressure | tasks made | a fork bomb goes off |

@@ -265,7 +265,10 @@ mod tests {
     proptest! {
         #[test]
         fn pieces_give_the_same_end_as_the_whole(
-            bytes in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), Just(b'0'), Just(b'3'), any::<u8>()], 0..200),
+            bytes in proptest::collection::vec(
+                prop_oneof![Just(b'\n'), Just(b'\r'), Just(b'0'), Just(b'3'), any::<u8>()],
+                0..200,
+            ),
             cut in 0usize..200,
         ) {
             let cut = cut.min(bytes.len());

@@ -1,3 +1,5 @@
+//! What a configuration must say, and the sentence for each way of getting it wrong.
+
 use super::*;
 
 const GOOD: &str = r#"[monitor]

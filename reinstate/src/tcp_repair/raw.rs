@@ -92,7 +92,8 @@ pub(super) fn set<T: Plain>(fd: BorrowedFd<'_>, level: i32, name: i32, value: &T
 pub(super) fn fetch<T: Plain>(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<T> {
     let mut value = T::default();
     let mut len = size_of::<T>() as libc::socklen_t;
-    // SAFETY: `value` is exclusively ours, `len` is its size, and any bytes the kernel writes are a valid `T` (`Plain`).
+    // SAFETY: `value` is exclusively ours, `len` is its size, and any bytes the kernel writes are a valid `T`
+    // (`Plain`).
     let result =
         unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, std::ptr::from_mut(&mut value).cast(), &mut len) };
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }

@@ -42,7 +42,8 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(run(options))
 }
 
-/// As many descriptors as the system grants: an evacuation may bring more connections than the usual soft limit of 1024.
+/// As many descriptors as the system grants: an evacuation may bring more connections than the usual soft limit of
+/// 1024.
 fn raise_descriptor_limit() {
     let raised =
         getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
@@ -61,7 +62,8 @@ async fn run(options: Options) -> anyhow::Result<()> {
         Some(path) => {
             let (client, handed) = BoxClient::connect(&path, "file-server", &[port])?;
             if !client.wait_ready(BOXES_PATIENCE) {
-                tracing::warn!(path = %path.display(), "no boxes yet: connections are unprotected until the service is there");
+                let path = path.display();
+                tracing::warn!(%path, "no boxes yet: connections are unprotected until the service is there");
             }
             RecoverableListener::new(listener, client, handed)
         }

@@ -68,7 +68,8 @@ async fn connection(accepted: Accepted, root: Arc<Path>) {
         None => Ok(HttpIo::new(stream)),
         Some(snapshot) => {
             let position = stream.session().position();
-            tracing::info!(%peer, read = position.read, written = position.written, discard = position.discard, "resumed");
+            let contbox::stream::Position { read, written, discard } = position;
+            tracing::info!(%peer, read, written, discard, "resumed");
             HttpIo::resume(stream, snapshot, upload::rest_of_upload)
         }
     };

@@ -4,9 +4,9 @@
 //!  NAME.part  being written, at the offset the request says      ──rename──►  NAME  when the last byte is there
 //! ```
 //!
-//! A spare continues with a PUT for the rest, made up from the last snapshot. Writing is idempotent: the piece after the
-//! snapshot may be written twice, and the last piece may meet a file that has been renamed already. A snapshot never
-//! covers the whole body, so there is always a rest to make up a request for.
+//! A spare continues with a PUT for the rest, made up from the last snapshot. Writing is idempotent: the piece after
+//! the snapshot may be written twice, and the last piece may meet a file that has been renamed already. A snapshot
+//! never covers the whole body, so there is always a rest to make up a request for.
 
 use crate::conditions::{self, Placed};
 use crate::content::stored_path;

@@ -62,8 +62,8 @@ fn count(fd: &impl AsRawFd, request: libc::c_ulong) -> io::Result<usize> {
     Ok(count as usize)
 }
 
-/// The last `length` bytes of the chosen queue. The kernel copies whole buffers: the first one of a send queue may begin
-/// with bytes that are acknowledged already.
+/// The last `length` bytes of the chosen queue. The kernel copies whole buffers: the first one of a send queue may
+/// begin with bytes that are acknowledged already.
 fn peek(fd: &impl AsRawFd, length: usize) -> io::Result<Vec<u8>> {
     const BUFFER_BYTES_MAX: usize = 1 << 20;
     if length == 0 {
