@@ -5,9 +5,9 @@
 //!   reinstate::extract ─► Blocking ─► Req. ──┘  damaged, late, reordered └─   recorded RAM, Sensor Box, boxes
 //! ```
 //!
-//! Everything between the ends is the code that runs in production; the ends are played: the target's RAM is a recorded
-//! machine, its sensors tick by the virtual clock, its boxes were written by the library for the connections that are in
-//! the recording. No socket, no virtual machine, no real time.
+//! Everything between the ends is the code that runs in production; the ends are played: the target's RAM is a
+//! recorded machine, its sensors tick by the virtual clock, its boxes were written by the library for the connections
+//! that are in the recording. No socket, no virtual machine, no real time.
 //!
 //! Each test runs for a slice of seeds. A failure prints its seed; `PIPELINE_SEED=n` runs that one alone, and
 //! `PIPELINE_SEEDS=n` runs more of them than a test should.
