@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: demo test bench lint setup
+.PHONY: demo test bench campaign lint setup
 
 # A guest panics in the middle of curl's download; curl gets every byte.
 demo: setup
@@ -18,6 +18,12 @@ test: setup
 bench: setup
 	$(CARGO) build --quiet --release --workspace --bins
 	$(CARGO) run --quiet --release --package testbed -- bench
+
+# Hours: the whole matrix, a thousand crashes. Stop it at any time; it goes on where it was.
+campaign: setup
+	scripts/setup --all
+	$(CARGO) build --quiet --release --workspace --bins
+	$(CARGO) run --quiet --release --package testbed -- campaign
 
 lint: setup
 	$(CARGO) fmt --all --check

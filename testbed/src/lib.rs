@@ -4,6 +4,7 @@
 //! machines of a [`topology`], breaks a real guest, and checks every byte that clients get. It simulates nothing.
 
 pub mod bench;
+pub mod campaign;
 pub mod capture;
 pub mod client;
 pub mod demo;

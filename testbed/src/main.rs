@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use testbed::{
     bench,
+    campaign::{self, Campaign, Matrix},
     client::Kind,
     demo,
     fault::Fault,
@@ -53,6 +54,8 @@ enum Action {
         #[command(subcommand)]
         scenario: Scenario,
     },
+    /// Runs the matrix of faults, kernels, processors and sessions again and again; goes on where it was stopped.
+    Campaign(CampaignArguments),
     /// Draws a timeline that was saved as JSON: as SVG on standard output, as text on standard error.
     Draw {
         /// The file.
@@ -102,6 +105,37 @@ struct HangDownload {
 }
 
 #[derive(Args)]
+struct CampaignArguments {
+    /// Runs in all, those already in the file included.
+    #[arg(long, default_value_t = 1000)]
+    runs: usize,
+    /// The results, one JSON line per run.
+    #[arg(long, default_value = "out/campaign.jsonl")]
+    results: PathBuf,
+    /// Everything random follows from it.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Lines of guest kernels.
+    #[arg(long, value_delimiter = ',', default_value = "6.1,6.1-rt,6.12")]
+    kernels: Vec<String>,
+    /// What is done to the guest.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "panic,stop,softlock,hardlock")]
+    faults: Vec<Fault>,
+    /// Virtual CPUs.
+    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    vcpus: Vec<u32>,
+    /// Numbers of clients.
+    #[arg(long, value_delimiter = ',', default_value = "1,20,200")]
+    sessions: Vec<u16>,
+    /// What they do, in turn.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "paced,fast,upload,small,idle")]
+    kinds: Vec<Kind>,
+    /// Silence that counts as a hang.
+    #[arg(long, default_value_t = 300)]
+    deadline_ms: u64,
+}
+
+#[derive(Args)]
 struct Guest {
     /// Line of guest kernels, as scripts/setup fetches them.
     #[arg(long, default_value = "6.1", value_parser = ["6.1", "6.12", "6.1-rt"])]
@@ -138,9 +172,13 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     if let Action::Draw { timeline } = &arguments.action {
         return draw(timeline);
     }
+    if let Action::Campaign(arguments) = arguments.action {
+        return run_campaign(arguments); // each of its runs has a sandbox of its own
+    }
     sandbox::enter()?;
     match arguments.action {
         Action::Draw { timeline } => draw(&timeline),
+        Action::Campaign(arguments) => run_campaign(arguments),
         Action::Demo { out, guest } => {
             let pass = demo::demo(&out, guest.order(), guest.seed)?;
             Ok(if pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -162,6 +200,14 @@ fn hang_download(arguments: HangDownload) -> Result<ExitCode> {
     eprint!("\n{}", timeline.text(100));
     println!("{}", serde_json::to_string(&verdict)?);
     Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_campaign(arguments: CampaignArguments) -> Result<ExitCode> {
+    let CampaignArguments { runs, results, seed, kernels, faults, vcpus, sessions, kinds, deadline_ms } = arguments;
+    let matrix = Matrix { kernels, faults, vcpus, sessions, kinds };
+    let summary = campaign::campaign(&Campaign { results, runs, seed, matrix, deadline_ms })?;
+    print!("{summary}");
+    Ok(if summary.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn draw(file: &Path) -> Result<ExitCode> {
