@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     time::{Duration, Instant},
 };
@@ -14,7 +14,7 @@ use std::{
 use contbox::service::{BoxService, Handover};
 use control::{
     backdoor::{FenceToken, RegionEntry},
-    reinstate::{Assignment, Outcome, Report, Session as Reported, Stage},
+    reinstate::{Assignment, Evacuation, Outcome, Report, Session as Reported, Share, Stage},
 };
 use introspect::{
     Extent, Kernel,
@@ -81,9 +81,10 @@ fn extents(ram: &RegionEntry) -> Vec<Extent> {
     }
 }
 
-fn filter(assignment: &Assignment) -> TcpFilter {
-    let ports = assignment.services.iter().flat_map(|service| service.ports.iter().copied());
-    TcpFilter { addresses: assignment.services.iter().map(|it| it.address).collect(), ports: ports.collect() }
+fn filter(assignment: &Assignment, part: &[IpAddr]) -> TcpFilter {
+    let services = assignment.services.iter().filter(|service| part.contains(&service.address));
+    let ports = services.flat_map(|service| service.ports.iter().copied());
+    TcpFilter { addresses: part.to_vec(), ports: ports.collect() }
 }
 
 impl Prepared {
@@ -138,9 +139,22 @@ impl Prepared {
         &self.kernel.release
     }
 
-    /// Whether the service is here.
+    /// Whether the service, or a part of it, is here.
     pub fn holds_addresses(&self) -> bool {
-        self.addresses.iter().any(StandBy::is_held)
+        !self.held().is_empty()
+    }
+
+    /// The service addresses that are here.
+    pub fn held(&self) -> Vec<IpAddr> {
+        self.addresses.iter().filter(|address| address.is_held()).map(StandBy::address).collect()
+    }
+
+    /// The addresses an order is for.
+    pub fn part(&self, share: Option<Share>) -> Vec<IpAddr> {
+        match share {
+            Some(share) => share.addresses(&self.assignment),
+            None => self.addresses.iter().map(StandBy::address).collect(),
+        }
     }
 
     /// Looks whether everything still stands while the target is healthy: the link, and the kernel that was learned.
@@ -152,7 +166,8 @@ impl Prepared {
         named("backdoor", self.link.ping())?;
         let incarnation = self.link.welcome().incarnation;
         let ram = named("backdoor", self.link.region("ram"))?;
-        let walked = tcp::walk(&self.kernel, self.link.memory(), RemoteKey::new(ram.key), &filter(&self.assignment));
+        let filter = filter(&self.assignment, &self.part(None));
+        let walked = tcp::walk(&self.kernel, self.link.memory(), RemoteKey::new(ram.key), &filter);
         let (sockets, damage) = named("sockets of the target", walked)?;
         // A busy machine tears a chain now and then; a rebooted one has nothing where it was.
         if incarnation != self.incarnation || (sockets.is_empty() && !damage.is_empty()) {
@@ -166,11 +181,11 @@ impl Prepared {
     ///
     /// # Errors
     /// A sentence for people; nothing has been changed then.
-    fn extract(&mut self, token: &FenceToken, silent: Duration) -> Result<Extracted, String> {
+    fn extract(&mut self, part: &[IpAddr], token: &FenceToken, silent: Duration) -> Result<Extracted, String> {
         let regions = named("regions under the fence", self.link.regions(Some(token)))?;
         let pool = regions.iter().find(|region| region.name == "cb").cloned().map(Region::from);
         let ram = RemoteKey::new(token.ram_key);
-        let filter = filter(&self.assignment);
+        let filter = filter(&self.assignment, part);
         named("extraction", extract(&self.kernel, self.link.memory(), ram, pool.as_ref(), &filter, silent))
     }
 
@@ -182,15 +197,19 @@ impl Prepared {
         &mut self,
         service: &BoxService,
         config: &Config,
-        token: &FenceToken,
-        silent: Duration,
+        evacuation: &Evacuation,
         order: Instant,
     ) -> Result<Report, String> {
         let mut stages = Stages { order, done: Vec::new(), begun: Duration::ZERO };
-        let Extracted { sessions, mut lost, damage } = self.extract(token, silent)?;
+        let part = self.part(evacuation.share);
+        if part.is_empty() {
+            return Ok(Report::default());
+        }
+        let silent = Duration::from_millis(evacuation.silent_ms);
+        let Extracted { sessions, mut lost, damage } = self.extract(&part, &evacuation.token, silent)?;
         stages.end("extract");
         // From here on clients' packets come to us.
-        for address in &self.addresses {
+        for address in self.addresses.iter().filter(|address| part.contains(&address.address())) {
             named("announcing the address", address.announce())?;
         }
         let snapshots: Vec<_> = sessions.iter().map(|session| &session.snapshot).collect();
@@ -201,7 +220,7 @@ impl Prepared {
         stages.end("probe");
         let silent_ones = rebuild(sessions, verdicts, order, &mut lost);
         stages.end("rebuild");
-        self.take_addresses()?;
+        self.take_addresses(&part)?;
         stages.end("address");
         let live = speak(silent_ones, &mut lost);
         let resumed = hand_over(service, live, Duration::from_millis(config.application_ms), &mut lost);
@@ -210,15 +229,15 @@ impl Prepared {
         Ok(report(resumed, lost, damage, stages))
     }
 
-    fn take_addresses(&mut self) -> Result<(), String> {
-        for address in &mut self.addresses {
+    fn take_addresses(&mut self, part: &[IpAddr]) -> Result<(), String> {
+        for address in self.addresses.iter_mut().filter(|address| part.contains(&address.address())) {
             if let Err(error) = address.take(&mut self.netlink) {
                 // Sockets under repair end without a word when they are dropped; give back what we took.
                 self.release();
                 return Err(format!("taking the address over: {error}"));
             }
         }
-        for routes in &mut self.routes {
+        for routes in self.routes.iter_mut().filter(|routes| part.contains(&routes.address())) {
             let _ = routes.retire(&mut self.netlink);
         }
         Ok(())
@@ -234,17 +253,42 @@ impl Prepared {
         }
     }
 
-    /// Ends the service here: aborts its connections (see [`leftovers`]), gives addresses and routes back.
-    pub fn release(&mut self) {
-        for address in &mut self.addresses {
-            if address.is_held() {
-                match leftovers::abort(address.address()) {
-                    Ok(aborted) => tracing::info!(address = %address.address(), aborted, "connections ended"),
-                    Err(error) => tracing::warn!(address = %address.address(), %error, "connections stay behind"),
+    /// The connections of the addresses that are here: their clients' ends.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn connections(&self) -> io::Result<Vec<SocketAddr>> {
+        let mut all = Vec::new();
+        for address in self.held() {
+            all.extend(leftovers::connections(address)?.into_iter().map(|connection| connection.peer));
+        }
+        Ok(all)
+    }
+
+    /// Ends the service here: aborts its connections (see [`leftovers`]), gives the addresses back. Returns how many
+    /// connections were left.
+    ///
+    /// # Errors
+    /// A sentence for people. An address whose connections cannot be ended stays: two machines would speak for it.
+    pub fn give_back(&mut self) -> Result<usize, String> {
+        let mut aborted = 0;
+        for address in self.addresses.iter_mut().filter(|address| address.is_held()) {
+            aborted += named("ending the address's connections", leftovers::abort(address.address()))?;
+            named("giving the address back", address.give_back(&mut self.netlink))?;
+        }
+        Ok(aborted)
+    }
+
+    /// The end of standing by: whatever was changed on this machine is undone, as far as possible.
+    fn release(&mut self) {
+        match self.give_back() {
+            Ok(0) => {}
+            Ok(aborted) => tracing::info!(aborted, "connections ended"),
+            Err(why) => {
+                tracing::warn!(why, "connections stay behind");
+                for address in &mut self.addresses {
+                    let _ = address.give_back(&mut self.netlink);
                 }
-            }
-            if let Err(error) = address.give_back(&mut self.netlink) {
-                tracing::warn!(address = %address.address(), %error, "the address could not be given back");
             }
         }
         for routes in &mut self.routes {
