@@ -25,6 +25,10 @@ use crate::{config::Config, evacuate::Prepared, metrics};
 
 /// How long a monitor may take in the middle of a message.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
+/// Rests before the further announcements of an address that has moved: a switch that is just learning, a client that
+/// was busy, a cable that was being plugged.
+const ANNOUNCE_AFTER: [Duration; 4] =
+    [Duration::from_millis(20), Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
 /// Between two looks at the sessions that are to end before an address is given back.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
@@ -131,7 +135,7 @@ fn accept(listener: &TcpListener, peers: &[IpAddr], spare: &Arc<Mutex<Spare>>) {
     }
 }
 
-fn converse(stream: TcpStream, spare: &Mutex<Spare>) -> Result<(), FrameError> {
+fn converse(stream: TcpStream, spare: &Arc<Mutex<Spare>>) -> Result<(), FrameError> {
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(WRITE_PATIENCE))?;
     let mut channel = Channel::new(stream);
@@ -155,7 +159,13 @@ fn converse(stream: TcpStream, spare: &Mutex<Spare>) -> Result<(), FrameError> {
             }
             _ if !greeted => Reply::Refused { why: "a conversation starts with hello".into() },
             Request::Prepare(assignment) => locked(spare).prepare(&assignment),
-            Request::Evacuate(evacuation) => locked(spare).evacuate(&evacuation, order),
+            Request::Evacuate(evacuation) => {
+                let reply = locked(spare).evacuate(&evacuation, order);
+                if matches!(reply, Reply::Evacuated(_)) {
+                    announce_again(spare, &evacuation.assignment.target);
+                }
+                reply
+            }
             Request::GiveBack(order) => give_back(spare, &order),
         };
         channel.send(&reply)?;
@@ -271,6 +281,23 @@ type Order = (String, u64, u64, Option<Share>);
 
 fn key(Evacuation { token, share, .. }: &Evacuation) -> Order {
     (token.target.clone(), token.epoch, token.secret, *share)
+}
+
+/// Announcements have no answer and may be lost: they are repeated, each time after a longer rest.
+fn announce_again(spare: &Arc<Mutex<Spare>>, target: &str) {
+    let (spare, target) = (Arc::downgrade(spare), target.to_owned());
+    let work = move || {
+        for rest in ANNOUNCE_AFTER {
+            std::thread::sleep(rest);
+            let Some(spare) = spare.upgrade() else { return };
+            if let Some(prepared) = locked(&spare).prepared.get(&target) {
+                prepared.announce_again();
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("announce".into()).spawn(work) {
+        tracing::warn!(%error, "no further announcements");
+    }
 }
 
 /// Ends the service of a target here. Sessions go on while it waits for them, and so do other orders.
