@@ -114,6 +114,10 @@ fn take_over(handed: Handed, client: &Arc<BoxClient>) -> Result<Accepted, String
     let (continuation, snapshot) = imported.map_err(|why| why.to_string())?;
     let socket = std::net::TcpStream::from(socket);
     socket.set_nonblocking(true).map_err(|why| why.to_string())?;
+    // Until here it lingered for no time, so that a spare which dies with it in its hands resets the client.
+    let patient = nix::libc::linger { l_onoff: 0, l_linger: 0 };
+    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Linger, &patient)
+        .map_err(|why| why.to_string())?;
     let socket = TcpStream::from_std(socket).map_err(|why| why.to_string())?;
     let position = Position { read: snapshot.lsr, written: snapshot.lsw, discard: order.discard };
     let stream = RecoverableStream::protected(socket, continuation, position, Some(Arc::clone(client)));

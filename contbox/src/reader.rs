@@ -207,6 +207,15 @@ impl BoxHead {
         })
     }
 
+    /// The ends of the connection whose box lies, or lay last, in a slot: its words stay when it is closed. `None` for a
+    /// slot that never had one.
+    pub fn last_ends(bytes: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+        let (head, _) = SlotHead::read_from_prefix(bytes).ok()?;
+        (head.generation.get() != 0 && head.identity_check.get() == head.computed_identity_check()).then_some(())?;
+        let local = layout::address_from(head.local_address, head.local_port.get());
+        Some((local, layout::address_from(head.peer_address, head.peer_port.get())))
+    }
+
     /// What to read to resume this session, given the stream offset up to which the kernel handed input to the
     /// application (`base_read` + bytes received − bytes still in the socket's receive queue).
     ///

@@ -1,6 +1,9 @@
 //! What a monitor says to the `reinstate` daemon of a spare, over TCP. One request, one reply, in order.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +23,9 @@ pub enum Request {
     Prepare(Assignment),
     /// Hands over a fenced target; answered by [`Reply::Evacuated`] when every session is live or given up.
     Evacuate(Evacuation),
+    /// Ends the service here, after a time to drain: the address can then go back to its target; answered by
+    /// [`Reply::GivenBack`]. Idempotent: a spare that serves for nobody has nothing to give back.
+    GiveBack(GiveBack),
 }
 
 /// A target a spare stands by for.
@@ -51,6 +57,44 @@ pub struct Evacuation {
     pub silent_ms: u64,
     /// What was assigned (again, so that a restarted spare can act).
     pub assignment: Assignment,
+    /// The part this spare takes when several share the work; all of it if absent.
+    #[serde(default)]
+    pub share: Option<Share>,
+}
+
+/// One part of an evacuation that several spares carry out, each with another index under the same token.
+///
+/// Shared are **service addresses**, not clients: of the assignment's distinct addresses in ascending order, a spare
+/// takes those whose place modulo `of` is `index`. An address is never on two machines. A part may be empty: its report is then empty too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Share {
+    /// Which part, from 0.
+    pub index: u32,
+    /// How many parts there are.
+    pub of: u32,
+}
+
+impl Share {
+    /// Whether it names a part at all.
+    pub fn is_sound(self) -> bool {
+        self.index < self.of
+    }
+
+    /// The addresses of `assignment` that belong to this part, ascending.
+    pub fn addresses(self, assignment: &Assignment) -> Vec<IpAddr> {
+        let all: BTreeSet<IpAddr> = assignment.services.iter().map(|service| service.address).collect();
+        let (index, of) = (self.index as usize, self.of as usize);
+        all.into_iter().enumerate().filter(|(place, _)| of > 0 && place % of == index).map(|(_, it)| it).collect()
+    }
+}
+
+/// Orders a spare to end the service it took over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GiveBack {
+    /// Name of the target whose service it is.
+    pub target: String,
+    /// How long sessions may go on before those that are left are reset, in milliseconds.
+    pub drain_ms: u64,
 }
 
 /// The answer to a [`Request`].
@@ -74,7 +118,12 @@ pub enum Reply {
     },
     /// The evacuation has ended.
     Evacuated(Report),
-    /// Nothing was taken over, and why.
+    /// The spare no longer has the target's addresses.
+    GivenBack {
+        /// Connections that were left when the time was over: their clients were reset.
+        aborted: u64,
+    },
+    /// Nothing was taken over, or nothing given back, and why.
     Refused {
         /// A sentence for people.
         why: String,
@@ -122,11 +171,39 @@ pub struct Session {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// The application has it and the client will not notice.
+    /// The client will not notice: the application has the session, or had closed it already and the spare's kernel
+    /// brings it to its end.
     Resumed,
     /// It cannot be resumed; the client was reset.
     Lost {
         /// Why, in a sentence for people.
         why: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_address_belongs_to_exactly_one_part() {
+        let service = |address: &str| Service { address: address.parse().unwrap(), ports: vec![80] };
+        let services = ["fd77::1", "10.0.0.2", "10.0.0.1", "10.0.0.2"].map(service).to_vec();
+        let assignment = Assignment { target: "a".into(), backdoor: "127.0.0.1:1".parse().unwrap(), services };
+        let part = |index, of| Share { index, of }.addresses(&assignment).iter().map(ToString::to_string).collect();
+        let parts: [Vec<String>; 2] = [part(0, 2), part(1, 2)];
+        assert_eq!(parts, [vec!["10.0.0.1", "fd77::1"], vec!["10.0.0.2"]]);
+        let parts: [Vec<String>; 2] = [part(0, 1), part(3, 4)];
+        assert_eq!(parts, [vec!["10.0.0.1", "10.0.0.2", "fd77::1"], vec![]]);
+        assert!(!Share { index: 2, of: 2 }.is_sound() && !Share { index: 0, of: 0 }.is_sound());
+    }
+
+    #[test]
+    fn an_order_without_a_share_is_for_the_whole() {
+        let token = r#"{"target":"a","epoch":1,"ram_key":2,"secret":3}"#;
+        let assignment = r#"{"target":"a","backdoor":"127.0.0.1:1","services":[]}"#;
+        let text = format!(r#"{{"ask":"evacuate","token":{token},"silent_ms":1,"assignment":{assignment}}}"#);
+        let Ok(Request::Evacuate(order)) = serde_json::from_str(&text) else { panic!("{text}") };
+        assert_eq!(order.share, None);
+    }
 }

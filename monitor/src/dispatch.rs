@@ -167,7 +167,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         let standby = std::sync::Arc::clone(&self.tools.standby);
         let silent_ms = silent_ms(self.tools.clock.now_ns(), patient.alive_after_ns);
         let token = patient.token.clone();
-        let evacuation = Evacuation { token, silent_ms, assignment: standby.assignment().clone() };
+        let evacuation = Evacuation { token, silent_ms, assignment: standby.assignment().clone(), share: None };
         let note = |progress: Progress<'_>| {
             let now_ns = self.tools.clock.now_ns();
             match progress {

@@ -313,6 +313,7 @@ fn kind(reply: &Reply) -> &'static str {
         Reply::Ready { .. } => "readiness",
         Reply::NotReady { .. } => "what stands in the way",
         Reply::Evacuated(_) => "a report",
+        Reply::GivenBack { .. } => "the end of a service",
         Reply::Refused { .. } => "a refusal",
     }
 }

@@ -18,14 +18,19 @@ use anyhow::Context;
 use contbox::{Pool, service::BoxService};
 use control::{
     Channel, FrameError, VERSION,
-    backdoor::FenceToken,
-    reinstate::{Assignment, Evacuation, Outcome, Reply, Report, Request},
+    reinstate::{Assignment, Evacuation, GiveBack, Outcome, Reply, Report, Request, Share},
 };
 
 use crate::{config::Config, evacuate::Prepared, metrics};
 
 /// How long a monitor may take in the middle of a message.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
+/// Rests before the further announcements of an address that has moved: a switch that is just learning, a client that
+/// was busy, a cable that was being plugged.
+const ANNOUNCE_AFTER: [Duration; 4] =
+    [Duration::from_millis(20), Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
+/// Between two looks at the sessions that are to end before an address is given back.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
 /// Counters since the start, and what is true now.
 #[derive(Debug, Default)]
@@ -49,8 +54,8 @@ struct Spare {
     config: Config,
     service: BoxService,
     prepared: HashMap<String, Prepared>,
-    /// By target, epoch and secret: the order that was carried out.
-    reports: HashMap<(String, u64, u64), Report>,
+    /// The orders that were carried out.
+    reports: HashMap<Order, Report>,
     counts: Arc<Counts>,
 }
 
@@ -130,7 +135,7 @@ fn accept(listener: &TcpListener, peers: &[IpAddr], spare: &Arc<Mutex<Spare>>) {
     }
 }
 
-fn converse(stream: TcpStream, spare: &Mutex<Spare>) -> Result<(), FrameError> {
+fn converse(stream: TcpStream, spare: &Arc<Mutex<Spare>>) -> Result<(), FrameError> {
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(WRITE_PATIENCE))?;
     let mut channel = Channel::new(stream);
@@ -154,13 +159,26 @@ fn converse(stream: TcpStream, spare: &Mutex<Spare>) -> Result<(), FrameError> {
             }
             _ if !greeted => Reply::Refused { why: "a conversation starts with hello".into() },
             Request::Prepare(assignment) => locked(spare).prepare(&assignment),
-            Request::Evacuate(evacuation) => locked(spare).evacuate(&evacuation, order),
+            Request::Evacuate(evacuation) => {
+                let reply = locked(spare).evacuate(&evacuation, order);
+                if matches!(reply, Reply::Evacuated(_)) {
+                    announce_again(spare, &evacuation.assignment.target);
+                }
+                reply
+            }
+            Request::GiveBack(order) => give_back(spare, &order),
         };
         channel.send(&reply)?;
     }
 }
 
 impl Spare {
+    /// What was prepared for a target is of no use once its service has gone back: its kernel is a new one.
+    fn forget(&mut self, target: &str) {
+        self.prepared.remove(target);
+        self.counts.prepared.store(self.prepared.len() as u64, Ordering::Relaxed);
+    }
+
     fn prepare(&mut self, assignment: &Assignment) -> Reply {
         match self.ready(assignment, true).and_then(|()| self.application_for(assignment)) {
             Ok(()) => Reply::Ready { kernel: self.prepared[&assignment.target].kernel().to_owned() },
@@ -207,7 +225,7 @@ impl Spare {
     }
 
     fn evacuate(&mut self, evacuation: &Evacuation, order: Instant) -> Reply {
-        let key = key(&evacuation.token);
+        let key = key(evacuation);
         if let Some(report) = self.reports.get(&key) {
             tracing::info!(token = ?evacuation.token, "an order that was carried out comes again");
             return Reply::Evacuated(report.clone());
@@ -231,13 +249,16 @@ impl Spare {
         if token.target != assignment.target {
             return Err(format!("the token is for {}, the assignment for {}", token.target, assignment.target));
         }
-        self.ready(assignment, false)?;
-        let silent = Duration::from_millis(evacuation.silent_ms);
-        let prepared = self.prepared.get_mut(&assignment.target).ok_or("not prepared")?;
-        if prepared.holds_addresses() {
-            return Err(format!("this spare serves for {} already, since an earlier fence", assignment.target));
+        if let Some(share) = evacuation.share.filter(|share| !share.is_sound()) {
+            return Err(format!("there is no part {} of {}", share.index, share.of));
         }
-        prepared.take_over(&self.service, &self.config, token, silent, order)
+        self.ready(assignment, false)?;
+        let prepared = self.prepared.get_mut(&assignment.target).ok_or("not prepared")?;
+        let (part, held) = (prepared.part(evacuation.share), prepared.held());
+        if let Some(address) = part.iter().find(|address| held.contains(address)) {
+            return Err(format!("this spare serves {address} for {} already", assignment.target));
+        }
+        prepared.take_over(&self.service, &self.config, evacuation, order)
     }
 
     fn count(&self, report: &Report) {
@@ -255,6 +276,51 @@ impl Spare {
     }
 }
 
-fn key(token: &FenceToken) -> (String, u64, u64) {
-    (token.target.clone(), token.epoch, token.secret)
+/// What makes two orders the same: target, epoch and secret of the fence, and the part.
+type Order = (String, u64, u64, Option<Share>);
+
+fn key(Evacuation { token, share, .. }: &Evacuation) -> Order {
+    (token.target.clone(), token.epoch, token.secret, *share)
+}
+
+/// Announcements have no answer and may be lost: they are repeated, each time after a longer rest.
+fn announce_again(spare: &Arc<Mutex<Spare>>, target: &str) {
+    let (spare, target) = (Arc::downgrade(spare), target.to_owned());
+    let work = move || {
+        for rest in ANNOUNCE_AFTER {
+            std::thread::sleep(rest);
+            let Some(spare) = spare.upgrade() else { return };
+            if let Some(prepared) = locked(&spare).prepared.get(&target) {
+                prepared.announce_again();
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("announce".into()).spawn(work) {
+        tracing::warn!(%error, "no further announcements");
+    }
+}
+
+/// Ends the service of a target here. Sessions go on while it waits for them, and so do other orders.
+fn give_back(spare: &Mutex<Spare>, order: &GiveBack) -> Reply {
+    let deadline = Instant::now() + Duration::from_millis(order.drain_ms);
+    loop {
+        let mut spare = locked(spare);
+        let Some(prepared) = spare.prepared.get_mut(&order.target) else {
+            return Reply::GivenBack { aborted: 0 };
+        };
+        let busy = prepared.connections().map_or(0, |connections| connections.len());
+        let left = deadline.saturating_duration_since(Instant::now());
+        if busy == 0 || left.is_zero() {
+            return match prepared.give_back() {
+                Ok(aborted) => {
+                    spare.forget(&order.target);
+                    tracing::info!(target_name = order.target, aborted, "the service was given back");
+                    Reply::GivenBack { aborted: aborted as u64 }
+                }
+                Err(why) => Reply::Refused { why },
+            };
+        }
+        drop(spare);
+        std::thread::sleep(left.min(DRAIN_LOOK));
+    }
 }

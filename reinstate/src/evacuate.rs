@@ -6,15 +6,15 @@
 
 use std::{
     io,
-    net::IpAddr,
-    os::fd::OwnedFd,
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd, OwnedFd},
     time::{Duration, Instant},
 };
 
 use contbox::service::{BoxService, Handover};
 use control::{
     backdoor::{FenceToken, RegionEntry},
-    reinstate::{Assignment, Outcome, Report, Session as Reported, Stage},
+    reinstate::{Assignment, Evacuation, Outcome, Report, Session as Reported, Share, Stage},
 };
 use introspect::{
     Extent, Kernel,
@@ -31,9 +31,10 @@ use crate::{
     leftovers,
     netlink::Netlink,
     position::Start,
-    probe::Prober,
+    probe::{Prober, Verdict},
     routes::RaisedRoutes,
     session::{Loss, Session},
+    snapshot::Snapshot,
     tcp_repair::{self, Rebuilt},
 };
 
@@ -50,9 +51,34 @@ pub struct Prepared {
     prober: Prober,
 }
 
-/// A rebuilt session on its way to its application.
+/// Who goes on with a connection.
+enum Keeper {
+    /// The application.
+    Application(Session),
+    /// This kernel alone: the application had closed it.
+    Kernel(Snapshot),
+}
+
+impl Keeper {
+    fn snapshot(&self) -> &Snapshot {
+        match self {
+            Self::Application(session) => &session.snapshot,
+            Self::Kernel(snapshot) => snapshot,
+        }
+    }
+
+    fn lost(self, why: Loss) -> Lost {
+        let snapshot = match self {
+            Self::Application(session) => session.snapshot,
+            Self::Kernel(snapshot) => snapshot,
+        };
+        Lost { snapshot, why }
+    }
+}
+
+/// A rebuilt connection that cannot be heard yet.
 struct Silent {
-    session: Session,
+    keeper: Keeper,
     start: Start,
     socket: Rebuilt,
 }
@@ -62,6 +88,13 @@ struct Live {
     session: Session,
     start: Start,
     socket: OwnedFd,
+}
+
+/// What has become of the connections that were not lost.
+#[derive(Default)]
+struct Resumed {
+    sessions: Vec<Session>,
+    ended: Vec<Snapshot>,
 }
 
 fn named<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> Result<T, String> {
@@ -81,9 +114,10 @@ fn extents(ram: &RegionEntry) -> Vec<Extent> {
     }
 }
 
-fn filter(assignment: &Assignment) -> TcpFilter {
-    let ports = assignment.services.iter().flat_map(|service| service.ports.iter().copied());
-    TcpFilter { addresses: assignment.services.iter().map(|it| it.address).collect(), ports: ports.collect() }
+fn filter(assignment: &Assignment, part: &[IpAddr]) -> TcpFilter {
+    let services = assignment.services.iter().filter(|service| part.contains(&service.address));
+    let ports = services.flat_map(|service| service.ports.iter().copied());
+    TcpFilter { addresses: part.to_vec(), ports: ports.collect() }
 }
 
 impl Prepared {
@@ -138,9 +172,22 @@ impl Prepared {
         &self.kernel.release
     }
 
-    /// Whether the service is here.
+    /// Whether the service, or a part of it, is here.
     pub fn holds_addresses(&self) -> bool {
-        self.addresses.iter().any(StandBy::is_held)
+        !self.held().is_empty()
+    }
+
+    /// The service addresses that are here.
+    pub fn held(&self) -> Vec<IpAddr> {
+        self.addresses.iter().filter(|address| address.is_held()).map(StandBy::address).collect()
+    }
+
+    /// The addresses an order is for.
+    pub fn part(&self, share: Option<Share>) -> Vec<IpAddr> {
+        match share {
+            Some(share) => share.addresses(&self.assignment),
+            None => self.addresses.iter().map(StandBy::address).collect(),
+        }
     }
 
     /// Looks whether everything still stands while the target is healthy: the link, and the kernel that was learned.
@@ -152,7 +199,8 @@ impl Prepared {
         named("backdoor", self.link.ping())?;
         let incarnation = self.link.welcome().incarnation;
         let ram = named("backdoor", self.link.region("ram"))?;
-        let walked = tcp::walk(&self.kernel, self.link.memory(), RemoteKey::new(ram.key), &filter(&self.assignment));
+        let filter = filter(&self.assignment, &self.part(None));
+        let walked = tcp::walk(&self.kernel, self.link.memory(), RemoteKey::new(ram.key), &filter);
         let (sockets, damage) = named("sockets of the target", walked)?;
         // A busy machine tears a chain now and then; a rebooted one has nothing where it was.
         if incarnation != self.incarnation || (sockets.is_empty() && !damage.is_empty()) {
@@ -166,11 +214,11 @@ impl Prepared {
     ///
     /// # Errors
     /// A sentence for people; nothing has been changed then.
-    fn extract(&mut self, token: &FenceToken, silent: Duration) -> Result<Extracted, String> {
+    fn extract(&mut self, part: &[IpAddr], token: &FenceToken, silent: Duration) -> Result<Extracted, String> {
         let regions = named("regions under the fence", self.link.regions(Some(token)))?;
         let pool = regions.iter().find(|region| region.name == "cb").cloned().map(Region::from);
         let ram = RemoteKey::new(token.ram_key);
-        let filter = filter(&self.assignment);
+        let filter = filter(&self.assignment, part);
         named("extraction", extract(&self.kernel, self.link.memory(), ram, pool.as_ref(), &filter, silent))
     }
 
@@ -182,43 +230,61 @@ impl Prepared {
         &mut self,
         service: &BoxService,
         config: &Config,
-        token: &FenceToken,
-        silent: Duration,
+        evacuation: &Evacuation,
         order: Instant,
     ) -> Result<Report, String> {
         let mut stages = Stages { order, done: Vec::new(), begun: Duration::ZERO };
-        let Extracted { sessions, mut lost, damage } = self.extract(token, silent)?;
+        let part = self.part(evacuation.share);
+        if part.is_empty() {
+            return Ok(Report::default());
+        }
+        let silent = Duration::from_millis(evacuation.silent_ms);
+        let Extracted { sessions, ending, mut lost, damage } = self.extract(&part, &evacuation.token, silent)?;
         stages.end("extract");
         // From here on clients' packets come to us.
-        for address in &self.addresses {
+        let ours = || self.addresses.iter().filter(|address| part.contains(&address.address()));
+        for address in ours() {
             named("announcing the address", address.announce())?;
         }
-        let snapshots: Vec<_> = sessions.iter().map(|session| &session.snapshot).collect();
-        let verdicts = self.prober.ask(&snapshots, order, config.probe.patience()).unwrap_or_else(|error| {
+        let keepers = sessions.into_iter().map(Keeper::Application).chain(ending.into_iter().map(Keeper::Kernel));
+        let keepers: Vec<_> = keepers.collect();
+        let snapshots: Vec<_> = keepers.iter().map(Keeper::snapshot).collect();
+        let again = || ours().for_each(|address| drop(address.announce()));
+        let verdicts = self.prober.ask(&snapshots, order, config.probe.patience(), again).unwrap_or_else(|error| {
             tracing::warn!(%error, "clients cannot be asked; going on with the target's numbers");
             snapshots.iter().map(|snapshot| Ok(crate::position::assumed(snapshot))).collect()
         });
         stages.end("probe");
-        let silent_ones = rebuild(sessions, verdicts, order, &mut lost);
+        let silent_ones = rebuild(keepers, verdicts, order, &mut lost);
         stages.end("rebuild");
-        self.take_addresses()?;
+        self.take_addresses(&part)?;
         stages.end("address");
-        let live = speak(silent_ones, &mut lost);
-        let resumed = hand_over(service, live, Duration::from_millis(config.application_ms), &mut lost);
+        let mut resumed = Resumed::default();
+        let live = speak(&self.prober, silent_ones, &mut resumed, &mut lost);
+        hand_over(service, live, Duration::from_millis(config.application_ms), &mut resumed, &mut lost);
         stages.end("resume");
         self.end_lost(&lost, order);
-        Ok(report(resumed, lost, damage, stages))
+        Ok(report(&resumed, lost, damage, stages))
     }
 
-    fn take_addresses(&mut self) -> Result<(), String> {
-        for address in &mut self.addresses {
+    /// Tells the neighbours once more where the addresses are that are here.
+    pub fn announce_again(&self) {
+        for address in self.addresses.iter().filter(|address| address.is_held()) {
+            if let Err(error) = address.announce() {
+                tracing::debug!(address = %address.address(), %error, "no further announcement");
+            }
+        }
+    }
+
+    fn take_addresses(&mut self, part: &[IpAddr]) -> Result<(), String> {
+        for address in self.addresses.iter_mut().filter(|address| part.contains(&address.address())) {
             if let Err(error) = address.take(&mut self.netlink) {
                 // Sockets under repair end without a word when they are dropped; give back what we took.
                 self.release();
                 return Err(format!("taking the address over: {error}"));
             }
         }
-        for routes in &mut self.routes {
+        for routes in self.routes.iter_mut().filter(|routes| part.contains(&routes.address())) {
             let _ = routes.retire(&mut self.netlink);
         }
         Ok(())
@@ -234,17 +300,42 @@ impl Prepared {
         }
     }
 
-    /// Ends the service here: aborts its connections (see [`leftovers`]), gives addresses and routes back.
-    pub fn release(&mut self) {
-        for address in &mut self.addresses {
-            if address.is_held() {
-                match leftovers::abort(address.address()) {
-                    Ok(aborted) => tracing::info!(address = %address.address(), aborted, "connections ended"),
-                    Err(error) => tracing::warn!(address = %address.address(), %error, "connections stay behind"),
+    /// The connections of the addresses that are here: their clients' ends.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn connections(&self) -> io::Result<Vec<SocketAddr>> {
+        let mut all = Vec::new();
+        for address in self.held() {
+            all.extend(leftovers::connections(address)?.into_iter().map(|connection| connection.peer));
+        }
+        Ok(all)
+    }
+
+    /// Ends the service here: aborts its connections (see [`leftovers`]), gives the addresses back. Returns how many
+    /// connections were left.
+    ///
+    /// # Errors
+    /// A sentence for people. An address whose connections cannot be ended stays: two machines would speak for it.
+    pub fn give_back(&mut self) -> Result<usize, String> {
+        let mut aborted = 0;
+        for address in self.addresses.iter_mut().filter(|address| address.is_held()) {
+            aborted += named("ending the address's connections", leftovers::abort(address.address()))?;
+            named("giving the address back", address.give_back(&mut self.netlink))?;
+        }
+        Ok(aborted)
+    }
+
+    /// The end of standing by: whatever was changed on this machine is undone, as far as possible.
+    fn release(&mut self) {
+        match self.give_back() {
+            Ok(0) => {}
+            Ok(aborted) => tracing::info!(aborted, "connections ended"),
+            Err(why) => {
+                tracing::warn!(why, "connections stay behind");
+                for address in &mut self.addresses {
+                    let _ = address.give_back(&mut self.netlink);
                 }
-            }
-            if let Err(error) = address.give_back(&mut self.netlink) {
-                tracing::warn!(address = %address.address(), %error, "the address could not be given back");
             }
         }
         for routes in &mut self.routes {
@@ -282,49 +373,64 @@ impl Stages {
     }
 }
 
-fn rebuild(
-    sessions: Vec<Session>,
-    verdicts: Vec<crate::probe::Verdict>,
-    order: Instant,
-    lost: &mut Vec<Lost>,
-) -> Vec<Silent> {
-    let mut rebuilt = Vec::with_capacity(sessions.len());
-    for (session, verdict) in sessions.into_iter().zip(verdicts) {
+fn rebuild(keepers: Vec<Keeper>, verdicts: Vec<Verdict>, order: Instant, lost: &mut Vec<Lost>) -> Vec<Silent> {
+    let mut rebuilt = Vec::with_capacity(keepers.len());
+    for (keeper, verdict) in keepers.into_iter().zip(verdicts) {
+        let snapshot = keeper.snapshot();
         let built = verdict.map_err(Loss::from).and_then(|start| {
-            let timestamp = session.snapshot.timestamp_after(order.elapsed());
-            let socket = tcp_repair::rebuild(&session.snapshot, start, timestamp);
+            let socket = tcp_repair::rebuild(snapshot, start, snapshot.timestamp_after(order.elapsed()));
             socket.map(|socket| (start, socket)).map_err(|error| Loss::Repair(error.to_string()))
         });
         match built {
-            Ok((start, socket)) => rebuilt.push(Silent { session, start, socket }),
-            Err(why) => lost.push(Lost { snapshot: session.snapshot, why }),
+            Ok((start, socket)) => rebuilt.push(Silent { keeper, start, socket }),
+            Err(why) => lost.push(keeper.lost(why)),
         }
     }
     rebuilt
 }
 
-fn speak(silent: Vec<Silent>, lost: &mut Vec<Lost>) -> Vec<Live> {
+/// Lets the sockets speak. Those that no application wants are left to the kernel.
+fn speak(prober: &Prober, silent: Vec<Silent>, resumed: &mut Resumed, lost: &mut Vec<Lost>) -> Vec<Live> {
     let mut live = Vec::with_capacity(silent.len());
-    for Silent { session, start, socket } in silent {
-        match socket.go_live(&session.snapshot, start) {
-            Ok(socket) => live.push(Live { session, start, socket }),
-            Err(error) => lost.push(Lost { snapshot: session.snapshot, why: Loss::Repair(error.to_string()) }),
+    for Silent { keeper, start, socket } in silent {
+        let spoken = revive(prober, keeper.snapshot(), start, socket);
+        match (spoken, keeper) {
+            (Ok(socket), Keeper::Application(session)) => live.push(Live { session, start, socket }),
+            (Ok(socket), Keeper::Kernel(snapshot)) => {
+                tcp_repair::leave_to_kernel(socket);
+                resumed.ended.push(snapshot);
+            }
+            (Err(why), keeper) => lost.push(keeper.lost(Loss::Repair(why))),
         }
     }
     live
 }
 
-fn hand_over(service: &BoxService, live: Vec<Live>, patience: Duration, lost: &mut Vec<Lost>) -> Vec<Session> {
+/// Brings a socket to where its connection was: live, and closed in the directions that were closed.
+///
+/// # Errors
+/// A sentence for people; the client has then been reset.
+pub fn revive(prober: &Prober, snapshot: &Snapshot, start: Start, socket: Rebuilt) -> Result<OwnedFd, String> {
+    let socket = socket.go_live(snapshot, start).map_err(|error| error.to_string())?;
+    if snapshot.peer_closed {
+        named("saying that the client has closed", prober.end_input(snapshot, start))?;
+    }
+    if snapshot.closed {
+        named("closing", tcp_repair::close_output(socket.as_fd()))?;
+    }
+    Ok(socket)
+}
+
+fn hand_over(service: &BoxService, live: Vec<Live>, patience: Duration, resumed: &mut Resumed, lost: &mut Vec<Lost>) {
     let mut sessions = Vec::with_capacity(live.len());
     let mut handovers = Vec::with_capacity(live.len());
     for Live { session, start, socket } in live {
         handovers.push(Handover { opening: session.opening(start), discard: session.discard, socket });
         sessions.push(session);
     }
-    let mut resumed = Vec::with_capacity(sessions.len());
     for (session, answer) in sessions.into_iter().zip(service.resume(handovers, patience)) {
         match answer {
-            Ok(()) => resumed.push(session),
+            Ok(()) => resumed.sessions.push(session),
             Err(declined) => {
                 // Lingering for no time: the client gets a reset instead of a stream that looks complete.
                 let _ = Socket::from(declined.socket).set_linger(Some(Duration::ZERO));
@@ -332,21 +438,20 @@ fn hand_over(service: &BoxService, live: Vec<Live>, patience: Duration, lost: &m
             }
         }
     }
-    resumed
 }
 
-fn report(resumed: Vec<Session>, lost: Vec<Lost>, damage: Vec<String>, stages: Stages) -> Report {
+fn report(resumed: &Resumed, lost: Vec<Lost>, damage: Vec<String>, stages: Stages) -> Report {
     let live_us = Some(stages.begun.as_micros() as u64);
-    let mut sessions: Vec<Reported> = resumed
-        .iter()
-        .map(|session| Reported {
-            local: session.snapshot.local,
-            peer: session.snapshot.peer,
-            outcome: Outcome::Resumed,
-            bytes: session.bytes(),
-            live_us,
-        })
-        .collect();
+    let went_on = |snapshot: &Snapshot, bytes| Reported {
+        local: snapshot.local,
+        peer: snapshot.peer,
+        outcome: Outcome::Resumed,
+        bytes,
+        live_us,
+    };
+    let mut sessions: Vec<Reported> =
+        resumed.sessions.iter().map(|session| went_on(&session.snapshot, session.bytes())).collect();
+    sessions.extend(resumed.ended.iter().map(|ended| went_on(ended, ended.sending.len() as u64)));
     sessions.extend(lost.iter().map(|lost| Reported {
         local: lost.snapshot.local,
         peer: lost.snapshot.peer,

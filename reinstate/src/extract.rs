@@ -3,7 +3,12 @@
 //! Reads only, in rounds that do not grow with the number of sessions: the socket walk's, one for the pool's header,
 //! one for all heads, one for all snapshots and logs. Nothing read is trusted; what is wrong costs one session.
 
-use std::{collections::HashMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    ops::Range,
+    time::Duration,
+};
 
 use contbox::{
     BoxImage, Geometry,
@@ -46,6 +51,8 @@ pub struct Lost {
 pub struct Extracted {
     /// Can go on.
     pub sessions: Vec<Session>,
+    /// Connections that their application had closed: a kernel brings them to their end.
+    pub ending: Vec<Snapshot>,
     /// Cannot.
     pub lost: Vec<Lost>,
     /// What was wrong, in words; at most [`DAMAGE_MAX`].
@@ -54,8 +61,34 @@ pub struct Extracted {
 
 type Ends = (SocketAddr, SocketAddr);
 
-/// What has to be read for one socket, or why it is lost already.
-type Planned<'a> = Result<(&'a BoxHead, BoxPlan), Loss>;
+/// How one socket goes on.
+enum Plan<'a> {
+    /// From its box, of which this has to be read.
+    FromBox(&'a BoxHead, BoxPlan),
+    /// From its beginning: the application has not exchanged a byte with it.
+    Anew,
+    /// Without an application.
+    ToItsEnd,
+}
+
+impl Plan<'_> {
+    fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        match self {
+            Self::FromBox(_, plan) => plan.ranges().collect::<Vec<_>>().into_iter(),
+            Self::Anew | Self::ToItsEnd => Vec::new().into_iter(),
+        }
+    }
+}
+
+/// How it goes on, or why it is lost already.
+type Planned<'a> = Result<Plan<'a>, Loss>;
+
+/// A plan whose bytes have been read.
+enum Carried {
+    FromBox(BoxImage),
+    Anew,
+    ToItsEnd,
+}
 
 /// Reads all sessions that `filter` lets through. `pool` is the region of the boxes, if the target registered one;
 /// `silent` is how long the target has been silent at most.
@@ -99,7 +132,19 @@ fn pair(
     for (socket, image) in sockets.into_iter().zip(images) {
         // A lost session still needs its numbers, so that its client can be told.
         let numbers = TcpSocket { send_queue: Vec::new(), receive_queue: Vec::new(), ..socket.clone() };
-        match image.and_then(|image| session::admit(socket, image, silent)) {
+        let admitted = match image {
+            Ok(Carried::ToItsEnd) => {
+                extracted.ending.push(session::ending(socket, silent));
+                continue;
+            }
+            Ok(Carried::FromBox(image)) => session::admit(socket, image, silent),
+            Ok(Carried::Anew) => {
+                let image = session::fresh(&socket);
+                session::admit(socket, image, silent)
+            }
+            Err(why) => Err(why),
+        };
+        match admitted {
             Ok(session) => extracted.sessions.push(session),
             Err(why) => extracted.lost.push(Lost { snapshot: session::snapshot(numbers, silent), why }),
         }
@@ -112,6 +157,8 @@ fn pair(
 struct Boxes {
     geometry: Option<Geometry>,
     heads: HashMap<Ends, Vec<BoxHead>>,
+    /// Connections whose boxes were ended and not used again since.
+    ended: HashSet<Ends>,
 }
 
 impl Boxes {
@@ -133,24 +180,45 @@ impl Boxes {
             .collect();
         memory.read(&mut batch)?;
         let mut heads: HashMap<Ends, Vec<BoxHead>> = HashMap::new();
+        let mut ended = HashSet::new();
         for (slot, bytes) in bytes.iter().enumerate() {
-            if let Ok(head) = BoxHead::parse(slot as u32, bytes) {
-                heads.entry((canonical(head.local), canonical(head.peer))).or_default().push(head);
+            match BoxHead::parse(slot as u32, bytes) {
+                Ok(head) => heads.entry((canonical(head.local), canonical(head.peer))).or_default().push(head),
+                Err(_) => ended.extend(BoxHead::last_ends(bytes)),
             }
         }
-        Ok(Ok(Self { geometry: Some(info.geometry), heads }))
+        Ok(Ok(Self { geometry: Some(info.geometry), heads, ended }))
+    }
+
+    /// How a connection without a box goes on, if it can.
+    fn without(&self, socket: &TcpSocket, ends: &Ends) -> Planned<'_> {
+        if session::output_ended(socket) {
+            return Ok(Plan::ToItsEnd);
+        }
+        let used = self.heads.values().map(Vec::len).sum::<usize>() as u32;
+        match self.geometry {
+            _ if self.ended.contains(ends) => Err(Loss::BoxEnded),
+            _ if session::untouched(socket) => Ok(Plan::Anew),
+            Some(geometry) if used == geometry.slots => Err(Loss::PoolFull(used)),
+            _ => Err(Loss::NoBox),
+        }
     }
 
     fn plan(&self, socket: &TcpSocket) -> Planned<'_> {
         session::rebuildable(socket)?;
-        let found = self.heads.get(&(canonical(socket.local), canonical(socket.peer)));
-        let head = match found.map(Vec::as_slice) {
-            Some([head]) => head,
-            Some(many @ [_, _, ..]) => return Err(Loss::ManyBoxes(many.len())),
-            _ => return Err(Loss::NoBox),
+        if socket.orphaned {
+            return Ok(Plan::ToItsEnd);
+        }
+        let ends = (canonical(socket.local), canonical(socket.peer));
+        let found = self.heads.get(&ends).map_or(&[][..], Vec::as_slice);
+        let ([head], Some(geometry)) = (found, &self.geometry) else {
+            return if found.is_empty() { self.without(socket, &ends) } else { Err(Loss::ManyBoxes(found.len())) };
         };
-        let geometry = self.geometry.as_ref().ok_or(Loss::NoBox)?;
-        Ok((head, head.plan(geometry, session::copied_offset(socket, head)?)?))
+        // Boxes are made by those who have accepted: this one was another connection's.
+        if !socket.accepted {
+            return Err(Loss::Damaged("box"));
+        }
+        Ok(Plan::FromBox(head, head.plan(geometry, session::copied_offset(socket, head)?)?))
     }
 }
 
@@ -159,16 +227,16 @@ fn read_plans(
     memory: &mut dyn RemoteRead,
     pool: Option<&Region>,
     plans: &[Planned<'_>],
-) -> Result<Vec<Result<BoxImage, Loss>>, LinkError> {
+) -> Result<Vec<Result<Carried, Loss>>, LinkError> {
     let mut parts: Vec<Vec<Vec<u8>>> = Vec::with_capacity(plans.len());
     for plan in plans {
-        let ranges = plan.iter().flat_map(|(_, plan)| plan.ranges());
+        let ranges = plan.iter().flat_map(Plan::ranges);
         parts.push(ranges.map(|range| vec![0; (range.end - range.start) as usize]).collect());
     }
     let mut batch = Vec::new();
     if let Some(pool) = pool {
         for (plan, parts) in plans.iter().zip(&mut parts) {
-            let ranges = plan.iter().flat_map(|(_, plan)| plan.ranges());
+            let ranges = plan.iter().flat_map(Plan::ranges);
             for (range, into) in ranges.zip(parts).filter(|(range, _)| !range.is_empty()) {
                 batch.extend(pool.at(range.start, range.end - range.start).map(|at| Read::new(at, into)));
             }
@@ -181,13 +249,17 @@ fn read_plans(
     drop(batch);
     let mut failed = failed.into_iter();
     let finish = |(plan, parts): (&Planned<'_>, &Vec<Vec<u8>>)| {
-        let (head, plan) = plan.as_ref().map_err(Clone::clone)?;
+        let (head, plan) = match plan.as_ref().map_err(Clone::clone)? {
+            Plan::FromBox(head, plan) => (head, plan),
+            Plan::Anew => return Ok(Carried::Anew),
+            Plan::ToItsEnd => return Ok(Carried::ToItsEnd),
+        };
         let reads = parts.iter().filter(|part| !part.is_empty()).count();
         let unread = failed.by_ref().take(reads).filter(|failed| *failed).count();
         if unread > 0 {
             return Err(Loss::Damaged("box"));
         }
-        Ok(plan.finish(head, parts)?)
+        Ok(Carried::FromBox(plan.finish(head, parts)?))
     };
     Ok(plans.iter().zip(&parts).map(finish).collect())
 }
@@ -195,6 +267,7 @@ fn read_plans(
 #[cfg(test)]
 mod tests {
     use contbox::{ContinuationBox, Opening, Pool, Snapshot as Export};
+    use introspect::linux::tcp::State;
     use remote_memory::{Rights, image::Image};
 
     use super::*;
@@ -241,6 +314,49 @@ mod tests {
         assert_eq!(extracted.sessions[1].image.snapshot.lws, b"state");
         let lost: Vec<_> = extracted.lost.iter().map(|it| (it.snapshot.peer.port(), it.why.clone())).collect();
         assert_eq!(lost, [(3, Loss::NoBox)]);
+    }
+
+    #[test]
+    fn a_connection_nobody_has_touched_begins_anew_unless_its_box_was_ended() {
+        let waiting = |port| TcpSocket { accepted: false, ..touched(other(port), 0, 0) };
+        let extracted = paired(&[], vec![waiting(1), touched(other(2), 0, 0)]);
+        assert_eq!(extracted.lost.len(), 0);
+        for session in &extracted.sessions {
+            assert_eq!((session.copied, session.written, session.discard), (0, 0, 0));
+            assert_eq!(session.snapshot.receiving.len(), 8);
+            assert!(session.image.logged.is_empty() && session.image.snapshot.lws.is_empty());
+        }
+        let (_fd, pool) = Pool::memfd(Geometry::with(4, 64, 256), 7).unwrap();
+        let one = waiting(1);
+        ContinuationBox::create(pool.slot(0).unwrap(), &Opening::fresh(1, one.local, one.peer)).unwrap().close();
+        let mut image = Image::new();
+        image.write_at(BASE, &pool.image());
+        let region = target(&[]).1;
+        let extracted = pair(&mut image, Some(&region), vec![one], Duration::ZERO, Vec::new()).unwrap();
+        assert_eq!(extracted.lost[0].why, Loss::BoxEnded);
+    }
+
+    #[test]
+    fn without_a_box_because_the_pool_was_full_is_said() {
+        let boxed: Vec<_> = (1..5).map(other).collect();
+        let boxes: Vec<_> = boxed.iter().map(|socket| opening(socket, 5, 20, &[])).collect();
+        let extracted = paired(&boxes, boxed.into_iter().chain([other(9)]).collect());
+        assert_eq!((extracted.sessions.len(), &extracted.lost[0].why), (4, &Loss::PoolFull(4)));
+    }
+
+    #[test]
+    fn what_its_application_had_closed_ends_without_one() {
+        let closed = TcpSocket { state: State::FinWait2, fin_queued: true, orphaned: true, ..other(1) };
+        let closed = TcpSocket { send_queue: vec![], snd_una: closed.write_seq, ..closed };
+        let extracted = paired(&[], vec![closed.clone(), TcpSocket { orphaned: false, ..closed.clone() }]);
+        assert_eq!((extracted.lost.len(), extracted.ending.len()), (0, 2));
+        let snapshot = &extracted.ending[0];
+        assert_eq!((snapshot.closed, snapshot.snd_una), (true, closed.write_seq.wrapping_sub(1)));
+        assert!(snapshot.receiving.is_empty());
+    }
+
+    fn touched(socket: TcpSocket, read: u32, written: u32) -> TcpSocket {
+        TcpSocket { local: socket.local, peer: socket.peer, ..crate::session::tests::socket(9, 0, written, read, 8) }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
 };
 
 use crate::{
@@ -19,6 +19,8 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 /// `TCP_LISTEN`: listeners belong to the application, not to the address.
 const LISTEN: u32 = 10;
+/// `TCP_TIME_WAIT`: a memory of a connection, with nothing to lose.
+const TIME_WAIT: u8 = 6;
 /// `struct inet_diag_sockid`: ports, two 16-byte addresses, interface, cookie.
 const ID_LEN: usize = 48;
 const ID_SOURCE: usize = 4;
@@ -41,6 +43,52 @@ fn shown(family: i32, address: IpAddr) -> Option<Vec<u8>> {
     }
 }
 
+/// One connection of an address, as socket diagnostics show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// The client's end.
+    pub peer: SocketAddr,
+    /// The kernel's number for its state.
+    pub state: u8,
+    family: i32,
+    id: Vec<u8>,
+}
+
+impl Connection {
+    fn parse(body: &[u8], family: i32, local: &[u8]) -> Option<Self> {
+        let id = body.get(ID_IN_ANSWER..ID_IN_ANSWER + ID_LEN)?;
+        (body[0] == family as u8 && id[ID_SOURCE..ID_SOURCE + local.len()] == *local).then_some(())?;
+        let peer = &id[ID_SOURCE + 16..ID_SOURCE + 32];
+        let peer = match family {
+            libc::AF_INET => IpAddr::from(<[u8; 4]>::try_from(&peer[..4]).ok()?),
+            _ => IpAddr::from(<[u8; 16]>::try_from(peer).ok()?).to_canonical(),
+        };
+        let port = u16::from_be_bytes([id[2], id[3]]);
+        Some(Self { peer: SocketAddr::new(peer, port), state: body[1], family, id: id.to_vec() })
+    }
+}
+
+fn dump(diagnostics: &mut Netlink, address: IpAddr) -> io::Result<Vec<Connection>> {
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let Some(wanted) = shown(family, address) else { continue };
+        let question = request(family, !(1 << LISTEN), &[0; ID_LEN]);
+        let answers = diagnostics.exchange(Message::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, &question))?;
+        found.extend(answers.iter().filter_map(|answer| Connection::parse(&answer.body, family, &wanted)));
+    }
+    Ok(found)
+}
+
+/// The connections whose local address is `address` and which may still carry data: not those in TIME_WAIT.
+///
+/// # Errors
+/// The kernel's.
+pub fn connections(address: IpAddr) -> io::Result<Vec<Connection>> {
+    let mut found = dump(&mut Netlink::open_diagnostics()?, address)?;
+    found.retain(|connection| connection.state != TIME_WAIT);
+    Ok(found)
+}
+
 /// Aborts every TCP connection whose local address is `address`; returns how many.
 ///
 /// # Errors
@@ -48,20 +96,11 @@ fn shown(family: i32, address: IpAddr) -> Option<Vec<u8>> {
 pub fn abort(address: IpAddr) -> io::Result<usize> {
     let mut diagnostics = Netlink::open_diagnostics()?;
     let mut aborted = 0;
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let Some(wanted) = shown(family, address) else { continue };
-        let question = request(family, !(1 << LISTEN), &[0; ID_LEN]);
-        let answers = diagnostics.exchange(Message::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, &question))?;
-        for answer in answers {
-            let Some(id) = answer.body.get(ID_IN_ANSWER..ID_IN_ANSWER + ID_LEN) else { continue };
-            if answer.body[0] != family as u8 || id[ID_SOURCE..ID_SOURCE + wanted.len()] != wanted {
-                continue;
-            }
-            match diagnostics.request(Message::new(SOCK_DESTROY, 0, &request(family, 0, id))) {
-                Ok(()) => aborted += 1,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {} // it ended by itself
-                Err(error) => return Err(error),
-            }
+    for Connection { family, id, .. } in dump(&mut diagnostics, address)? {
+        match diagnostics.request(Message::new(SOCK_DESTROY, 0, &request(family, 0, &id))) {
+            Ok(()) => aborted += 1,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {} // it ended by itself
+            Err(error) => return Err(error),
         }
     }
     Ok(aborted)

@@ -47,6 +47,8 @@ const TIMESTAMP_OPTION: [u8; 4] = [1, 1, 8, 10];
 
 /// TCP flag ACK.
 pub const ACK: u8 = 0x10;
+/// TCP flag FIN.
+pub const FIN: u8 = 0x01;
 /// TCP flag PSH.
 pub const PSH: u8 = 0x08;
 /// TCP flag RST.

@@ -86,10 +86,12 @@ pub fn answered(snapshot: &Snapshot, heard: &Heard) -> Result<Start, Refused> {
     let written = snapshot.sending.len() as u32;
     match ahead {
         _ if ahead > i32::MAX as u32 => Err(Refused::Behind { behind: ahead.wrapping_neg() }),
-        _ if ahead > written => Err(Refused::Beyond { beyond: ahead - written }),
+        _ if ahead > written + u32::from(snapshot.closed) => Err(Refused::Beyond { beyond: ahead - written }),
         _ => {
             let shift = snapshot.scales.map_or(0, |(theirs, _)| theirs);
-            Ok(Start { seq: heard.ack, window: u32::from(heard.window) << shift, proof: Proof::Client })
+            // A client that has our FIN gets it again, at its place: the rebuilt socket has to have sent it.
+            let seq = snapshot.snd_una.wrapping_add(ahead.min(written));
+            Ok(Start { seq, window: u32::from(heard.window) << shift, proof: Proof::Client })
         }
     }
 }
@@ -126,6 +128,8 @@ mod tests {
             sack: true,
             timestamp: None,
             mss_clamp: 1460,
+            closed: false,
+            peer_closed: false,
         }
     }
 
@@ -153,6 +157,13 @@ mod tests {
         assert_eq!(answered(&snapshot, &heard(7000, 550)), Err(Refused::OutOfWindow { seq: 7000 }));
         let reset = Heard { flags: crate::packet::RST, ..heard(1000, 550) };
         assert_eq!(answered(&snapshot, &reset), Err(Refused::Reset));
+    }
+
+    #[test]
+    fn a_client_may_have_our_fin_if_there_is_one() {
+        let closed = Snapshot { closed: true, ..snapshot(500, 100) };
+        assert_eq!(answered(&closed, &heard(1000, 601)).unwrap().seq, 600);
+        assert_eq!(answered(&closed, &heard(1000, 602)), Err(Refused::Beyond { beyond: 2 }));
     }
 
     #[test]

@@ -26,7 +26,7 @@ use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::{
     address::Interface,
-    packet::{ACK, Heard, PSH, Segment},
+    packet::{ACK, FIN, Heard, PSH, Segment},
     position::{self, Refused, Start},
     snapshot::Snapshot,
     tcp_repair::raw::link_address,
@@ -108,18 +108,49 @@ impl Prober {
         })
     }
 
+    /// Says again, in the client's name and to this machine only, that the client has closed its direction: it did, the
+    /// dead kernel acknowledged it, and the client will not repeat it. The address is local by now and the rebuilt
+    /// socket, which goes on at `start`, is live.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn end_input(&self, snapshot: &Snapshot, start: Start) -> io::Result<()> {
+        let shift = snapshot.scales.map_or(0, |(theirs, _)| theirs);
+        self.say(&Segment {
+            source: snapshot.peer,
+            destination: snapshot.local,
+            seq: snapshot.rcv_nxt,
+            ack: start.seq,
+            flags: ACK | FIN,
+            // Its sequence number is new, so its window counts.
+            window: u16::try_from(start.window.checked_shr(shift.into()).unwrap_or(0)).unwrap_or(u16::MAX),
+            timestamps: None,
+            payload: &[],
+        })
+    }
+
     /// Asks the clients of all `snapshots` and waits. `order` is when the order to take over arrived. The verdicts are
-    /// in the order of `snapshots`; silent clients get [`position::assumed`].
+    /// in the order of `snapshots`; silent clients get [`position::assumed`]. `again` is called before silent clients are
+    /// asked again: what told them where the address is may have been lost, too.
     ///
     /// # Errors
     /// The kernel's, for the ears; a client that cannot be reached is merely silent.
-    pub fn ask(&mut self, snapshots: &[&Snapshot], order: Instant, patience: Patience) -> io::Result<Vec<Verdict>> {
+    pub fn ask(
+        &mut self,
+        snapshots: &[&Snapshot],
+        order: Instant,
+        patience: Patience,
+        mut again: impl FnMut(),
+    ) -> io::Result<Vec<Verdict>> {
         let index: HashMap<_, _> = snapshots.iter().enumerate().map(|(at, one)| ((one.local, one.peer), at)).collect();
         let mut verdicts: Vec<Verdict> = snapshots.iter().map(|one| Ok(position::assumed(one))).collect();
         self.forget_what_was_heard()?;
         let begin = Instant::now();
         let mut silent: HashSet<usize> = (0..snapshots.len()).collect();
         for round in 1..=ROUNDS {
+            if round > 1 && !silent.is_empty() {
+                again();
+            }
             for at in &silent {
                 if let Err(error) = self.poke(snapshots[*at], order.elapsed()) {
                     tracing::debug!(peer = %snapshots[*at].peer, %error, "a client cannot be asked");
@@ -198,7 +229,9 @@ fn ear(address: IpAddr, interface: &Interface) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Classic BPF: TCP to `address`, cut to its headers. The packet begins with its IP header.
+/// Classic BPF: TCP to `address`, cut to its headers. The packet begins with its IP header. Only frames for our link
+/// address count: a switch that has forgotten the dead machine floods what is still sent there, and an answer heard
+/// that way would hide that the client does not know where the address is now.
 fn filter(address: IpAddr) -> Vec<SockFilter> {
     const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
     const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
@@ -213,6 +246,8 @@ fn filter(address: IpAddr) -> Vec<SockFilter> {
     for (at, word) in (address_at..).step_by(4).zip(octets.chunks_exact(4)) {
         wanted.push((LOAD_WORD, at, u32::from_be_bytes([word[0], word[1], word[2], word[3]])));
     }
+    // The kernel's extension: PACKET_HOST is 0.
+    wanted.insert(0, (LOAD_BYTE, (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE) as u32, 0));
     let len = wanted.len() * 2 + 2;
     let mut program = Vec::with_capacity(len);
     for (load, at, value) in wanted {

@@ -90,6 +90,11 @@ impl RaisedRoutes {
         Ok(())
     }
 
+    /// The service address they are for.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
     /// Takes the rule away: from here on the main table decides. Sockets keep the window they got.
     ///
     /// # Errors

@@ -29,18 +29,18 @@ pub enum Loss {
     /// The application never protected this connection.
     #[error("it has no continuation box")]
     NoBox,
+    /// The application could not protect it.
+    #[error("no box: all {0} of the pool are in use")]
+    PoolFull(u32),
+    /// The application had ended its box, but not yet the connection.
+    #[error("the application was about to end it")]
+    BoxEnded,
     /// Two boxes claim it: which one is true cannot be known.
     #[error("{0} continuation boxes claim it")]
     ManyBoxes(usize),
     /// Its box cannot be used.
     #[error("its box: {0}")]
     Box(#[from] BadBox),
-    /// It was on its way to its end.
-    #[error("it was closing ({0:?})")]
-    Closing(State),
-    /// It waited in the accept queue.
-    #[error("the application had not accepted it")]
-    NotAccepted,
     /// Something TCP_REPAIR cannot express.
     #[error("{0} cannot be rebuilt")]
     Unsupported(&'static str),
@@ -110,17 +110,17 @@ pub fn rebuildable(socket: &TcpSocket) -> Result<(), Loss> {
     if let Some((_, what)) = unsupported.iter().find(|(is, _)| *is) {
         return Err(Loss::Unsupported(what));
     }
-    if socket.state != State::Established || socket.fin_queued || socket.fin_received || socket.orphaned {
-        return Err(Loss::Closing(socket.state));
-    }
-    if !socket.accepted {
-        return Err(Loss::NotAccepted);
-    }
     let sent = socket.send_queue.iter().map(|segment| segment.bytes.len()).sum::<usize>();
-    if !socket.send_queue_complete || sent as u64 != u64::from(distance(socket.snd_una, socket.write_seq)) {
+    let fin_in_queue = socket.send_queue.iter().any(|segment| segment.fin);
+    let unacknowledged = u64::from(distance(socket.snd_una, socket.write_seq));
+    if !socket.send_queue_complete || sent as u64 + u64::from(fin_in_queue) != unacknowledged {
         return Err(Loss::Damaged("send queue"));
     }
-    let unread = u64::from(distance(socket.copied_seq, socket.rcv_nxt));
+    // Nobody will read what came after the application's end.
+    if socket.orphaned {
+        return Ok(());
+    }
+    let unread = u64::from(distance(socket.copied_seq, end_of_input(socket)));
     if !socket.receive_queue_complete || socket.receive_queue.len() as u64 != unread {
         return Err(Loss::Damaged("receive queue"));
     }
@@ -128,6 +128,34 @@ pub fn rebuildable(socket: &TcpSocket) -> Result<(), Loss> {
         return Err(Loss::Damaged("count of received bytes"));
     }
     Ok(())
+}
+
+/// The sequence number after the client's last byte so far: before its FIN, unless the application has seen that.
+fn end_of_input(socket: &TcpSocket) -> u32 {
+    let fin_unread = socket.fin_received && socket.copied_seq != socket.rcv_nxt;
+    socket.rcv_nxt.wrapping_sub(fin_unread.into())
+}
+
+/// Whether the application has said that its output is complete.
+pub fn output_ended(socket: &TcpSocket) -> bool {
+    let closing = matches!(socket.state, State::FinWait1 | State::FinWait2 | State::LastAck | State::Closing);
+    socket.fin_queued || closing
+}
+
+/// Whether not a byte has passed between the application and this connection: then it can begin anew elsewhere.
+pub fn untouched(socket: &TcpSocket) -> bool {
+    socket.read_offset() == 0 && socket.written_offset() == 0 && !output_ended(socket) && !input_end_seen(socket)
+}
+
+fn input_end_seen(socket: &TcpSocket) -> bool {
+    socket.fin_received && socket.copied_seq == socket.rcv_nxt
+}
+
+/// The box of a connection that the application has not touched: that of a new one.
+pub fn fresh(socket: &TcpSocket) -> BoxImage {
+    let Opening { local, peer, base_read, base_written, snapshot, logged, .. } =
+        Opening::fresh(0, socket.local, socket.peer);
+    BoxImage { local, peer, base_read, base_written, snapshot, logged }
 }
 
 /// The stream offset up to which the dead kernel handed input to the application.
@@ -150,7 +178,7 @@ pub fn admit(socket: TcpSocket, image: BoxImage, silent: Duration) -> Result<Ses
         return Err(Loss::Damaged("receive log"));
     }
     let discard = image.discard(written)?;
-    if written < u64::from(distance(socket.snd_una, socket.write_seq)) {
+    if written < socket.send_queue.iter().map(|segment| segment.bytes.len() as u64).sum() {
         return Err(Loss::Damaged("count of written bytes"));
     }
     Ok(Session { snapshot: snapshot(socket, silent), image, copied, written, discard })
@@ -159,16 +187,21 @@ pub fn admit(socket: TcpSocket, image: BoxImage, silent: Duration) -> Result<Ses
 /// The connection's values. `silent` is how long the target has been silent at most.
 pub fn snapshot(socket: TcpSocket, silent: Duration) -> Snapshot {
     let timestamp = socket.timestamps.then(|| timestamp(&socket, silent));
+    let fin_acknowledged = socket.fin_queued && socket.write_seq == socket.snd_una;
+    let fin_in_acknowledgement = socket.fin_received && socket.rcv_wup == socket.rcv_nxt;
     Snapshot {
         local: socket.local,
         peer: socket.peer,
-        snd_una: socket.snd_una,
-        snd_nxt: socket.snd_nxt,
+        snd_una: socket.snd_una.wrapping_sub(fin_acknowledged.into()),
+        snd_nxt: socket.snd_nxt.wrapping_sub((socket.fin_queued && socket.snd_nxt == socket.write_seq).into()),
+        closed: output_ended(&socket),
+        peer_closed: socket.fin_received,
         sending: socket.send_queue.into_iter().flat_map(|segment| segment.bytes).collect(),
-        rcv_nxt: socket.rcv_nxt,
+        rcv_nxt: socket.rcv_nxt.wrapping_sub(socket.fin_received.into()),
         receiving: socket.receive_queue,
-        rcv_wup: socket.rcv_wup,
-        rcv_wnd: socket.rcv_wnd,
+        // The window's right edge stays where it is.
+        rcv_wup: socket.rcv_wup.wrapping_sub(fin_in_acknowledgement.into()),
+        rcv_wnd: socket.rcv_wnd.saturating_add(fin_in_acknowledgement.into()),
         snd_wl1: socket.snd_wl1,
         snd_wnd: socket.snd_wnd,
         max_window: socket.max_window.max(socket.snd_wnd),
@@ -177,6 +210,11 @@ pub fn snapshot(socket: TcpSocket, silent: Duration) -> Snapshot {
         timestamp,
         mss_clamp: socket.mss_clamp,
     }
+}
+
+/// The values of a connection that nobody reads from any more: its kernel alone brings it to its end.
+pub fn ending(socket: TcpSocket, silent: Duration) -> Snapshot {
+    snapshot(TcpSocket { receive_queue: Vec::new(), ..socket }, silent)
 }
 
 /// A TSval the client has not seen yet. Where the target counted microseconds, ours goes on from there in
@@ -277,8 +315,6 @@ pub(crate) mod tests {
         check(|socket| socket.urgent = true, "urgent data cannot be rebuilt");
         check(|socket| socket.has_ulp = true, "an upper-layer protocol (kernel TLS) cannot be rebuilt");
         check(|socket| socket.is_mptcp = true, "Multipath TCP cannot be rebuilt");
-        check(|socket| socket.state = State::CloseWait, "it was closing (CloseWait)");
-        check(|socket| socket.accepted = false, "the application had not accepted it");
         check(|socket| socket.write_seq += 1, "its send queue is not whole in the dead memory");
         check(|socket| socket.send_queue_complete = false, "its send queue is not whole in the dead memory");
         check(|socket| socket.rcv_nxt += 1, "its receive queue is not whole in the dead memory");

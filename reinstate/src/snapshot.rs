@@ -26,7 +26,8 @@ pub const fn distance(from: u32, to: u32) -> u32 {
     to.wrapping_sub(from)
 }
 
-/// A connection in state ESTABLISHED, as its kernel knew it.
+/// A connection as its kernel knew it. FINs have places in sequence space and no bytes: they are flags here, and no
+/// number below counts them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// Our end.
@@ -62,6 +63,10 @@ pub struct Snapshot {
     pub timestamp: Option<u32>,
     /// The client's maximum segment size.
     pub mss_clamp: u16,
+    /// The application has closed our direction: our FIN follows `sending`, whether sent, acknowledged or not.
+    pub closed: bool,
+    /// The client's FIN was received, at `rcv_nxt`.
+    pub peer_closed: bool,
 }
 
 impl Snapshot {

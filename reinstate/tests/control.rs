@@ -58,7 +58,7 @@ fn assignment() -> Assignment {
 
 fn evacuation(target: &str) -> Evacuation {
     let token = FenceToken { target: target.into(), epoch: 1, ram_key: 2, secret: 3 };
-    Evacuation { token, silent_ms: 10, assignment: assignment() }
+    Evacuation { token, silent_ms: 10, assignment: assignment(), share: None }
 }
 
 fn metrics(at: SocketAddr) -> String {

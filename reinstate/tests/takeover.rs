@@ -159,7 +159,9 @@ impl Session {
         let (start, server) = spare.run(|| {
             standby.announce().unwrap();
             let start = if case.probe {
-                prober.ask(&[snapshot], order, Patience { most: NEVER, ..Patience::default() }).unwrap()[0].unwrap()
+                let again = || standby.announce().unwrap();
+                let patience = Patience { most: NEVER, ..Patience::default() };
+                prober.ask(&[snapshot], order, patience, again).unwrap()[0].unwrap()
             } else {
                 position::assumed(snapshot)
             };
@@ -335,7 +337,7 @@ fn a_lost_session_is_reset_once_the_address_is_here_and_not_before() {
         let patience = Patience { most: NEVER, ..Patience::default() };
         // The client's answers arrive here, and nothing comes back to it: it is still connected.
         for _ in 0..3 {
-            let verdict = prober.ask(&[&snapshot], order, patience).unwrap()[0].unwrap();
+            let verdict = prober.ask(&[&snapshot], order, patience, || ()).unwrap()[0].unwrap();
             assert_eq!(verdict.proof, Proof::Client);
         }
         session.client.set_nonblocking(true).unwrap();
@@ -349,6 +351,27 @@ fn a_lost_session_is_reset_once_the_address_is_here_and_not_before() {
         error
     });
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+/// A lost announcement made sessions mute for good: the client went on sending to the dead machine, the switch flooded
+/// that to everybody, and what the spare overheard looked like answers.
+#[test]
+fn an_announcement_that_was_lost_is_made_good_before_sessions_are_built() {
+    let session = Session::begin(PLAIN);
+    session.wait_until_acknowledged();
+    session.wire.silence_server();
+    let snapshot = session.snapshot();
+    session.wire.spare.run(|| {
+        let (mut netlink, standby, mut prober, mut routes) = prepare(false);
+        let mut ask = |patience, again: &dyn Fn()| {
+            prober.ask(&[&snapshot], Instant::now(), patience, again).unwrap()[0].unwrap().proof
+        };
+        let short = Duration::from_millis(100);
+        assert_eq!(ask(Patience { most: short, after_answer: short }, &|| ()), Proof::Kernel);
+        let long = Patience { most: Duration::from_secs(4), after_answer: short };
+        assert_eq!(ask(long, &|| standby.announce().unwrap()), Proof::Client);
+        routes.remove(&mut netlink);
+    });
 }
 
 fn processor_time() -> Duration {
@@ -374,7 +397,8 @@ fn many_sessions_move_together() {
         standby.announce().unwrap();
         let asked: Vec<_> = snapshots.iter().collect();
         let patience = Patience { most: NEVER, after_answer: NEVER };
-        let starts: Vec<_> = prober.ask(&asked, order, patience).unwrap().into_iter().map(Result::unwrap).collect();
+        let starts: Vec<_> =
+            prober.ask(&asked, order, patience, || ()).unwrap().into_iter().map(Result::unwrap).collect();
         let probed = order.elapsed();
         let (mut rebuilt, busy) = (Vec::new(), processor_time());
         for (snapshot, start) in snapshots.iter().zip(&starts) {

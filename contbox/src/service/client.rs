@@ -27,7 +27,8 @@ pub struct Handed {
     pub order: Resume,
     /// Where its box lies.
     pub slot: Slot,
-    /// Its live socket.
+    /// Its live socket. A spare lets it linger for no time: whoever takes the session clears SO_LINGER, or its end
+    /// will be a reset.
     pub socket: OwnedFd,
 }
 

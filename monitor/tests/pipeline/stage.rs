@@ -194,6 +194,7 @@ impl Spare {
                     let reply = match request {
                         Request::Hello(_) => Reply::Welcome { version: VERSION },
                         Request::Prepare(_) => Reply::Ready { kernel: "6.1".into() },
+                        Request::GiveBack(_) => Reply::GivenBack { aborted: 0 },
                         Request::Evacuate(order) => {
                             assert_eq!(order.token, token());
                             log.lock().unwrap().push(format!("{name}: ordered, silent {} ms", order.silent_ms));

@@ -19,6 +19,13 @@ const INFO_TIMESTAMPS: u8 = 1;
 const INFO_SACK: u8 = 2;
 const INFO_SCALES: u8 = 4;
 
+/// The kernel's numbers for states in which a FIN has its place (`include/net/tcp_states.h`).
+const FIN_WAIT1: u8 = 4;
+const FIN_WAIT2: u8 = 5;
+const CLOSE_WAIT: u8 = 8;
+const LAST_ACK: u8 = 9;
+const CLOSING: u8 = 11;
+
 fn address(storage: &SockaddrStorage) -> io::Result<SocketAddr> {
     let v4 = storage.as_sockaddr_in().map(|address| SocketAddr::from((address.ip(), address.port())));
     let v6 = storage.as_sockaddr_in6().map(|address| SocketAddr::from((address.ip(), address.port())));
@@ -57,17 +64,21 @@ pub fn capture(socket: impl AsFd, queue_bytes_max: usize) -> io::Result<Snapshot
     raw::set(fd, libc::IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, &QUEUE_NONE)?;
     let mss: i32 = option(fd, libc::TCP_MAXSEG)?;
     let timestamp: u32 = option(fd, libc::TCP_TIMESTAMP)?;
-    let snd_una = write_seq.wrapping_sub(sending.len() as u32);
+    let closed = matches!(info.state, FIN_WAIT1 | FIN_WAIT2 | LAST_ACK | CLOSING);
+    let peer_closed = matches!(info.state, CLOSE_WAIT | LAST_ACK | CLOSING);
+    let snd_una = write_seq.wrapping_sub(sending.len() as u32 + u32::from(closed));
+    let end_of_input = rcv_nxt.wrapping_sub(peer_closed.into());
+    let acknowledged_fin = window.rcv_wup == rcv_nxt && peer_closed;
     Ok(Snapshot {
         local: address(&socket::getsockname(fd.as_raw_fd())?)?,
         peer: address(&socket::getpeername(fd.as_raw_fd())?)?,
         snd_una,
-        snd_nxt: write_seq,
+        snd_nxt: write_seq.wrapping_sub(closed.into()),
         sending,
-        rcv_nxt,
+        rcv_nxt: end_of_input,
         receiving,
-        rcv_wup: window.rcv_wup,
-        rcv_wnd: window.rcv_wnd,
+        rcv_wup: window.rcv_wup.wrapping_sub(acknowledged_fin.into()),
+        rcv_wnd: window.rcv_wnd + u32::from(acknowledged_fin),
         snd_wl1: window.snd_wl1,
         snd_wnd: window.snd_wnd,
         max_window: window.max_window,
@@ -75,5 +86,7 @@ pub fn capture(socket: impl AsFd, queue_bytes_max: usize) -> io::Result<Snapshot
         sack: info.options & INFO_SACK != 0,
         timestamp: (info.options & INFO_TIMESTAMPS != 0).then_some(timestamp),
         mss_clamp: u16::try_from(mss).unwrap_or(u16::MAX),
+        closed,
+        peer_closed,
     })
 }

@@ -157,6 +157,8 @@ impl Rebuilt {
     fn connect(&self, snapshot: &Snapshot, start: Start) -> Result<(), RepairError> {
         self.transparent(true)?;
         self.tcp(libc::TCP_REPAIR, &REPAIR_ON, "TCP_REPAIR")?;
+        // Whatever happens before the application has it: the client is reset, not told that the stream is complete.
+        SockRef::from(&self.socket).set_linger(Some(Duration::ZERO)).at("SO_LINGER")?;
         self.buffers(snapshot);
         let segment = snapshot.mss_clamp.clamp(*SEGMENT_BYTES.start(), *SEGMENT_BYTES.end());
         self.tcp(libc::TCP_MAXSEG, &i32::from(segment), "TCP_MAXSEG")?;
@@ -208,16 +210,14 @@ impl Rebuilt {
     }
 
     /// Ends repair and sends the saved bytes from `start` on. The address must be local by now. The socket is
-    /// non-blocking; a zero window does not hinder: bytes wait in the kernel's queue.
+    /// non-blocking; a zero window does not hinder: bytes wait in the kernel's queue. It lingers for no time until its
+    /// application has taken it.
     ///
     /// # Errors
     /// [`RepairError`]; the client has then been reset, since a plain close would make a cut stream look complete.
     pub fn go_live(self, snapshot: &Snapshot, start: Start) -> Result<OwnedFd, RepairError> {
-        let spoken = self.speak(snapshot.sending_from(start.seq).unwrap_or_default());
-        if spoken.is_err() {
-            let _ = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
-        }
-        spoken.map(|()| self.socket)
+        self.speak(snapshot.sending_from(start.seq).unwrap_or_default())?;
+        Ok(self.socket)
     }
 
     fn speak(&self, bytes: &[u8]) -> Result<(), RepairError> {
@@ -245,12 +245,33 @@ fn send_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Closes our direction, as the application had: a FIN follows what is queued.
+///
+/// # Errors
+/// The kernel's: usually that the client has reset the connection.
+pub fn close_output(socket: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(socket::shutdown(raw_fd(socket), socket::Shutdown::Write)?)
+}
+
+/// Leaves a closed connection to the kernel, which brings it to its end.
+pub fn leave_to_kernel(socket: OwnedFd) {
+    let _ = SockRef::from(&socket).set_linger(None);
+}
+
 /// Closes a connection without a word: the client learns nothing from it.
 ///
 /// # Errors
 /// The kernel's answer to `TCP_REPAIR`; the socket is closed in any case, then with a FIN.
 pub fn drop_silently(socket: OwnedFd) -> io::Result<()> {
     raw::set(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_REPAIR, &REPAIR_ON)
+}
+
+/// The kernel's number for the connection's state (`include/net/tcp_states.h`).
+///
+/// # Errors
+/// The kernel's answer to `TCP_INFO`.
+pub fn state(socket: BorrowedFd<'_>) -> io::Result<u8> {
+    raw::fetch(socket, libc::IPPROTO_TCP, libc::TCP_INFO).map(|info: raw::Info| info.state)
 }
 
 /// Segments in flight or lost, and how often the oldest was sent again: 0 and 0 once the client has everything.

@@ -119,9 +119,14 @@ impl Wire {
                 for v6 in [false, true] {
                     add_address(&mut netlink, address(v6, host));
                 }
-                wait_until_up(&mut netlink);
+                wait_until_up(&mut netlink, "eth0");
             });
         }
+        // The bridge forwards for a port when it has noticed its carrier, too.
+        wire.bridge.run(|| {
+            let mut netlink = Netlink::open().unwrap();
+            ["client", "server", "spare"].iter().for_each(|port| wait_until_up(&mut netlink, port));
+        });
         wire
     }
 
@@ -137,13 +142,13 @@ impl Wire {
 }
 
 /// A new link may drop what is sent for up to a second: its queue starts when the kernel has noticed its carrier.
-fn wait_until_up(netlink: &mut Netlink) {
+fn wait_until_up(netlink: &mut Netlink, interface: &str) {
     const IFLA_OPERSTATE: u16 = 16;
     const UP: &[u8] = &[6];
     let begin = Instant::now();
     loop {
         let mut fixed = [0; 16];
-        fixed[4..8].copy_from_slice(&link_index("eth0").to_ne_bytes());
+        fixed[4..8].copy_from_slice(&link_index(interface).to_ne_bytes());
         let links = netlink.exchange(Message::new(libc::RTM_GETLINK, 0, &fixed)).unwrap();
         if attributes(&links[0].body[16..]).any(|found| found == (IFLA_OPERSTATE, UP)) {
             return;

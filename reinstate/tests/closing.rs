@@ -1,0 +1,250 @@
+//! Connections at their beginning and at their end lose their server: not accepted yet, half closed, closing. What each
+//! side had closed stays closed, what it had not stays open, and every byte arrives once before the end of its stream.
+//!
+//! CLOSING is not made here: in sequence space it is LAST_ACK (both FINs on their way, ours not acknowledged).
+
+#[allow(dead_code)] // of what the tests share, each uses a part
+mod wire;
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    os::fd::AsFd,
+    thread,
+    time::{Duration, Instant},
+};
+
+use reinstate::{
+    address::{Interface, StandBy},
+    evacuate::revive,
+    netlink::Netlink,
+    probe::{Patience, Prober},
+    snapshot::Snapshot,
+    tcp_repair,
+};
+use wire::{SERVICE, Wire, address, service};
+
+const NEVER: Duration = Duration::from_secs(20);
+const QUEUE_BYTES: usize = 4 << 20;
+
+const FIN_WAIT1: u8 = 4;
+const FIN_WAIT2: u8 = 5;
+const CLOSE_WAIT: u8 = 8;
+const LAST_ACK: u8 = 9;
+
+struct Pair {
+    wire: Wire,
+    v6: bool,
+    client: TcpStream,
+    server: TcpStream,
+    standby: Option<StandBy>,
+}
+
+fn patient(stream: &TcpStream) {
+    stream.set_read_timeout(Some(NEVER)).unwrap();
+    stream.set_write_timeout(Some(NEVER)).unwrap();
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len as u32).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect()
+}
+
+fn say(mut stream: &TcpStream, len: usize) {
+    stream.write_all(&pattern(len)).unwrap();
+}
+
+fn hear(mut stream: &TcpStream, len: usize) {
+    let mut bytes = vec![0; len];
+    stream.read_exact(&mut bytes).unwrap();
+    assert!(bytes == pattern(len));
+}
+
+fn hear_end(mut stream: &TcpStream) {
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the stream ends here");
+}
+
+impl Pair {
+    fn new(v6: bool) -> Self {
+        let wire = Wire::new();
+        let listener = wire.server.run(|| TcpListener::bind(service(v6)).unwrap());
+        let client = wire.client.run(|| TcpStream::connect(service(v6)).unwrap());
+        let server = listener.accept().unwrap().0;
+        patient(&client);
+        patient(&server);
+        Self { wire, v6, client, server, standby: None }
+    }
+
+    fn wait_for(&self, state: u8) {
+        let begin = Instant::now();
+        while tcp_repair::state(self.server.as_fd()).unwrap() != state {
+            assert!(begin.elapsed() < NEVER, "the server never got to state {state}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn silence(&self) {
+        self.wire.silence_server();
+    }
+
+    /// The server in `state` becomes one on the spare.
+    fn carry(&mut self, state: u8) -> Snapshot {
+        assert_eq!(tcp_repair::state(self.server.as_fd()).unwrap(), state);
+        let snapshot = tcp_repair::capture(&self.server, QUEUE_BYTES).unwrap();
+        let moving = address(self.v6, SERVICE);
+        let (server, standby) = self.wire.spare.run(|| {
+            let mut netlink = Netlink::open().unwrap();
+            let interface = Interface::towards(&mut netlink, moving).unwrap();
+            let mut prober = Prober::open(&[(moving, &interface)]).unwrap();
+            let mut standby = StandBy::prepare(moving, interface).unwrap();
+            let order = Instant::now();
+            let patience = Patience { most: NEVER, ..Patience::default() };
+            standby.announce().unwrap();
+            let again = || standby.announce().unwrap();
+            let start = prober.ask(&[&snapshot], order, patience, again).unwrap()[0].unwrap();
+            let rebuilt = tcp_repair::rebuild(&snapshot, start, snapshot.timestamp_after(order.elapsed())).unwrap();
+            standby.take(&mut netlink).unwrap();
+            (revive(&prober, &snapshot, start, rebuilt).unwrap(), standby)
+        });
+        self.server = TcpStream::from(server);
+        self.server.set_nonblocking(false).unwrap();
+        socket2::SockRef::from(&self.server).set_linger(None).unwrap();
+        patient(&self.server);
+        self.standby = Some(standby);
+        snapshot
+    }
+}
+
+#[test]
+fn a_connection_that_was_not_accepted_keeps_what_its_client_said() {
+    let wire = Wire::new();
+    let listener = wire.server.run(|| TcpListener::bind(service(false)).unwrap());
+    let client = wire.client.run(|| TcpStream::connect(service(false)).unwrap());
+    patient(&client);
+    say(&client, 3000);
+    let mut pair = {
+        // All of it is in the accept queue, where a dead kernel leaves it; accepting is the only way to look at it.
+        let server = listener.accept().unwrap().0;
+        patient(&server);
+        let mut seen = vec![0; 3000];
+        while server.peek(&mut seen).unwrap() < seen.len() {}
+        Pair { wire, v6: false, client, server, standby: None }
+    };
+    pair.silence();
+    let snapshot = pair.carry(1);
+    assert_eq!((snapshot.receiving.len(), snapshot.sending.len()), (3000, 0));
+    hear(&pair.server, 3000);
+    say(&pair.server, 5000);
+    hear(&pair.client, 5000);
+}
+
+/// The client has closed; the server has read everything, or nothing, and still answers.
+fn client_has_closed(v6: bool, end_was_read: bool) {
+    let mut pair = Pair::new(v6);
+    say(&pair.client, 3000);
+    pair.client.shutdown(Shutdown::Write).unwrap();
+    pair.wait_for(CLOSE_WAIT);
+    if end_was_read {
+        hear(&pair.server, 3000);
+        hear_end(&pair.server);
+    }
+    pair.silence();
+    say(&pair.server, 5000);
+    let snapshot = pair.carry(CLOSE_WAIT);
+    assert!(snapshot.peer_closed && !snapshot.closed);
+    if !end_was_read {
+        hear(&pair.server, 3000);
+    }
+    hear_end(&pair.server);
+    hear(&pair.client, 5000);
+    say(&pair.server, 200_000);
+    pair.server.shutdown(Shutdown::Write).unwrap();
+    hear(&pair.client, 200_000);
+    hear_end(&pair.client);
+}
+
+#[test]
+fn a_client_that_had_closed_gets_its_answer_and_its_server_sees_the_end() {
+    client_has_closed(false, false);
+    client_has_closed(false, true);
+}
+
+#[test]
+fn a_client_that_had_closed_gets_its_answer_over_ipv6() {
+    client_has_closed(true, false);
+}
+
+#[test]
+fn a_fin_that_never_arrived_is_said_again_by_the_client() {
+    let mut pair = Pair::new(false);
+    pair.silence();
+    say(&pair.client, 3000);
+    pair.client.shutdown(Shutdown::Write).unwrap();
+    let snapshot = pair.carry(1);
+    assert!(!snapshot.peer_closed);
+    hear(&pair.server, 3000);
+    hear_end(&pair.server);
+}
+
+#[test]
+fn a_server_that_had_closed_still_hears_its_client() {
+    for client_has_it in [false, true] {
+        let mut pair = Pair::new(false);
+        if !client_has_it {
+            pair.silence();
+        }
+        say(&pair.server, 5000);
+        pair.server.shutdown(Shutdown::Write).unwrap();
+        if client_has_it {
+            hear(&pair.client, 5000);
+            hear_end(&pair.client);
+            pair.wait_for(FIN_WAIT2);
+            pair.silence();
+        }
+        let snapshot = pair.carry(if client_has_it { FIN_WAIT2 } else { FIN_WAIT1 });
+        assert!(snapshot.closed && !snapshot.peer_closed);
+        if !client_has_it {
+            hear(&pair.client, 5000);
+            hear_end(&pair.client);
+        }
+        say(&pair.client, 200_000);
+        pair.client.shutdown(Shutdown::Write).unwrap();
+        hear(&pair.server, 200_000);
+        hear_end(&pair.server);
+    }
+}
+
+#[test]
+fn when_both_had_closed_the_last_bytes_and_the_end_arrive() {
+    let mut pair = Pair::new(false);
+    say(&pair.client, 3000);
+    pair.client.shutdown(Shutdown::Write).unwrap();
+    pair.wait_for(CLOSE_WAIT);
+    hear(&pair.server, 3000);
+    hear_end(&pair.server);
+    pair.silence();
+    say(&pair.server, 5000);
+    pair.server.shutdown(Shutdown::Write).unwrap();
+    let snapshot = pair.carry(LAST_ACK);
+    assert!(snapshot.closed && snapshot.peer_closed);
+    // Nobody waits for it: the kernel alone brings it to its end.
+    tcp_repair::leave_to_kernel(pair.server.try_clone().unwrap().into());
+    drop(std::mem::replace(&mut pair.server, pair.client.try_clone().unwrap()));
+    hear(&pair.client, 5000);
+    hear_end(&pair.client);
+    assert!(pair.client.take_error().unwrap().is_none());
+}
+
+#[test]
+fn a_spare_that_dies_before_the_application_has_a_session_resets_its_client() {
+    let mut pair = Pair::new(false);
+    pair.silence();
+    say(&pair.server, 5000);
+    pair.carry(1);
+    socket2::SockRef::from(&pair.server).set_linger(Some(Duration::ZERO)).unwrap();
+    // What the kernel does for a process that is killed.
+    let gone = std::mem::replace(&mut pair.server, pair.client.try_clone().unwrap());
+    drop(gone);
+    let mut rest = Vec::new();
+    let error = (&pair.client).read_to_end(&mut rest).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
