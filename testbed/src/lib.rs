@@ -14,4 +14,5 @@ pub mod sandbox;
 pub mod scenario;
 pub mod timeline;
 pub mod topology;
+pub mod torn;
 pub mod vm;

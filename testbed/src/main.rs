@@ -18,6 +18,7 @@ use testbed::{
     scenario::{self, Order, Progress, Run},
     timeline::Timeline,
     topology::Topology,
+    torn,
 };
 
 /// Breaks real virtual machines and proves that their clients never notice.
@@ -56,6 +57,25 @@ enum Action {
     },
     /// Runs the matrix of faults, kernels, processors and sessions again and again; goes on where it was stopped.
     Campaign(CampaignArguments),
+    /// Stops a guest's processor at each instruction of the kernel's TCP paths and reads its memory there; the last
+    /// line on standard output is the result, as JSON.
+    Torn {
+        /// Line of guest kernels.
+        #[arg(long, default_value = "6.1", value_parser = ["6.1", "6.12", "6.1-rt"])]
+        kernel: String,
+        /// Kernel functions to go through.
+        #[arg(long, value_delimiter = ',', default_values_t = torn::PATHS.map(str::to_owned))]
+        paths: Vec<String>,
+        /// How often each is gone through.
+        #[arg(long, default_value_t = 2)]
+        visits: usize,
+        /// Every how many instructions the memory is read.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        stride: u32,
+        /// Which of these instructions is the first.
+        #[arg(long, default_value_t = 0)]
+        phase: usize,
+    },
     /// Draws a timeline that was saved as JSON: as SVG on standard output, as text on standard error.
     Draw {
         /// The file.
@@ -188,6 +208,12 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Action::Run { scenario: Scenario::HangDownload(arguments) } => hang_download(arguments),
+        Action::Torn { kernel, paths, visits, stride, phase } => {
+            let order = torn::Order { kernel, paths, visits, stride: stride as usize, phase };
+            let report = torn::explore(&order, Progress::begin())?;
+            println!("{}", serde_json::to_string(&report)?);
+            Ok(if report.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
         Action::Enter { place, command } => enter(&place, &command),
     }
 }

@@ -12,12 +12,14 @@
 //! Nothing here needs root: without a tap device of the caller's there is no network.
 
 mod control;
+mod gdb;
 mod process;
 mod qmp;
 mod running;
 mod spec;
 
 pub use control::Output;
+pub use gdb::{Gdb, Registers};
 pub use qmp::Qmp;
 pub use running::Vm;
 pub use spec::{Accel, Ram, Share, Tap, VmSpec};

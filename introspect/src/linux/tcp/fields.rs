@@ -86,8 +86,35 @@ pub(crate) fn socket(
         damage: Vec::new(),
     };
     check_order(&mut socket);
+    if let (Some(sent), Some(again)) = (layout.bytes_sent, layout.bytes_retrans) {
+        settle_acknowledged(&mut socket, sent.of(bytes), again.of(bytes));
+    }
     Some(socket)
 }
+
+/// Undoes the half of an acknowledgement. `tcp_snd_una_update` adds to `bytes_acked` and then moves `snd_una`; a
+/// machine stopped between the two tells a stream offset that is too high by what was acknowledged. What was sent for
+/// the first time is counted apart (`bytes_sent` less `bytes_retrans`) and shows it. During a retransmission that
+/// count is too low itself, so then nothing vouches for the offset.
+fn settle_acknowledged(socket: &mut TcpSocket, sent: u64, again: u64) {
+    let in_flight = u64::from(socket.snd_nxt.wrapping_sub(socket.snd_una));
+    let fin = u64::from(socket.state != State::Established && socket.state != State::CloseWait);
+    let counted = socket.bytes_acked.wrapping_add(in_flight);
+    let excess = counted.wrapping_sub(sent.wrapping_sub(again)).wrapping_sub(fin);
+    if !socket.lock_held || excess == 0 || excess as i64 <= 0 {
+        return;
+    }
+    let certain = again == 0 && excess <= in_flight;
+    let part = if certain { "bytes_acked before snd_una" } else { UNSETTLED };
+    let fault = Fault::Mismatch { expected: sent.wrapping_sub(again), found: counted };
+    socket.damage.push(Damage { at: socket.address, part, fault });
+    if certain {
+        socket.bytes_acked -= excess;
+    }
+}
+
+/// Damage that leaves the stream offset of what is sent in doubt.
+pub(crate) const UNSETTLED: &str = "bytes_acked during a retransmission";
 
 /// Undoes the half-done arrival of a segment. The kernel counts a segment received (`rcv_nxt`, `bytes_received`) before
 /// it queues it (`tcp_queue_rcv`), so a machine stopped between the two has counted bytes that are nowhere. No
@@ -101,6 +128,19 @@ pub(crate) fn take_back_unqueued(socket: &mut TcpSocket, receive: &mut Plan) {
         socket.bytes_received = socket.bytes_received.saturating_sub(unqueued.into());
         receive.complete = true;
     }
+}
+
+/// Undoes the half-done merging of a segment. `tcp_try_coalesce` appends it to the last buffer of the queue before
+/// `rcv_nxt` counts it: what lies beyond `rcv_nxt` was never acknowledged, and the peer sends it again.
+pub(crate) fn cut_off_uncounted(socket: &TcpSocket, receive: &mut Plan) {
+    let beyond = receive.reached.wrapping_sub(socket.rcv_nxt);
+    if !socket.lock_held || !receive.gapless || receive.complete || receive.fin || beyond as i32 <= 0 {
+        return;
+    }
+    let Some(last) = receive.cuts.last_mut().filter(|last| last.take > beyond) else { return };
+    last.take -= beyond;
+    receive.reached = socket.rcv_nxt;
+    receive.complete = true;
 }
 
 /// Sequence numbers that no running kernel leaves, whatever it was interrupted in.

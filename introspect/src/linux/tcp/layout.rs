@@ -76,6 +76,9 @@ layout! {
         repair: "tcp_sock.repair",
     } optional {
         usec_ts: "tcp_sock.tcp_usec_ts",
+        sent_ring: "tcp_sock.tsorted_sent_queue",
+        bytes_sent: "tcp_sock.bytes_sent",
+        bytes_retrans: "tcp_sock.bytes_retrans",
         is_mptcp: "tcp_sock.is_mptcp",
     }
 }
@@ -100,6 +103,8 @@ layout! {
         queue_next: "sk_buff_head.next",
         queue_prev: "sk_buff_head.prev",
         queue_len: "sk_buff_head.qlen",
+    } optional {
+        sent_anchor: "sk_buff.tcp_tsorted_anchor",
     }
 }
 

@@ -16,6 +16,7 @@ mod fields;
 mod layout;
 mod payload;
 mod queue;
+mod rescue;
 mod skb;
 mod socket;
 pub(crate) mod tables;
@@ -64,7 +65,10 @@ pub fn walk(
             socks.push((member.address, bytes));
         }
     }
-    let queues = skb::collect(kernel, &mut memory, &socks)?;
+    let mut queues = skb::collect(kernel, &mut memory, &socks)?;
+    let torn = |(index, socket): (usize, &TcpSocket)| (!Draft::send_is_whole(socket, &queues[index])).then_some(index);
+    let torn: Vec<usize> = sockets.iter().enumerate().filter_map(torn).collect();
+    rescue::from_sent_ring(kernel, &mut memory, &socks, &torn, &mut queues)?;
     fill(kernel, &mut memory, &mut sockets, queues)?;
     Ok((sockets, damage))
 }
@@ -81,18 +85,31 @@ struct Draft {
 
 impl Draft {
     fn new(socket: &mut TcpSocket, queues: Queues) -> Self {
-        let mut skbs = queues.rtx;
-        skbs.sort_by_key(|skb| skb.seq.wrapping_sub(socket.snd_una) as i32);
-        let sent = skbs.len();
-        skbs.extend(queues.write);
+        let sent = queues.rtx.len();
+        let mut skbs = Self::sending(socket, &queues);
         let sending = skbs.len();
         skbs.extend(queues.receive);
-        let send = queue::cut(&skbs[..sending], socket.snd_una, socket.write_seq, "send queue", socket.address);
+        let mut send = queue::cut(&skbs[..sending], socket.snd_una, socket.write_seq, "send queue", socket.address);
+        send.complete &= socket.damage.iter().all(|damage| damage.part != fields::UNSETTLED);
         let mut receive =
             queue::cut(&skbs[sending..], socket.copied_seq, socket.rcv_nxt, "sk_receive_queue", socket.address);
         receive.cuts.iter_mut().for_each(|cut| cut.skb += sending);
         fields::take_back_unqueued(socket, &mut receive);
+        fields::cut_off_uncounted(socket, &mut receive);
         Self { skbs, sent, sending, send, receive }
+    }
+
+    /// The send buffers in order: those of the retransmission queue, then those of the write queue.
+    fn sending(socket: &TcpSocket, queues: &Queues) -> Vec<Skb> {
+        let mut skbs = queues.rtx.clone();
+        skbs.sort_by_key(|skb| skb.seq.wrapping_sub(socket.snd_una) as i32);
+        skbs.extend_from_slice(&queues.write);
+        skbs
+    }
+
+    fn send_is_whole(socket: &TcpSocket, queues: &Queues) -> bool {
+        let skbs = Self::sending(socket, queues);
+        queue::cut(&skbs, socket.snd_una, socket.write_seq, "send queue", socket.address).complete
     }
 
     fn bytes(&self) -> usize {

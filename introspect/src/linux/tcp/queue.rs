@@ -67,10 +67,12 @@ pub(crate) fn cut(skbs: &[Skb], start: u32, end: u32, part: &'static str, socket
         }
         if len < i64::from(skb.len) {
             report(skb.len, len as u32); // stopped inside sendmsg: bytes copied in but not yet counted
-            // Between two steps of its end: `write_seq` counts the bytes already, `end_seq` not yet.
+            // Between two steps of its end: `write_seq` counts the bytes already, `end_seq` not yet. Or it is about to
+            // be split: `end_seq` has been set back, the bytes are still here (`tso_fragment`).
             let uncounted = i64::from(skb.len) - len;
-            if index + 1 == skbs.len() && !fin && distance(end_seq, end) == uncounted {
-                (len, end_seq) = (skb.len.into(), end);
+            let following = skbs.get(index + 1).map_or(end, |next| next.seq);
+            if !fin && distance(end_seq, following) == uncounted {
+                (len, end_seq) = (skb.len.into(), following);
             }
         }
         if distance(expected, end_seq) <= 0 {
@@ -135,9 +137,11 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_between_the_last_two_steps_of_sendmsg_loses_nothing() {
+    fn a_stop_between_two_steps_of_a_buffers_end_loses_nothing() {
         check(&[skb(0, 10, 10, 0), skb(10, 15, 9, 0)], 0, 19, &[(0, 0, 10), (10, 0, 9)], true, 1);
         check(&[skb(0, 0, 9, 0)], 0, 9, &[(0, 0, 9)], true, 1);
+        // About to be split after ten bytes.
+        check(&[skb(0, 10, 15, 0), skb(15, 20, 5, 0)], 0, 20, &[(0, 0, 15), (15, 0, 5)], true, 1);
         // One step earlier nothing counts them, and in the middle of a queue nothing can.
         check(&[skb(0, 10, 10, 0), skb(10, 15, 9, 0)], 0, 15, &[(0, 0, 10), (10, 0, 5)], true, 1);
         check(&[skb(0, 10, 14, 0), skb(10, 15, 5, 0)], 0, 19, &[(0, 0, 10), (10, 0, 5)], false, 2);

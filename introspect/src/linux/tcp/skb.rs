@@ -100,6 +100,7 @@ pub(crate) fn span(layout: &SkbLayout) -> usize {
     [layout.next, layout.prev, layout.parent_color, layout.right, layout.left, layout.cb, layout.len]
         .iter()
         .chain(&[layout.data_len, layout.head, layout.data, layout.end])
+        .chain(&layout.sent_anchor)
         .map(|field| field.end())
         .max()
         .unwrap_or(0)
