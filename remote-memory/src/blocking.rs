@@ -3,10 +3,11 @@
 //! A batch is carried out in rounds, each as large as the landing buffer and the queue's depth allow: all of a round
 //! is posted at once, so its cost is one round trip and the bytes. A refusal breaks a connection (that is how RDMA
 //! answers a bad address); the reads that it flushed are then asked again on a new one, so that one bad address of a
-//! batch does not cost the others.
+//! batch does not cost the others. Neighbouring reads are fetched together (see `merge`).
 
 use std::time::Duration;
 
+use crate::merge::{Plan, Span};
 use crate::{
     AccessError, Completion, LinkError, Queue, Read, RemoteAddr, RemoteRead, RemoteWrite, Request, Warrant, Work,
     WriteError,
@@ -15,9 +16,9 @@ use crate::{
 /// Completions taken per poll: drains a full queue in a few calls without a large stack frame.
 const COMPLETIONS_PER_POLL: usize = 64;
 
-/// Refused reads one batch may hold before the rest of it is reported as flushed: each costs a reconnection, and a
-/// caller with more bad addresses than this is following garbage.
-const RECONNECTS_PER_BATCH: usize = 8;
+/// Reconnections for one batch before the rest of it is reported as flushed. A bad address costs one, and one more if
+/// it was read together with others; a caller with more bad addresses than this pays for is following garbage.
+const RECONNECTS_PER_BATCH: usize = 16;
 
 /// Landing offsets are kept this aligned, in bytes, so that atomics and copies stay aligned.
 const LANDING_ALIGN: usize = 8;
@@ -31,16 +32,25 @@ pub struct Blocking<Q> {
     /// id, so the connection is replaced before the next use.
     is_abandoned: bool,
     requests: Vec<Request>,
-    /// The round's plan while it runs: which id lands where. Both lists keep their capacity from round to round.
-    spare: Vec<Request>,
+    /// What is left of the batch, and what the requests of this round stand for: the id of a request is an index into
+    /// `spans`. All lists keep their capacity from batch to batch.
+    plan: Plan,
+    spans: Vec<Span>,
+    merges: bool,
 }
 
 impl<Q: Queue> Blocking<Q> {
     /// Wraps `queue`; a call that sees no completion for `patience` reports the link lost.
     pub fn new(queue: Q, patience: Duration) -> Self {
         let requests = Vec::with_capacity(queue.depth());
-        let spare = Vec::with_capacity(queue.depth());
-        Self { queue, patience, is_abandoned: false, requests, spare }
+        let spans = Vec::with_capacity(queue.depth());
+        Self { queue, patience, is_abandoned: false, requests, plan: Plan::default(), spans, merges: true }
+    }
+
+    /// The same with one operation for each read, however near they lie: to measure what an operation costs.
+    #[must_use]
+    pub fn without_merging(self) -> Self {
+        Self { merges: false, ..self }
     }
 
     /// The queue underneath.
@@ -67,24 +77,17 @@ impl<Q: Queue> Blocking<Q> {
         Ok(())
     }
 
-    /// Fills `self.requests` with the unfinished reads of `batch` that fit into one round.
-    fn plan_round(&mut self, batch: &[Read<'_>], done: impl Fn(&Read<'_>) -> bool) -> Result<(), LinkError> {
-        let (room, depth) = (self.queue.landing().len(), self.queue.depth());
-        let mut landing = 0;
+    /// Fills `self.spans` and `self.requests` with the reads of `batch` that fit into one round.
+    fn plan_round(&mut self, batch: &[Read<'_>]) {
+        let limits = (self.queue.depth(), self.queue.landing().len(), LANDING_ALIGN);
+        let gap_max = self.merges.then(|| self.queue.packet_bytes() as u64);
+        self.plan.round(batch, &mut self.spans, limits, gap_max);
         self.requests.clear();
-        for (index, read) in batch.iter().enumerate().filter(|(_, read)| !done(read)) {
-            let len = read.into.len();
-            if len > room {
-                return Err(LinkError::Misused("one read is larger than the landing buffer"));
-            }
-            if landing + len > room || self.requests.len() == depth {
-                break;
-            }
-            let work = Work::Read { at: read.at, len: len as u32, landing: landing as u32 };
-            self.requests.push(Request { id: index as u64, work });
-            landing = (landing + len).next_multiple_of(LANDING_ALIGN).min(room);
-        }
-        Ok(())
+        self.requests.extend(self.spans.iter().enumerate().map(|(id, span)| {
+            let at = RemoteAddr::new(span.key, span.addr);
+            let work = Work::Read { at, len: span.len as u32, landing: span.landing as u32 };
+            Request { id: id as u64, work }
+        }));
     }
 
     /// Posts the planned requests and hands each completion to `finish`.
@@ -131,10 +134,14 @@ impl<Q: Queue> Blocking<Q> {
 
 impl<Q: Queue> RemoteRead for Blocking<Q> {
     fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
+        let room = self.queue.landing().len();
+        if batch.iter().any(|read| read.into.len() > room) {
+            return Err(LinkError::Misused("one read is larger than the landing buffer"));
+        }
         for read in batch.iter_mut() {
             read.outcome = Err(AccessError::Flushed);
         }
-        let is_done = |read: &Read<'_>| read.outcome != Err(AccessError::Flushed);
+        self.plan.begin(batch);
         let mut reconnects = 0;
         loop {
             if !self.is_usable() {
@@ -144,33 +151,58 @@ impl<Q: Queue> RemoteRead for Blocking<Q> {
                 }
                 self.renew()?;
             }
-            self.plan_round(batch, is_done)?;
+            self.plan_round(batch);
             if self.requests.is_empty() {
                 return Ok(());
             }
-            let mut planned = std::mem::take(&mut self.spare);
-            planned.clear();
-            planned.extend_from_slice(&self.requests);
-            let landing_of = |id: u64| {
-                let found = planned.binary_search_by_key(&id, |request| request.id).ok()?;
-                match planned[found].work {
-                    Work::Read { landing, .. } => Some(landing as usize),
-                    _ => None,
-                }
-            };
-            let round = self.run_round(|queue, completion| {
-                let (Some(read), Some(landing)) = (batch.get_mut(completion.id as usize), landing_of(completion.id))
-                else {
-                    return; // a completion we did not ask for: the carrier's defect, not worth dying for
-                };
-                read.outcome = completion.outcome.map(drop);
-                if read.outcome.is_ok() {
-                    let len = read.into.len();
-                    read.into.copy_from_slice(&queue.landing()[landing..landing + len]);
-                }
-            });
-            self.spare = planned;
+            let (plan, spans) = (std::mem::take(&mut self.plan), std::mem::take(&mut self.spans));
+            let mut outcomes = Outcomes { plan, spans, answered: 0 };
+            let round = self.run_round(|queue, completion| outcomes.take(queue.landing(), completion, batch));
+            outcomes.ask_again(batch);
+            (self.plan, self.spans) = (outcomes.plan, outcomes.spans);
             round?;
+        }
+    }
+}
+
+/// Where the answers of one round go.
+struct Outcomes {
+    plan: Plan,
+    spans: Vec<Span>,
+    answered: usize,
+}
+
+impl Outcomes {
+    /// Hands the bytes of one span to its reads. Those of a refused span stay flushed, if they are several.
+    fn take(&mut self, landing: &[u8], completion: Completion, batch: &mut [Read<'_>]) {
+        let Some(span) = self.spans.get_mut(completion.id as usize) else {
+            return; // a completion we did not ask for: the carrier's defect, not worth dying for
+        };
+        match completion.outcome {
+            Err(AccessError::Flushed) => return,
+            Err(_) if span.is_merged() => {
+                span.is_refused = true;
+                return;
+            }
+            _ => span.is_answered = true,
+        }
+        self.answered += 1;
+        for index in self.plan.members(span) {
+            let read = &mut batch[*index as usize];
+            read.outcome = completion.outcome.map(drop);
+            if read.outcome.is_ok() {
+                let from = span.landing + (read.at.addr - span.addr) as usize;
+                read.into.copy_from_slice(&landing[from..from + read.into.len()]);
+            }
+        }
+    }
+
+    /// What has no outcome is planned anew.
+    fn ask_again(&mut self, batch: &[Read<'_>]) {
+        if self.answered < self.spans.len() {
+            for span in self.spans.iter().filter(|span| !span.is_answered) {
+                self.plan.ask_again(span, batch.len());
+            }
         }
     }
 }

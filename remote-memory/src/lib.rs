@@ -20,6 +20,7 @@ mod blocking;
 pub mod delay;
 pub mod faults;
 pub mod image;
+mod merge;
 mod operation;
 mod published;
 mod queue;

@@ -13,6 +13,9 @@ use std::time::Duration;
 
 use crate::{AccessError, LinkError, RemoteAddr};
 
+/// What a packet carries on an ordinary Ethernet (MTU 1500), in bytes.
+const PACKET_BYTES: usize = 1024;
+
 /// One operation on remote memory. Lengths are in bytes; `landing` is an offset into [`Queue::landing`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Work {
@@ -81,6 +84,11 @@ pub trait Queue {
 
     /// How many operations may be outstanding.
     fn depth(&self) -> usize;
+
+    /// Payload of one packet in bytes: reading so much more costs less than asking once more.
+    fn packet_bytes(&self) -> usize {
+        PACKET_BYTES
+    }
 
     /// Posts as many of `requests` as there is room for, in order, and returns how many. Sends at once.
     ///

@@ -36,6 +36,7 @@ pub struct SoftQueue {
 struct Connection {
     requester: Requester,
     peer: SocketAddrV4,
+    mtu: PathMtu,
 }
 
 impl SoftQueue {
@@ -86,6 +87,7 @@ impl SoftQueue {
         self.connection = Some(Connection {
             requester: Requester::new(&self.ours, &remote, limits),
             peer: SocketAddrV4::new(remote.address, remote.port),
+            mtu,
         });
         Ok(())
     }
@@ -138,7 +140,7 @@ impl SoftQueue {
 
     /// Sends all that may be sent.
     fn send(&mut self) -> Result<(), LinkError> {
-        let Some(Connection { requester, peer }) = &mut self.connection else { return Ok(()) };
+        let Some(Connection { requester, peer, .. }) = &mut self.connection else { return Ok(()) };
         let now = self.epoch.elapsed();
         requester.expire(now);
         while self.socket.stage(*peer, |out| requester.transmit(now, &self.landing, out)).map_err(local)? {}
@@ -147,7 +149,7 @@ impl SoftQueue {
 
     /// Takes finished operations into `completions`.
     fn harvest(&mut self, completions: &mut [Completion]) -> Result<usize, LinkError> {
-        let Some(Connection { requester, peer }) = &mut self.connection else { return Err(NOT_CONNECTED) };
+        let Some(Connection { requester, peer, .. }) = &mut self.connection else { return Err(NOT_CONNECTED) };
         let mut taken = 0;
         for place in completions {
             let Some(completion) = requester.completion() else { break };
@@ -193,6 +195,10 @@ impl Queue for SoftQueue {
 
     fn depth(&self) -> usize {
         self.options.depth
+    }
+
+    fn packet_bytes(&self) -> usize {
+        self.connection.as_ref().map_or(usize::from(self.ours.path_mtu), |connection| connection.mtu.bytes())
     }
 
     fn post(&mut self, requests: &[Request]) -> Result<usize, LinkError> {

@@ -1,8 +1,4 @@
-//! What our RoCEv2 costs over a bare UDP echo: `cargo run --release -p rdma --example latency`.
-//!
-//! Two network namespaces joined by a veth pair; one thread serves, this one asks. Both carriers use the same waiting
-//! (spin, then block), so that the ratio is the price of the protocol and of the raw socket, not of the scheduler.
-//! Needs root, or `unshare -Urn` around it.
+//! Two network namespaces joined by a veth pair; in the far one the servers run.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::Command;
@@ -14,19 +10,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, unshare};
 use rdma::responder::{Memory, Refusal};
-use rdma::soft::{Options, PORT, Server, ServerHandle, SoftQueue};
-use remote_memory::{Blocking, Read, RemoteAddr, RemoteKey, RemoteRead, Rights};
+use rdma::soft::{Options, PORT, Server, ServerHandle};
+use remote_memory::{RemoteKey, Rights};
 
-const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
-const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
-const ECHO_PORT: u16 = 9000;
-const ROUNDS: usize = 20_000;
-const WARM_UP: usize = 1000;
+use crate::flood;
+
+pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+pub const ECHO_PORT: u16 = 9000;
+pub const FLOOD_PORT: u16 = 9001;
 /// Large enough for single packets of 4 KiB.
 const INTERFACE_MTU: &str = "4200";
-const RAM_BYTES: u64 = 64 << 20;
-const KEY: RemoteKey = RemoteKey::new(1);
-const SPIN: Duration = Duration::from_millis(2);
+pub const RAM_BYTES: u64 = 64 << 20;
+pub const SPIN: Duration = Duration::from_millis(2);
 
 /// Readable zeroes.
 struct Zeroes(Vec<u8>);
@@ -67,7 +63,7 @@ fn server_options() -> Options {
 }
 
 /// Runs `body` in this thread, joined by a veth pair to a second namespace where the server and the echo run.
-fn between_namespaces(body: impl FnOnce(&ServerHandle) -> Result<()>) -> Result<()> {
+pub fn between_namespaces(body: impl FnOnce(&ServerHandle) -> Result<()>) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).context("a network namespace: run as root or in `unshare -Urn`")?;
     let (stop, ready) = (AtomicBool::new(false), Barrier::new(2));
     let (tell, told) = mpsc::channel();
@@ -87,6 +83,7 @@ fn between_namespaces(body: impl FnOnce(&ServerHandle) -> Result<()>) -> Result<
             ready.wait();
             thread::scope(|scope| {
                 scope.spawn(|| echo_until(&echo, stop));
+                scope.spawn(|| flood::answer_until(stop).inspect_err(|error| eprintln!("flood: {error:#}")));
                 server.run(stop)
             })?;
             Ok(())
@@ -132,94 +129,4 @@ fn echo_until(socket: &UdpSocket, stop: &AtomicBool) {
 fn answer(socket: &UdpSocket, request: &[u8], to: std::net::SocketAddr) {
     let len = usize::from(u16::from_be_bytes([request[0], request[1]]));
     socket.send_to(&request[..len], to).ok();
-}
-
-/// Median and 99th percentile of `ROUNDS` calls of `once`.
-fn measure(mut once: impl FnMut() -> Result<()>) -> Result<(Duration, Duration)> {
-    for _ in 0..WARM_UP {
-        once()?;
-    }
-    let mut times = Vec::with_capacity(ROUNDS);
-    for _ in 0..ROUNDS {
-        let began = Instant::now();
-        once()?;
-        times.push(began.elapsed());
-    }
-    times.sort_unstable();
-    Ok((times[ROUNDS / 2], times[ROUNDS * 99 / 100]))
-}
-
-fn echo_times(len: usize) -> Result<(Duration, Duration)> {
-    let socket = UdpSocket::bind((CLIENT, 0))?;
-    socket.connect((SERVER, ECHO_PORT))?;
-    socket.set_nonblocking(true)?;
-    // The request is as long as a READ request, the answer as long as its answer.
-    let mut request = [0; 32];
-    request[..2].copy_from_slice(&((len + 20) as u16).to_be_bytes());
-    let mut answer = vec![0; len + 20];
-    measure(|| {
-        socket.send(&request)?;
-        while socket.recv(&mut answer).is_err() {
-            thread::yield_now();
-        }
-        Ok(())
-    })
-}
-
-fn connected(handle: &ServerHandle) -> Result<Blocking<SoftQueue>> {
-    let (mut queue, ours) = SoftQueue::open(CLIENT, PORT, Options { spin: SPIN, ..Options::default() })?;
-    queue.connect(handle.add(ours)?)?;
-    Ok(Blocking::new(queue, Duration::from_secs(5)))
-}
-
-fn latency(handle: &ServerHandle, len: usize) -> Result<()> {
-    let (echo_p50, echo_p99) = echo_times(len)?;
-    let mut memory = connected(handle)?;
-    let mut bytes = vec![0; len];
-    let (read_p50, read_p99) = measure(|| {
-        memory.read_one(RemoteAddr::new(KEY, 0), &mut bytes)??;
-        Ok(())
-    })?;
-    let ratio = read_p50.as_secs_f64() / echo_p50.as_secs_f64();
-    println!(
-        "{len:5} B   echo p50 {echo_p50:8.2?} p99 {echo_p99:8.2?}   READ p50 {read_p50:8.2?} p99 {read_p99:8.2?}   \
-         ratio {ratio:.2}"
-    );
-    Ok(())
-}
-
-fn throughput(handle: &ServerHandle, count: usize, len: usize) -> Result<()> {
-    let mut memory = connected(handle)?;
-    let mut buffer = vec![0; count * len];
-    let mut best = Duration::MAX;
-    for _ in 0..5 {
-        let mut batch: Vec<Read<'_>> = buffer
-            .chunks_mut(len)
-            .enumerate()
-            .map(|(i, chunk)| Read::new(RemoteAddr::new(KEY, (i * len) as u64), chunk))
-            .collect();
-        let began = Instant::now();
-        memory.read(&mut batch)?;
-        best = best.min(began.elapsed());
-        ensure!(batch.iter().all(|read| read.outcome.is_ok()), "a read was refused");
-    }
-    let seconds = best.as_secs_f64();
-    let (ops, mega) = (count as f64 / seconds, (count * len) as f64 / seconds / 1e6);
-    println!("{count} READs of {len} B in one batch: {best:.2?}, {ops:.0} per second, {mega:.0} MB/s");
-    println!("      {:?}", memory.queue().counters());
-    Ok(())
-}
-
-fn main() -> Result<()> {
-    between_namespaces(|handle| {
-        // With any argument, only the throughput: for a profiler.
-        if std::env::args().len() == 1 {
-            latency(handle, 64)?;
-            latency(handle, 1024)?;
-            latency(handle, 4096)?;
-        }
-        throughput(handle, 10_000, 64)?;
-        throughput(handle, 10_000, 4096)?;
-        throughput(handle, 16, 1 << 20)
-    })
 }
