@@ -133,7 +133,16 @@ impl Link {
     /// [`LinkFailure::Refused`] if somebody else has fenced it or the hypervisor did not obey; else see
     /// [`LinkFailure`].
     pub fn fence(&mut self, reason: &str) -> Result<FenceToken, LinkFailure> {
-        match self.ask(&Request::Fence { reason: reason.to_owned(), claim: Some(self.claim) })? {
+        self.fence_as(reason, self.claim)
+    }
+
+    /// [`Link::fence`] under a claim of the caller's, which whoever knows it can ask again over another link: how the
+    /// successor of a process that died learns the token of its fence.
+    ///
+    /// # Errors
+    /// As [`Link::fence`].
+    pub fn fence_as(&mut self, reason: &str, claim: u64) -> Result<FenceToken, LinkFailure> {
+        match self.ask(&Request::Fence { reason: reason.to_owned(), claim: Some(claim) })? {
             Reply::Fenced { token, took_us } => {
                 self.fence_took = Some(Duration::from_micros(took_us));
                 Ok(token)

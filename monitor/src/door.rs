@@ -68,7 +68,15 @@ impl Door for LinkDoor {
         self.link.as_mut().map(|link| link.memory() as &mut dyn RemoteRead)
     }
 
-    fn fence(&mut self, reason: &str) -> Result<FenceToken, LinkFailure> {
-        self.open()?.fence(reason)
+    fn fence(&mut self, reason: &str, claim: u64) -> Result<FenceToken, LinkFailure> {
+        self.open()?.fence_as(reason, claim)
+    }
+
+    fn stands(&mut self, token: &FenceToken) -> Result<bool, LinkFailure> {
+        match self.open()?.regions(Some(token)) {
+            Ok(_) => Ok(true),
+            Err(LinkFailure::Refused { .. }) => Ok(false),
+            Err(failure) => Err(failure),
+        }
     }
 }

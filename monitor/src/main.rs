@@ -14,12 +14,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use control::reinstate::Assignment;
-use monitor::clock::Monotonic;
+use monitor::clock::{Clock, Monotonic};
 use monitor::config::{self, Config, OnHang, Target};
 use monitor::door::LinkDoor;
 use monitor::evacuate::{Readiness, Standby};
-use monitor::journal::{Journal, Line, replay, timeline};
+use monitor::journal::{Journal, Line, heritage, replay, timeline};
 use monitor::metrics::{Metrics, TargetMetrics};
+use monitor::partner::{Deputy, Herald, Partner};
 use monitor::watch::{Tools, Watch};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -138,17 +139,20 @@ fn watch_all(config: &Config) -> Result<()> {
         let bound = metrics.serve(address).with_context(|| format!("metrics cannot be served at {address}"))?;
         tracing::info!(%bound, "metrics");
     }
+    let inherited = heritage::inherit(&config.journal, Monotonic.now_ns());
+    let mut inherited = inherited.with_context(|| format!("journal {}", config.journal.display()))?;
     let opened = Journal::open(&config.journal);
     let (journal, writer) = opened.with_context(|| format!("journal {}", config.journal.display()))?;
+    let partner = partner(config)?;
     let stop = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::new();
     for (index, target) in config.targets.iter().enumerate() {
         let metrics = metrics.of(&target.name);
         let standby = Arc::new(standby(config, target));
         threads.push(prepare_in_background(target, &standby, &metrics, &stop)?);
-        let tools =
-            Tools { door: LinkDoor::new(config, target), clock: Monotonic, journal: journal.clone(), metrics, standby };
-        let watch = Watch::new(config, target, tools);
+        let (door, journal, partner) = (LinkDoor::new(config, target), journal.clone(), partner.clone());
+        let tools = Tools { door, clock: Monotonic, journal, metrics, standby, partner };
+        let watch = Watch::succeed(config, target, tools, inherited.remove(&target.name).unwrap_or_default());
         threads.push(watch_in_background(watch, target, config.cpu.map(|first| first + index), &stop)?);
     }
     drop(journal);
@@ -165,6 +169,20 @@ fn watch_all(config: &Config) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn partner(config: &Config) -> Result<Partner> {
+    match config.partner {
+        config::Partner::None => Ok(Partner::None),
+        config::Partner::First { listen } => {
+            let herald = Herald::listen(&config.name, listen);
+            let herald = herald.with_context(|| format!("the second monitor cannot be listened for at {listen}"))?;
+            Ok(Partner::First(herald))
+        }
+        config::Partner::Second { first, silence } => {
+            Ok(Partner::Second(Deputy::follow(first, silence).context("no thread")?))
+        }
+    }
 }
 
 fn standby(config: &Config, target: &Target) -> Standby {

@@ -33,11 +33,17 @@ pub trait Door {
     /// Its memory; `None` while there is no connection.
     fn memory(&mut self) -> Option<&mut dyn RemoteRead>;
 
-    /// Stops it.
+    /// Stops it. A fence that stands under the same `claim` is answered again.
     ///
     /// # Errors
     /// [`LinkFailure`]; after a lost answer it may be asked again.
-    fn fence(&mut self, reason: &str) -> Result<FenceToken, LinkFailure>;
+    fn fence(&mut self, reason: &str, claim: u64) -> Result<FenceToken, LinkFailure>;
+
+    /// Whether the fence of `token` stands.
+    ///
+    /// # Errors
+    /// [`LinkFailure`], if nobody could say.
+    fn stands(&mut self, token: &FenceToken) -> Result<bool, LinkFailure>;
 }
 
 /// What one look at a box brought.

@@ -21,11 +21,12 @@ use healing_modules::Illness;
 use link::LinkFailure;
 
 use crate::clock::Clock;
-use crate::config::{Config, Target};
+use crate::config::{Config, OnHang, Target};
 use crate::detect::{Detector, Finding, Look, Observation, Plan};
 use crate::evacuate::Standby;
-use crate::journal::{Event, Journal, Ring};
+use crate::journal::{Event, Heritage, Incident, Journal, Ring};
 use crate::metrics::TargetMetrics;
+use crate::partner::Partner;
 use crate::sample::{BoxReader, Door, Glance, Opened};
 
 /// How often a target is looked at that needs no detection any more, and how often a failed action is tried again.
@@ -54,7 +55,10 @@ pub enum Standing {
         spare: String,
     },
     /// A spare has taken over.
-    Evacuated,
+    Evacuated {
+        /// The fence, if it is this monitor's to end.
+        token: Option<FenceToken>,
+    },
 }
 
 /// A target that is fenced and not yet known to be taken over.
@@ -66,6 +70,8 @@ pub struct Patient {
     pub alive_after_ns: Option<u64>,
     /// Which illness it has, by its place among the known ones.
     pub illness: usize,
+    /// How long it has been fenced at least, where an earlier life fenced it.
+    pub age: Duration,
 }
 
 /// What a watch works with.
@@ -81,6 +87,8 @@ pub struct Tools<D, C> {
     pub metrics: TargetMetrics,
     /// Who can take over.
     pub standby: Arc<Standby>,
+    /// The other monitor, if there is one.
+    pub partner: Partner,
 }
 
 /// The watch over one target.
@@ -95,6 +103,12 @@ pub struct Watch<D, C> {
     pub(crate) quiet_until_ns: u64,
     /// Fences that failed one after the other.
     pub(crate) fence_failures: u32,
+    /// Names the fences of this watch.
+    pub(crate) claim: u64,
+    /// A fence of an earlier life that has not been looked at yet.
+    pub(crate) inherited: Option<Incident>,
+    /// A hang that is left to the other monitor has been journaled.
+    pub(crate) is_held: bool,
     reader: Option<(BoxReader, Opened)>,
     values: Vec<Option<u64>>,
     period_ns: u64,
@@ -107,20 +121,31 @@ pub struct Watch<D, C> {
 impl<D: Door, C: Clock> Watch<D, C> {
     /// A watch over `target` that has not looked yet.
     pub fn new(config: &Config, target: &Target, tools: Tools<D, C>) -> Self {
+        Self::succeed(config, target, tools, Heritage::default())
+    }
+
+    /// A watch that goes on where an earlier one stopped.
+    pub fn succeed(config: &Config, target: &Target, tools: Tools<D, C>, heritage: Heritage) -> Self {
+        let claim = heritage.claim.unwrap_or_else(rand::random);
         let (plan, _) = Plan::new(&[], &target.rules, config.path_deadline);
         let period_ns = nanos(config.period);
         let now_ns = tools.clock.now_ns();
         let (monitor, on_hang) = (config.name.clone(), target.on_hang);
-        tools.journal.note(&target.name, now_ns, Event::Opened { monitor, period_ns, on_hang });
-        Self {
+        tools.journal.note(&target.name, now_ns, Event::Opened { monitor, period_ns, on_hang, claim: Some(claim) });
+        let inherited = heritage.incident.filter(|_| on_hang == OnHang::Evacuate);
+        tools.standby.rest(inherited.is_some());
+        let watch = Self {
             target: target.clone(),
             tools,
             illnesses: healing_modules::known(),
-            detector: Detector::new(plan),
+            detector: Detector::knowing(plan, heritage.identity),
             ring: Ring::new(0, Duration::ZERO, config.period),
             standing: Standing::Watching,
             quiet_until_ns: 0,
             fence_failures: 0,
+            claim,
+            inherited,
+            is_held: false,
             reader: None,
             values: Vec::new(),
             period_ns,
@@ -128,12 +153,19 @@ impl<D: Door, C: Clock> Watch<D, C> {
             next_tick_ns: now_ns,
             replan_ns: now_ns,
             failures: 0,
-        }
+        };
+        watch.tell_partner();
+        watch
     }
 
     /// Where the incident stands, if there is one.
     pub fn standing(&self) -> &Standing {
         &self.standing
+    }
+
+    /// Names the fences of this watch.
+    pub fn claim(&self) -> u64 {
+        self.claim
     }
 
     /// Watches until `stop` is set.
@@ -147,6 +179,9 @@ impl<D: Door, C: Clock> Watch<D, C> {
     pub fn step(&mut self) {
         let planned_ns = self.next_look_ns();
         self.tools.clock.sleep_until(planned_ns);
+        if self.inherited.is_some() && self.tools.clock.now_ns() >= self.quiet_until_ns {
+            self.take_up_heritage();
+        }
         let begin_ns = self.tools.clock.now_ns();
         if begin_ns.saturating_sub(planned_ns) > self.period_ns / 2 {
             self.tools.metrics.late_samples.inc();
