@@ -26,6 +26,7 @@ pub mod fence;
 pub mod journal;
 pub mod metrics;
 pub mod partner;
+pub mod recording;
 pub mod sample;
 mod succession;
 pub mod watch;

@@ -1,7 +1,7 @@
 //! The monitor daemon: watches targets through their backdoors, and looks back at what it decided.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, BufWriter};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -21,6 +21,7 @@ use monitor::evacuate::{Readiness, Standby};
 use monitor::journal::{Journal, Line, heritage, replay, timeline};
 use monitor::metrics::{Metrics, TargetMetrics};
 use monitor::partner::{Deputy, Herald, Partner};
+use monitor::recording;
 use monitor::watch::{Tools, Watch};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -59,6 +60,35 @@ enum Command {
         /// The journal.
         journal: PathBuf,
     },
+    /// Record what the sensors of a target show, until the time is over or a signal comes.
+    Record {
+        /// Configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// The target's name.
+        #[arg(long)]
+        target: String,
+        /// Time from one sample to the next, in milliseconds; the configuration's if left out.
+        #[arg(long)]
+        period_ms: Option<f64>,
+        /// How long.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// The recording's file.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Say, as JSON, how many false verdicts each deadline would have given on a recording of a healthy target.
+    Judge {
+        /// The recording.
+        recording: PathBuf,
+        /// The sensors of the rule.
+        #[arg(long, default_value = "tick.cpu*")]
+        sensors: String,
+        /// Deadlines in milliseconds.
+        #[arg(long, value_delimiter = ',', default_value = "5,6,8,10,12,15,20,30,50,75,100,150,200,300,500")]
+        deadlines_ms: Vec<f64>,
+    },
     /// Print the incidents of a journal.
     Timeline {
         /// The journal.
@@ -87,6 +117,17 @@ fn start_logs(json: bool) {
 fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         Some(Command::Replay { journal }) => return replayed(&read(&journal)?),
+        Some(Command::Record { config, target, period_ms, seconds, out }) => {
+            let period = period_ms.map(|ms| Duration::try_from_secs_f64(ms / 1e3)).transpose()?;
+            record(&config::load(&config)?, &target, period, Duration::from_secs(seconds), &out)?;
+        }
+        Some(Command::Judge { recording, sensors, deadlines_ms }) => {
+            let file = File::open(&recording).with_context(|| format!("{} cannot be opened", recording.display()))?;
+            let recordings = recording::read(BufReader::new(file)).with_context(|| recording.display().to_string())?;
+            let deadlines = deadlines_ms.iter().map(|ms| Duration::try_from_secs_f64(ms / 1e3));
+            let deadlines = deadlines.collect::<Result<Vec<_>, _>>().context("a deadline")?;
+            println!("{}", serde_json::to_string(&recording::false_verdicts(&recordings, &sensors, &deadlines))?);
+        }
         Some(Command::Timeline { journal }) => print!("{}", timeline::text(&read(&journal)?)),
         None => {
             let Some(file) = arguments.config else { bail!("--config FILE is missing") };
@@ -106,6 +147,20 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn record(config: &Config, target: &str, period: Option<Duration>, time: Duration, out: &Path) -> Result<()> {
+    let named = config.targets.iter().find(|one| one.name == target);
+    let named = named.with_context(|| format!("the configuration has no target {target}"))?;
+    let file = File::create(out).with_context(|| format!("{} cannot be written", out.display()))?;
+    let period_ns = u64::try_from(period.unwrap_or(config.period).as_nanos()).context("a period of centuries")?;
+    let mut door = LinkDoor::new(config, named);
+    let begin = Instant::now();
+    let is_over = || begin.elapsed() >= time;
+    let mut out = BufWriter::new(file);
+    let count = recording::record(target, &mut door, &Monotonic, period_ns.max(1), &mut out, is_over)?;
+    println!("{count} samples");
+    Ok(())
 }
 
 fn read(journal: &Path) -> Result<Vec<Line>> {
