@@ -23,6 +23,7 @@ mod dispatch;
 pub mod door;
 pub mod evacuate;
 pub mod fence;
+pub mod fleet;
 pub mod journal;
 pub mod metrics;
 pub mod partner;

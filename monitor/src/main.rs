@@ -16,16 +16,19 @@ use clap::{Parser, Subcommand};
 use control::reinstate::Assignment;
 use monitor::clock::{Clock, Monotonic};
 use monitor::config::{self, Config, OnHang, Target};
-use monitor::door::LinkDoor;
+use monitor::door::{self, LinkDoor};
 use monitor::evacuate::{Readiness, Standby};
+use monitor::fleet::Fleet;
 use monitor::journal::{Journal, Line, heritage, replay, timeline};
 use monitor::metrics::{Metrics, TargetMetrics};
 use monitor::partner::{Deputy, Herald, Partner};
 use monitor::recording;
 use monitor::watch::{Tools, Watch};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
+use rdma::soft::Hub;
 
 /// How often spares that are not ready are asked again.
 const PREPARE_AGAIN: Duration = Duration::from_secs(1);
@@ -201,14 +204,24 @@ fn watch_all(config: &Config) -> Result<()> {
     let partner = partner(config)?;
     let stop = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::new();
+    let mut shares: Vec<Share> = Vec::new();
+    for index in 0..config.threads {
+        shares.push(Share::new(config, config.targets.len() > config.threads, index)?);
+    }
     for (index, target) in config.targets.iter().enumerate() {
         let metrics = metrics.of(&target.name);
         let standby = Arc::new(standby(config, target));
         threads.push(prepare_in_background(target, &standby, &metrics, &stop)?);
-        let (door, journal, partner) = (LinkDoor::new(config, target), journal.clone(), partner.clone());
+        let share = &mut shares[index % config.threads];
+        let door = LinkDoor::new(config, target);
+        let door = share.hub.iter().fold(door, |door, hub| door.at(hub));
+        let (journal, partner) = (journal.clone(), partner.clone());
         let tools = Tools { door, clock: Monotonic, journal, metrics, standby, partner };
         let watch = Watch::succeed(config, target, tools, inherited.remove(&target.name).unwrap_or_default());
-        threads.push(watch_in_background(watch, target, config.cpu.map(|first| first + index), &stop)?);
+        share.watches.push(watch);
+    }
+    for share in shares {
+        threads.push(watch_in_background(share, config, &stop)?);
     }
     drop(journal);
     tracing::info!(monitor = %config.name, targets = config.targets.len(), period = ?config.period, "watching");
@@ -267,22 +280,49 @@ fn say_ready() -> std::io::Result<()> {
     UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address).map(drop)
 }
 
-/// A plain thread for one target, so that nothing else is ever scheduled between its samples.
-fn watch_in_background(
-    mut watch: Watch<LinkDoor, Monotonic>,
-    target: &Target,
+/// What one thread watches.
+struct Share {
+    watches: Vec<Watch<LinkDoor, Monotonic>>,
+    /// The sockets, if the thread's targets share them.
+    hub: Option<Hub>,
     cpu: Option<usize>,
-    stop: &Arc<AtomicBool>,
-) -> Result<JoinHandle<()>> {
-    let stop = Arc::clone(stop);
+}
+
+impl Share {
+    fn new(config: &Config, is_shared: bool, index: usize) -> Result<Self> {
+        let open = || Hub::open(config.local, rdma::soft::PORT, &rdma::soft::Options::default());
+        let hub = is_shared.then(open).transpose().context("the sockets for the targets' memory")?;
+        Ok(Self { watches: Vec::new(), hub, cpu: config.cpu.map(|first| first + index) })
+    }
+
+    fn run(mut self, patience: Duration, stop: &AtomicBool) {
+        match (&mut self.watches[..], self.hub) {
+            ([watch], _) => watch.run(stop),
+            (_, Some(hub)) => {
+                if let Err(error) = Fleet::new(self.watches, hub, Monotonic, patience).run(stop) {
+                    panic!("the targets can no longer be watched: {error}"); // ends the daemon, see EndWithMe
+                }
+            }
+            _ => unreachable!("several watches have a hub"),
+        }
+    }
+}
+
+/// A plain thread for one target or for many, so that nothing else is ever scheduled between its samples.
+fn watch_in_background(share: Share, config: &Config, stop: &Arc<AtomicBool>) -> Result<JoinHandle<()>> {
+    let (stop, patience) = (Arc::clone(stop), door::read_patience(config));
     let body = move || {
         let _guard = EndWithMe;
-        if let Some(cpu) = cpu {
+        if let Some(cpu) = share.cpu {
             pin(cpu);
         }
-        watch.run(&stop);
+        // A timer of this thread is late by what the CPU needs to wake and not by the usual 50 us more.
+        if let Err(error) = prctl::set_timerslack(1) {
+            tracing::debug!(%error, "timers stay slack");
+        }
+        share.run(patience, &stop);
     };
-    thread::Builder::new().name(format!("watch {}", target.name)).spawn(body).context("no thread")
+    thread::Builder::new().name("watch".into()).spawn(body).context("no thread")
 }
 
 fn pin(cpu: usize) {

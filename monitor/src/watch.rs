@@ -27,13 +27,14 @@ use crate::evacuate::Standby;
 use crate::journal::{Event, Heritage, Incident, Journal, Ring};
 use crate::metrics::TargetMetrics;
 use crate::partner::Partner;
-use crate::sample::{BoxReader, Door, Glance, Opened};
+use crate::sample::{BoxReader, Door, Flight, Glance, Opened};
 
 /// How often a target is looked at that needs no detection any more, and how often a failed action is tried again.
 const INSPECT_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the box is searched for sensors that were not there when the plan was made.
-const REPLAN_EVERY: Duration = Duration::from_secs(1);
+/// A whole box is as many packets as fifty samples of a few sensors.
+const REPLAN_EVERY: Duration = Duration::from_secs(5);
 
 /// The longest pause between two tries to reach a lost target.
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
@@ -107,6 +108,8 @@ pub struct Watch<D, C> {
     pub(crate) claim: u64,
     /// A fence of an earlier life that has not been looked at yet.
     pub(crate) inherited: Option<Incident>,
+    /// A sample has been posted and not been taken yet.
+    pub(crate) is_aloft: bool,
     /// A hang that is left to the other monitor has been journaled.
     pub(crate) is_held: bool,
     reader: Option<(BoxReader, Opened)>,
@@ -146,6 +149,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             claim,
             inherited,
             is_held: false,
+            is_aloft: false,
             reader: None,
             values: Vec::new(),
             period_ns,
@@ -179,10 +183,21 @@ impl<D: Door, C: Clock> Watch<D, C> {
     pub fn step(&mut self) {
         let planned_ns = self.next_look_ns();
         self.tools.clock.sleep_until(planned_ns);
+        self.step_now(planned_ns);
+    }
+
+    fn step_now(&mut self, planned_ns: u64) {
         if self.inherited.is_some() && self.tools.clock.now_ns() >= self.quiet_until_ns {
             self.take_up_heritage();
         }
         let begin_ns = self.tools.clock.now_ns();
+        self.advance_tick(begin_ns, planned_ns);
+        let findings = if self.reader.is_some() { self.look() } else { self.open() };
+        self.attend(findings);
+    }
+
+    /// Moves the schedule on; a look that began late is counted.
+    fn advance_tick(&mut self, begin_ns: u64, planned_ns: u64) {
         if begin_ns.saturating_sub(planned_ns) > self.period_ns / 2 {
             self.tools.metrics.late_samples.inc();
         }
@@ -190,7 +205,10 @@ impl<D: Door, C: Clock> Watch<D, C> {
             let passed = (begin_ns - self.next_tick_ns) / self.period_ns + 1;
             self.next_tick_ns += passed * self.period_ns;
         }
-        let mut findings = if self.reader.is_some() { self.look() } else { self.open() };
+    }
+
+    /// Does what follows from `findings`, and what is due of an incident.
+    pub(crate) fn attend(&mut self, mut findings: Vec<Finding>) {
         // Nothing is worth a line in the log before a hang has been dealt with.
         findings.sort_by_key(|finding| !matches!(finding, Finding::Hung(_)));
         for finding in findings {
@@ -214,7 +232,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             return now_ns + nanos(INSPECT_EVERY);
         }
         match self.failures {
-            0 => self.next_tick_ns.min(self.detector.due_ns().unwrap_or(u64::MAX)),
+            0 => self.due_ns(),
             failures => now_ns + self.backoff_ns(failures),
         }
     }
@@ -233,6 +251,47 @@ impl<D: Door, C: Clock> Watch<D, C> {
             (Some((reader, _)), Some(memory)) => reader.look(memory, &mut self.values, whole),
             _ => Glance::Lost,
         };
+        self.take(begin_ns, glance, whole)
+    }
+
+    /// Posts a sample without waiting for it, at `now_ns`, if one is due and nothing stands in the way.
+    pub(crate) fn post(&mut self, now_ns: u64) -> Option<Flight> {
+        if !self.is_calm() {
+            return None;
+        }
+        let whole = now_ns >= self.replan_ns;
+        let (reader, _) = self.reader.as_ref()?;
+        let flight = reader.post(self.tools.door.queue()?, whole)?;
+        self.advance_tick(now_ns, self.due_ns());
+        Some(flight)
+    }
+
+    /// Takes what came back of a sample that was posted at `begin_ns`; its findings once it is complete.
+    pub(crate) fn collect(&mut self, begin_ns: u64, flight: &mut Flight) -> Option<Vec<Finding>> {
+        let (Some((reader, _)), Some(queue)) = (&mut self.reader, self.tools.door.queue()) else {
+            return Some(self.take(begin_ns, Glance::Lost, false));
+        };
+        let glance = reader.collect(queue, flight, &mut self.values)?;
+        Some(self.take(begin_ns, glance, flight.is_whole()))
+    }
+
+    /// Gives a sample up that was posted at `begin_ns`.
+    pub(crate) fn give_up(&mut self, begin_ns: u64) -> Vec<Finding> {
+        self.tools.door.renew();
+        self.take(begin_ns, Glance::Lost, false)
+    }
+
+    /// Whether nothing but sampling is to be done for this target.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.reader.is_some() && self.failures == 0 && self.is_detecting() && self.inherited.is_none()
+    }
+
+    /// When the next look is due.
+    pub(crate) fn due_ns(&self) -> u64 {
+        self.next_tick_ns.min(self.detector.due_ns().unwrap_or(u64::MAX))
+    }
+
+    fn take(&mut self, begin_ns: u64, glance: Glance, whole: bool) -> Vec<Finding> {
         let end_ns = self.tools.clock.now_ns();
         match glance {
             Glance::Values { identity, changed } => {

@@ -29,6 +29,7 @@ pub(super) struct Monitor {
     pub journal: PathBuf,
     pub metrics: Option<SocketAddr>,
     pub cpu: Option<Spanned<usize>>,
+    pub threads: Option<Spanned<usize>>,
 }
 
 #[derive(Debug, Deserialize)]

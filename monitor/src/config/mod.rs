@@ -65,6 +65,8 @@ pub struct Config {
     pub partner: Partner,
     /// The first CPU that sampling threads are pinned to; the others follow, one each.
     pub cpu: Option<usize>,
+    /// Threads that sample; a target that has one to itself is watched without sharing.
+    pub threads: usize,
     /// Time from one sample to the next.
     pub period: Duration,
     /// Samples that every deadline holds at least.
@@ -185,6 +187,7 @@ impl Checker<'_> {
             metrics: file.monitor.metrics,
             partner: self.partner(file.partner.as_ref())?,
             cpu: self.cpu(file.monitor.cpu.as_ref())?,
+            threads: self.threads(file.monitor.threads.as_ref(), targets.len())?,
             period,
             samples_per_deadline: samples,
             path_deadline,
@@ -388,6 +391,19 @@ impl Checker<'_> {
                 let what = format!("{other} is no probability to reckon with; above 0 and below 1 is");
                 Err(self.source.error(value.span(), key, what))
             }
+        }
+    }
+
+    /// A thread for each target as long as there are processors for them; else one for all.
+    fn threads(&self, value: Option<&Spanned<usize>>, targets: usize) -> Result<usize, ConfigError> {
+        let count = std::thread::available_parallelism().map_or(1, usize::from);
+        match value {
+            None => Ok(if targets <= count { targets } else { 1 }),
+            Some(value) if *value.get_ref() == 0 || *value.get_ref() > targets => {
+                let what = format!("with {targets} targets, 1 to {targets} threads have something to do");
+                Err(self.source.error(value.span(), "monitor.threads", what))
+            }
+            Some(value) => Ok(*value.get_ref()),
         }
     }
 
