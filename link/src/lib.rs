@@ -44,6 +44,10 @@ pub struct Options {
     pub landing_bytes: usize,
     /// Local UDP port of the queue pair. Any number of links share it; real NICs know no other than 4791.
     pub port: u16,
+    /// Sockets that many links share, at the link's local address and port; its own ones if absent.
+    pub hub: Option<rdma::soft::Hub>,
+    /// Operations that may be on the way at the same time; what is kept for them is allocated beforehand.
+    pub depth: usize,
 }
 
 impl Options {
@@ -55,6 +59,8 @@ impl Options {
             memory_patience: Duration::from_secs(1),
             landing_bytes: 4 << 20,
             port: rdma::soft::PORT,
+            hub: None,
+            depth: rdma::soft::Options::default().depth,
         }
     }
 }
@@ -133,7 +139,16 @@ impl Link {
     /// [`LinkFailure::Refused`] if somebody else has fenced it or the hypervisor did not obey; else see
     /// [`LinkFailure`].
     pub fn fence(&mut self, reason: &str) -> Result<FenceToken, LinkFailure> {
-        match self.ask(&Request::Fence { reason: reason.to_owned(), claim: Some(self.claim) })? {
+        self.fence_as(reason, self.claim)
+    }
+
+    /// [`Link::fence`] under a claim of the caller's, which whoever knows it can ask again over another link: how the
+    /// successor of a process that died learns the token of its fence.
+    ///
+    /// # Errors
+    /// As [`Link::fence`].
+    pub fn fence_as(&mut self, reason: &str, claim: u64) -> Result<FenceToken, LinkFailure> {
+        match self.ask(&Request::Fence { reason: reason.to_owned(), claim: Some(claim) })? {
             Reply::Fenced { token, took_us } => {
                 self.fence_took = Some(Duration::from_micros(took_us));
                 Ok(token)

@@ -27,9 +27,13 @@ pub(crate) fn open(
     local: Ipv4Addr,
     options: &Options,
 ) -> Result<(Memory, PairedOn), LinkFailure> {
-    let settings = rdma::soft::Options { landing_bytes: options.landing_bytes, ..Default::default() };
-    let (mut queue, ours) =
-        SoftQueue::open(local, options.port, settings).map_err(|error| LinkFailure::Local(error.to_string()))?;
+    let (landing_bytes, depth) = (options.landing_bytes, options.depth);
+    let settings = rdma::soft::Options { landing_bytes, depth, ..Default::default() };
+    let opened = match &options.hub {
+        Some(hub) => SoftQueue::open_at(hub, local, options.port, settings),
+        None => SoftQueue::open(local, options.port, settings),
+    };
+    let (mut queue, ours) = opened.map_err(|error| LinkFailure::Local(error.to_string()))?;
     let paired = Arc::new(AtomicU64::new(0));
     let theirs = negotiate(conversation, &paired, ours)?;
     let backdoor = locked(conversation).backdoor();

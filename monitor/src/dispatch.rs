@@ -34,7 +34,8 @@ impl<D: Door, C: Clock> Watch<D, C> {
         let name = self.target.name.clone();
         match finding {
             Finding::Hung(alarm) => {
-                if self.standing == Standing::Watching && now_ns >= self.quiet_until_ns {
+                let is_ours = self.standing == Standing::Watching && self.inherited.is_none();
+                if is_ours && now_ns >= self.quiet_until_ns {
                     self.dispatch(&alarm);
                 }
             }
@@ -56,6 +57,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             Finding::PathLost { since_ns } => {
                 tracing::error!(target_name = %name, "the path is lost; nothing is known of the target");
                 self.tools.metrics.path_lost.set(1);
+                self.tell_partner();
                 self.hand_over_evidence();
                 self.renew_ring();
                 self.note(now_ns, Event::PathLost { since_ns });
@@ -63,6 +65,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             Finding::PathBack { after } => {
                 tracing::warn!(target_name = %name, ?after, "the path is back");
                 self.tools.metrics.path_lost.set(0);
+                self.tell_partner();
                 self.note(now_ns, Event::PathBack { after_ns: nanos(after) });
             }
             Finding::Unreadable { since_ns } => {
@@ -74,12 +77,17 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 self.note(now_ns, Event::Restarted { was, is });
                 self.standing = Standing::Watching;
                 (self.quiet_until_ns, self.fence_failures) = (0, 0);
+                (self.inherited, self.is_held) = (None, false);
                 self.tools.standby.rest(false);
+                self.tell_partner();
             }
         }
     }
 
     fn dispatch(&mut self, alarm: &Alarm) {
+        if self.leaves_it_to_the_first() {
+            return;
+        }
         let Some(chosen) = self.illnesses.iter().position(|illness| illness.is_raised_by(alarm)) else { return };
         let illness = self.illnesses[chosen].name();
         let fresh = self.fresh_samples(self.illnesses[chosen].confirming_samples());
@@ -129,20 +137,21 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 tracing::error!(target_name = %self.target.name, illness, rule = %alarm.rule, "verdict; only reported");
             }
             // What is logged of this is logged when it is done.
-            (Remedy::Evacuate, OnHang::Evacuate) => self.fence_target(chosen, alive_after_ns),
+            (Remedy::Evacuate, OnHang::Evacuate) => self.act(chosen, alive_after_ns),
         }
         self.renew_ring();
     }
 
-    fn fence_target(&mut self, illness: usize, alive_after_ns: Option<u64>) {
+    pub(crate) fn fence_target(&mut self, illness: usize, alive_after_ns: Option<u64>) {
         let asked_ns = self.tools.clock.now_ns();
-        match fence(&mut self.tools.door, self.illnesses[illness].name()) {
+        match fence(&mut self.tools.door, self.illnesses[illness].name(), self.claim) {
             Ok(token) => {
                 self.fence_failures = 0;
                 self.tools.standby.rest(true);
                 self.note(self.tools.clock.now_ns(), Event::Fenced { token: token.clone(), asked_ns });
                 self.tools.metrics.fences.inc();
-                self.standing = Standing::Fenced(Patient { token, alive_after_ns, illness });
+                self.standing = Standing::Fenced(Patient { token, alive_after_ns, illness, age: Duration::ZERO });
+                self.tell_partner();
                 self.order();
             }
             Err(failure) => {
@@ -165,12 +174,13 @@ impl<D: Door, C: Clock> Watch<D, C> {
             _ => return,
         };
         let standby = std::sync::Arc::clone(&self.tools.standby);
-        let silent_ms = silent_ms(self.tools.clock.now_ns(), patient.alive_after_ns);
+        let silent_ms = silent_ms(self.tools.clock.now_ns(), &patient);
         let token = patient.token.clone();
         let evacuation = Evacuation { token, silent_ms, assignment: standby.assignment().clone(), share: None };
         let note = |progress: Progress<'_>| {
             let now_ns = self.tools.clock.now_ns();
             match progress {
+                Progress::Ordering { spare } => self.commit(&patient.token, spare),
                 Progress::Ordered { spare } => self.note(now_ns, Event::Ordered { spare: spare.to_owned(), silent_ms }),
                 Progress::Passed { spare, why } => {
                     tracing::warn!(target_name = %self.target.name, spare, %why, "passed");
@@ -183,6 +193,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             None => standby.order(&evacuation, note),
         };
         self.conclude(patient, outcome);
+        self.tell_partner();
     }
 
     fn conclude(&mut self, patient: Patient, outcome: Ordered) {
@@ -190,7 +201,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         let illness = self.illnesses[patient.illness].name();
         tracing::error!(target_name = %self.target.name, illness, "verdict; fenced, and spares asked to take over");
         match outcome {
-            Ordered::Evacuated { spare, report } => self.close(now_ns, patient.illness, spare, report),
+            Ordered::Evacuated { spare, report } => self.close(now_ns, patient, spare, report),
             Ordered::Unknown { spare, why } => {
                 tracing::error!(
                     target_name = %self.target.name, %spare, %why,
@@ -208,8 +219,8 @@ impl<D: Door, C: Clock> Watch<D, C> {
         }
     }
 
-    fn close(&mut self, now_ns: u64, illness: usize, spare: String, report: Report) {
-        let (resumed, lost) = match self.illnesses[illness].proof_of_cure(&report) {
+    fn close(&mut self, now_ns: u64, patient: Patient, spare: String, report: Report) {
+        let (resumed, lost) = match self.illnesses[patient.illness].proof_of_cure(&report) {
             Cure::Complete { sessions } => (sessions, 0),
             Cure::Partial { resumed, lost } => (resumed, lost),
         };
@@ -218,12 +229,13 @@ impl<D: Door, C: Clock> Watch<D, C> {
         self.tools.metrics.sessions_resumed.inc_by(resumed as u64);
         self.tools.metrics.sessions_lost.inc_by(lost as u64);
         self.note(now_ns, Event::Evacuated { spare, resumed, lost, report });
-        self.standing = Standing::Evacuated;
+        self.standing = Standing::Evacuated { token: Some(patient.token) };
     }
 }
 
 /// Upper bound of the target's silence, in milliseconds.
-fn silent_ms(now_ns: u64, alive_after_ns: Option<u64>) -> u64 {
-    let silent_ns = alive_after_ns.map_or(nanos(SILENCE_UNKNOWN), |alive_ns| now_ns.saturating_sub(alive_ns));
+fn silent_ms(now_ns: u64, patient: &Patient) -> u64 {
+    let unknown = nanos(SILENCE_UNKNOWN.saturating_add(patient.age));
+    let silent_ns = patient.alive_after_ns.map_or(unknown, |alive_ns| now_ns.saturating_sub(alive_ns));
     silent_ns.div_ceil(1_000_000)
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use control::backdoor::FenceToken;
 use link::{Link, LinkFailure, Options};
-use remote_memory::{Region, RemoteRead};
+use rdma::soft::Hub;
+use remote_memory::{Queue, Region, RemoteRead};
 use sensorbox::layout::{CAPACITY_MAX, box_bytes};
 
 use crate::config::{Config, Target};
@@ -16,6 +17,14 @@ const CONTROL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The shortest patience with one read: a scheduler's delay at either end is no lost sample.
 const READ_PATIENCE_MIN: Duration = Duration::from_millis(20);
+
+/// Reads on the way at the same time: a sample is a few, and a thousand doors must not cost gigabytes.
+const DEPTH: usize = 64;
+
+/// How long a sample may take before it counts as lost.
+pub fn read_patience(config: &Config) -> Duration {
+    (config.path_deadline / 4).max(READ_PATIENCE_MIN)
+}
 
 /// A link that is made on first use.
 #[derive(Debug)]
@@ -32,12 +41,20 @@ impl LinkDoor {
     pub fn new(config: &Config, target: &Target) -> Self {
         let options = Options {
             control_patience: CONTROL_PATIENCE,
-            memory_patience: (config.path_deadline / 4).max(READ_PATIENCE_MIN),
+            memory_patience: read_patience(config),
             landing_bytes: box_bytes(CAPACITY_MAX) as usize,
+            depth: DEPTH,
             ..Options::new(&config.name)
         };
         let Target { name, backdoor, .. } = target;
         Self { target: name.clone(), backdoor: *backdoor, local: config.local, options, link: None }
+    }
+
+    /// The same over sockets that many doors share.
+    #[must_use]
+    pub fn at(mut self, hub: &Hub) -> Self {
+        self.options.hub = Some(hub.clone());
+        self
     }
 
     fn open(&mut self) -> Result<&mut Link, LinkFailure> {
@@ -68,7 +85,25 @@ impl Door for LinkDoor {
         self.link.as_mut().map(|link| link.memory() as &mut dyn RemoteRead)
     }
 
-    fn fence(&mut self, reason: &str) -> Result<FenceToken, LinkFailure> {
-        self.open()?.fence(reason)
+    fn queue(&mut self) -> Option<&mut dyn Queue> {
+        self.link.as_mut().map(|link| link.memory().queue_mut() as &mut dyn Queue)
+    }
+
+    fn renew(&mut self) {
+        if let Some(Err(error)) = self.link.as_mut().map(|link| link.memory().queue_mut().reconnect()) {
+            tracing::debug!(%error, "no new connection yet");
+        }
+    }
+
+    fn fence(&mut self, reason: &str, claim: u64) -> Result<FenceToken, LinkFailure> {
+        self.open()?.fence_as(reason, claim)
+    }
+
+    fn stands(&mut self, token: &FenceToken) -> Result<bool, LinkFailure> {
+        match self.open()?.regions(Some(token)) {
+            Ok(_) => Ok(true),
+            Err(LinkFailure::Refused { .. }) => Ok(false),
+            Err(failure) => Err(failure),
+        }
     }
 }

@@ -64,6 +64,11 @@ pub enum Ordered {
 /// What happens while an order is given, for the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress<'a> {
+    /// The order is about to leave.
+    Ordering {
+        /// To whom.
+        spare: &'a str,
+    },
     /// The order has left.
     Ordered {
         /// To whom.
@@ -181,6 +186,7 @@ impl Standby {
         note: &mut impl FnMut(Progress<'_>),
     ) -> Option<Ordered> {
         let spare = slot.spare.name.as_str();
+        note(Progress::Ordering { spare });
         let outcome = slot.order(&self.name, &mut conversation, evacuation, self.patience, || {
             note(Progress::Ordered { spare });
         });

@@ -1,7 +1,8 @@
 //! The fence: over a link that is kept warm, asked again when its answer was lost.
 //!
 //! Never released here. A target whose sessions were taken over must not run on; only an operator's reset ends its
-//! fence, and the target is then another one.
+//! fence, and the target is then another one. The claim is in the journal since the watch began, so that a successor can
+//! ask for a fence whose token was never written down.
 
 use control::backdoor::FenceToken;
 use link::LinkFailure;
@@ -16,10 +17,10 @@ const ASKED_MAX: usize = 3;
 /// # Errors
 /// [`LinkFailure::Refused`] if somebody else holds the fence or the hypervisor did not obey; a path failure if the
 /// answer was lost [`ASKED_MAX`] times: the target may then be fenced, and the next call learns the token.
-pub fn fence(door: &mut impl Door, reason: &str) -> Result<FenceToken, LinkFailure> {
+pub fn fence(door: &mut impl Door, reason: &str, claim: u64) -> Result<FenceToken, LinkFailure> {
     let mut asked = 1;
     loop {
-        match door.fence(reason) {
+        match door.fence(reason, claim) {
             Err(failure) if failure.is_path() && asked < ASKED_MAX => {
                 tracing::warn!(%failure, "fencing again");
                 asked += 1;

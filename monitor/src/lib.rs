@@ -13,7 +13,8 @@
 //!
 //! Invariants: the loss of the path never leads to a fence (`tests/pipeline/verdicts.rs`); nothing is taken over
 //! before the fence stands, and one spare at a time is asked (`tests/pipeline/order.rs`); every verdict can be drawn
-//! again from its journal (`tests/pipeline/journal.rs`); a fence is never released here.
+//! again from its journal (`tests/pipeline/journal.rs`); a monitor that dies half-way is succeeded by its next life or by
+//! a second monitor, under the same token (`tests/pipeline/succession.rs`); a fence is never released here.
 
 pub mod clock;
 pub mod config;
@@ -22,7 +23,11 @@ mod dispatch;
 pub mod door;
 pub mod evacuate;
 pub mod fence;
+pub mod fleet;
 pub mod journal;
 pub mod metrics;
+pub mod partner;
+pub mod recording;
 pub mod sample;
+mod succession;
 pub mod watch;

@@ -1,7 +1,7 @@
 //! The monitor daemon: watches targets through their backdoors, and looks back at what it decided.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, BufWriter};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
@@ -9,21 +9,26 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use control::reinstate::Assignment;
-use monitor::clock::Monotonic;
+use monitor::clock::{Clock, Monotonic};
 use monitor::config::{self, Config, OnHang, Target};
-use monitor::door::LinkDoor;
+use monitor::door::{self, LinkDoor};
 use monitor::evacuate::{Readiness, Standby};
-use monitor::journal::{Journal, Line, replay, timeline};
+use monitor::fleet::Fleet;
+use monitor::journal::{Journal, Line, heritage, replay, timeline};
 use monitor::metrics::{Metrics, TargetMetrics};
+use monitor::partner::{Deputy, Herald, Partner};
+use monitor::recording;
 use monitor::watch::{Tools, Watch};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
+use rdma::soft::Hub;
 
 /// How often spares that are not ready are asked again.
 const PREPARE_AGAIN: Duration = Duration::from_secs(1);
@@ -58,6 +63,35 @@ enum Command {
         /// The journal.
         journal: PathBuf,
     },
+    /// Record what the sensors of a target show, until the time is over or a signal comes.
+    Record {
+        /// Configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// The target's name.
+        #[arg(long)]
+        target: String,
+        /// Time from one sample to the next, in milliseconds; the configuration's if left out.
+        #[arg(long)]
+        period_ms: Option<f64>,
+        /// How long.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// The recording's file.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Say, as JSON, how many false verdicts each deadline would have given on a recording of a healthy target.
+    Judge {
+        /// The recording.
+        recording: PathBuf,
+        /// The sensors of the rule.
+        #[arg(long, default_value = "tick.cpu*")]
+        sensors: String,
+        /// Deadlines in milliseconds.
+        #[arg(long, value_delimiter = ',', default_value = "5,6,8,10,12,15,20,30,50,75,100,150,200,300,500")]
+        deadlines_ms: Vec<f64>,
+    },
     /// Print the incidents of a journal.
     Timeline {
         /// The journal.
@@ -86,6 +120,17 @@ fn start_logs(json: bool) {
 fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
         Some(Command::Replay { journal }) => return replayed(&read(&journal)?),
+        Some(Command::Record { config, target, period_ms, seconds, out }) => {
+            let period = period_ms.map(|ms| Duration::try_from_secs_f64(ms / 1e3)).transpose()?;
+            record(&config::load(&config)?, &target, period, Duration::from_secs(seconds), &out)?;
+        }
+        Some(Command::Judge { recording, sensors, deadlines_ms }) => {
+            let file = File::open(&recording).with_context(|| format!("{} cannot be opened", recording.display()))?;
+            let recordings = recording::read(BufReader::new(file)).with_context(|| recording.display().to_string())?;
+            let deadlines = deadlines_ms.iter().map(|ms| Duration::try_from_secs_f64(ms / 1e3));
+            let deadlines = deadlines.collect::<Result<Vec<_>, _>>().context("a deadline")?;
+            println!("{}", serde_json::to_string(&recording::false_verdicts(&recordings, &sensors, &deadlines))?);
+        }
         Some(Command::Timeline { journal }) => print!("{}", timeline::text(&read(&journal)?)),
         None => {
             let Some(file) = arguments.config else { bail!("--config FILE is missing") };
@@ -105,6 +150,20 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn record(config: &Config, target: &str, period: Option<Duration>, time: Duration, out: &Path) -> Result<()> {
+    let named = config.targets.iter().find(|one| one.name == target);
+    let named = named.with_context(|| format!("the configuration has no target {target}"))?;
+    let file = File::create(out).with_context(|| format!("{} cannot be written", out.display()))?;
+    let period_ns = u64::try_from(period.unwrap_or(config.period).as_nanos()).context("a period of centuries")?;
+    let mut door = LinkDoor::new(config, named);
+    let begin = Instant::now();
+    let is_over = || begin.elapsed() >= time;
+    let mut out = BufWriter::new(file);
+    let count = recording::record(target, &mut door, &Monotonic, period_ns.max(1), &mut out, is_over)?;
+    println!("{count} samples");
+    Ok(())
 }
 
 fn read(journal: &Path) -> Result<Vec<Line>> {
@@ -138,18 +197,31 @@ fn watch_all(config: &Config) -> Result<()> {
         let bound = metrics.serve(address).with_context(|| format!("metrics cannot be served at {address}"))?;
         tracing::info!(%bound, "metrics");
     }
+    let inherited = heritage::inherit(&config.journal, Monotonic.now_ns());
+    let mut inherited = inherited.with_context(|| format!("journal {}", config.journal.display()))?;
     let opened = Journal::open(&config.journal);
     let (journal, writer) = opened.with_context(|| format!("journal {}", config.journal.display()))?;
+    let partner = partner(config)?;
     let stop = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::new();
+    let mut shares: Vec<Share> = Vec::new();
+    for index in 0..config.threads {
+        shares.push(Share::new(config, config.targets.len() > config.threads, index)?);
+    }
     for (index, target) in config.targets.iter().enumerate() {
         let metrics = metrics.of(&target.name);
         let standby = Arc::new(standby(config, target));
         threads.push(prepare_in_background(target, &standby, &metrics, &stop)?);
-        let tools =
-            Tools { door: LinkDoor::new(config, target), clock: Monotonic, journal: journal.clone(), metrics, standby };
-        let watch = Watch::new(config, target, tools);
-        threads.push(watch_in_background(watch, target, config.cpu.map(|first| first + index), &stop)?);
+        let share = &mut shares[index % config.threads];
+        let door = LinkDoor::new(config, target);
+        let door = share.hub.iter().fold(door, |door, hub| door.at(hub));
+        let (journal, partner) = (journal.clone(), partner.clone());
+        let tools = Tools { door, clock: Monotonic, journal, metrics, standby, partner };
+        let watch = Watch::succeed(config, target, tools, inherited.remove(&target.name).unwrap_or_default());
+        share.watches.push(watch);
+    }
+    for share in shares {
+        threads.push(watch_in_background(share, config, &stop)?);
     }
     drop(journal);
     tracing::info!(monitor = %config.name, targets = config.targets.len(), period = ?config.period, "watching");
@@ -165,6 +237,20 @@ fn watch_all(config: &Config) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn partner(config: &Config) -> Result<Partner> {
+    match config.partner {
+        config::Partner::None => Ok(Partner::None),
+        config::Partner::First { listen } => {
+            let herald = Herald::listen(&config.name, listen);
+            let herald = herald.with_context(|| format!("the second monitor cannot be listened for at {listen}"))?;
+            Ok(Partner::First(herald))
+        }
+        config::Partner::Second { first, silence } => {
+            Ok(Partner::Second(Deputy::follow(first, silence).context("no thread")?))
+        }
+    }
 }
 
 fn standby(config: &Config, target: &Target) -> Standby {
@@ -194,22 +280,49 @@ fn say_ready() -> std::io::Result<()> {
     UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address).map(drop)
 }
 
-/// A plain thread for one target, so that nothing else is ever scheduled between its samples.
-fn watch_in_background(
-    mut watch: Watch<LinkDoor, Monotonic>,
-    target: &Target,
+/// What one thread watches.
+struct Share {
+    watches: Vec<Watch<LinkDoor, Monotonic>>,
+    /// The sockets, if the thread's targets share them.
+    hub: Option<Hub>,
     cpu: Option<usize>,
-    stop: &Arc<AtomicBool>,
-) -> Result<JoinHandle<()>> {
-    let stop = Arc::clone(stop);
+}
+
+impl Share {
+    fn new(config: &Config, is_shared: bool, index: usize) -> Result<Self> {
+        let open = || Hub::open(config.local, rdma::soft::PORT, &rdma::soft::Options::default());
+        let hub = is_shared.then(open).transpose().context("the sockets for the targets' memory")?;
+        Ok(Self { watches: Vec::new(), hub, cpu: config.cpu.map(|first| first + index) })
+    }
+
+    fn run(mut self, patience: Duration, stop: &AtomicBool) {
+        match (&mut self.watches[..], self.hub) {
+            ([watch], _) => watch.run(stop),
+            (_, Some(hub)) => {
+                if let Err(error) = Fleet::new(self.watches, hub, Monotonic, patience).run(stop) {
+                    panic!("the targets can no longer be watched: {error}"); // ends the daemon, see EndWithMe
+                }
+            }
+            _ => unreachable!("several watches have a hub"),
+        }
+    }
+}
+
+/// A plain thread for one target or for many, so that nothing else is ever scheduled between its samples.
+fn watch_in_background(share: Share, config: &Config, stop: &Arc<AtomicBool>) -> Result<JoinHandle<()>> {
+    let (stop, patience) = (Arc::clone(stop), door::read_patience(config));
     let body = move || {
         let _guard = EndWithMe;
-        if let Some(cpu) = cpu {
+        if let Some(cpu) = share.cpu {
             pin(cpu);
         }
-        watch.run(&stop);
+        // A timer of this thread is late by what the CPU needs to wake and not by the usual 50 us more.
+        if let Err(error) = prctl::set_timerslack(1) {
+            tracing::debug!(%error, "timers stay slack");
+        }
+        share.run(patience, &stop);
     };
-    thread::Builder::new().name(format!("watch {}", target.name)).spawn(body).context("no thread")
+    thread::Builder::new().name("watch".into()).spawn(body).context("no thread")
 }
 
 fn pin(cpu: usize) {

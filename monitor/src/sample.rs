@@ -6,10 +6,11 @@
 //! value.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use control::backdoor::FenceToken;
 use link::LinkFailure;
-use remote_memory::{LinkError, Read, Region, RemoteRead};
+use remote_memory::{AccessError, Completion, LinkError, Queue, Read, Region, RemoteRead, Request, Work};
 use sensorbox::layout::{RECORD_BYTES, RECORD_WORDS};
 use sensorbox::{Class as BoxClass, Description, FetchError, Header, SensorBox, fetch_sb, reader};
 
@@ -22,6 +23,9 @@ pub const REGION: &str = "sb";
 /// response header cost about as much.
 const GAP_BYTES_MAX: usize = 256;
 
+/// Reads of one sample that may be on their way at the same time: a plan of more scattered records is read by waiting.
+const FLIGHT_READS_MAX: usize = 32;
+
 /// The way to one target: its memory, and the fence.
 pub trait Door {
     /// The region of its Sensor Box, as registered now.
@@ -33,11 +37,25 @@ pub trait Door {
     /// Its memory; `None` while there is no connection.
     fn memory(&mut self) -> Option<&mut dyn RemoteRead>;
 
-    /// Stops it.
+    /// Its memory as a queue, to read many targets at once without waiting; `None` where that is not offered.
+    fn queue(&mut self) -> Option<&mut dyn Queue> {
+        None
+    }
+
+    /// Makes the connection anew after a read was given up: its late answers must not be taken for later ones'.
+    fn renew(&mut self) {}
+
+    /// Stops it. A fence that stands under the same `claim` is answered again.
     ///
     /// # Errors
     /// [`LinkFailure`]; after a lost answer it may be asked again.
-    fn fence(&mut self, reason: &str) -> Result<FenceToken, LinkFailure>;
+    fn fence(&mut self, reason: &str, claim: u64) -> Result<FenceToken, LinkFailure>;
+
+    /// Whether the fence of `token` stands.
+    ///
+    /// # Errors
+    /// [`LinkFailure`], if nobody could say.
+    fn stands(&mut self, token: &FenceToken) -> Result<bool, LinkFailure>;
 }
 
 /// What one look at a box brought.
@@ -94,10 +112,64 @@ impl BoxReader {
     pub fn look(&mut self, memory: &mut dyn RemoteRead, values: &mut Vec<Option<u64>>, whole: bool) -> Glance {
         values.clear();
         match self.fetch(memory, whole) {
-            Err(_) => return Glance::Lost,
-            Ok(false) => return Glance::Refused,
-            Ok(true) => {}
+            Err(_) => Glance::Lost,
+            Ok(false) => Glance::Refused,
+            Ok(true) => self.parse(values),
         }
+    }
+
+    /// Posts the reads of one sample and does not wait; [`BoxReader::collect`] has the rest. `None` if the queue does not
+    /// take all of them.
+    pub fn post(&self, queue: &mut dyn Queue, whole: bool) -> Option<Flight> {
+        let all = 0..self.buffer.len();
+        let stretches = if whole { std::slice::from_ref(&all) } else { &self.stretches };
+        let mut requests =
+            [Request { id: 0, work: Work::FetchAdd { at: self.region.at(0, 8)?, add: 0 } }; FLIGHT_READS_MAX];
+        let requests = requests.get_mut(..stretches.len())?;
+        for ((index, stretch), request) in stretches.iter().enumerate().zip(requests.iter_mut()) {
+            let at = self.region.at(stretch.start as u64, stretch.len() as u64)?;
+            let (len, landing) = (u32::try_from(stretch.len()).ok()?, u32::try_from(stretch.start).ok()?);
+            *request = Request { id: index as u64, work: Work::Read { at, len, landing } };
+        }
+        match queue.post(requests) {
+            Ok(posted) if posted == requests.len() => {
+                Some(Flight { outstanding: posted, is_refused: false, is_whole: whole })
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes what has come back of `flight`; the sample once all has. `None` while something is missing.
+    pub fn collect(
+        &mut self,
+        queue: &mut dyn Queue,
+        flight: &mut Flight,
+        values: &mut Vec<Option<u64>>,
+    ) -> Option<Glance> {
+        let mut completions = [Completion { id: 0, outcome: Err(AccessError::Flushed) }; FLIGHT_READS_MAX];
+        match queue.poll(&mut completions, Duration::ZERO) {
+            Err(_) => return Some(Glance::Lost),
+            Ok(taken) => {
+                flight.outstanding = flight.outstanding.saturating_sub(taken);
+                flight.is_refused |= completions[..taken].iter().any(|completion| completion.outcome.is_err());
+            }
+        }
+        if flight.outstanding > 0 {
+            return None;
+        }
+        if flight.is_refused {
+            return Some(Glance::Refused);
+        }
+        let all = 0..self.buffer.len();
+        let stretches = if flight.is_whole { std::slice::from_ref(&all) } else { &self.stretches };
+        for stretch in stretches {
+            self.buffer[stretch.clone()].copy_from_slice(&queue.landing()[stretch.clone()]);
+        }
+        Some(self.parse(values))
+    }
+
+    fn parse(&self, values: &mut Vec<Option<u64>>) -> Glance {
+        values.clear();
         let Ok(header) = Header::parse(&self.buffer) else { return Glance::Unreadable };
         let mut changed = header.len_bytes() != self.buffer.len() as u64;
         for (id, planned) in &self.planned {
@@ -137,6 +209,21 @@ impl BoxReader {
         // Damage hides sensors for a moment; a plan is not thrown away for that.
         now.damage.is_empty()
             && !now.readings.iter().map(|reading| described(&reading.description)).eq(opened.described.iter().cloned())
+    }
+}
+
+/// Reads of one sample that are on their way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flight {
+    outstanding: usize,
+    is_refused: bool,
+    is_whole: bool,
+}
+
+impl Flight {
+    /// Whether the whole box is read, and not the planned records only.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
     }
 }
 

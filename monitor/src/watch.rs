@@ -21,18 +21,20 @@ use healing_modules::Illness;
 use link::LinkFailure;
 
 use crate::clock::Clock;
-use crate::config::{Config, Target};
+use crate::config::{Config, OnHang, Target};
 use crate::detect::{Detector, Finding, Look, Observation, Plan};
 use crate::evacuate::Standby;
-use crate::journal::{Event, Journal, Ring};
+use crate::journal::{Event, Heritage, Incident, Journal, Ring};
 use crate::metrics::TargetMetrics;
-use crate::sample::{BoxReader, Door, Glance, Opened};
+use crate::partner::Partner;
+use crate::sample::{BoxReader, Door, Flight, Glance, Opened};
 
 /// How often a target is looked at that needs no detection any more, and how often a failed action is tried again.
 const INSPECT_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the box is searched for sensors that were not there when the plan was made.
-const REPLAN_EVERY: Duration = Duration::from_secs(1);
+/// A whole box is as many packets as fifty samples of a few sensors.
+const REPLAN_EVERY: Duration = Duration::from_secs(5);
 
 /// The longest pause between two tries to reach a lost target.
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
@@ -54,7 +56,10 @@ pub enum Standing {
         spare: String,
     },
     /// A spare has taken over.
-    Evacuated,
+    Evacuated {
+        /// The fence, if it is this monitor's to end.
+        token: Option<FenceToken>,
+    },
 }
 
 /// A target that is fenced and not yet known to be taken over.
@@ -66,6 +71,8 @@ pub struct Patient {
     pub alive_after_ns: Option<u64>,
     /// Which illness it has, by its place among the known ones.
     pub illness: usize,
+    /// How long it has been fenced at least, where an earlier life fenced it.
+    pub age: Duration,
 }
 
 /// What a watch works with.
@@ -81,6 +88,8 @@ pub struct Tools<D, C> {
     pub metrics: TargetMetrics,
     /// Who can take over.
     pub standby: Arc<Standby>,
+    /// The other monitor, if there is one.
+    pub partner: Partner,
 }
 
 /// The watch over one target.
@@ -95,6 +104,14 @@ pub struct Watch<D, C> {
     pub(crate) quiet_until_ns: u64,
     /// Fences that failed one after the other.
     pub(crate) fence_failures: u32,
+    /// Names the fences of this watch.
+    pub(crate) claim: u64,
+    /// A fence of an earlier life that has not been looked at yet.
+    pub(crate) inherited: Option<Incident>,
+    /// A sample has been posted and not been taken yet.
+    pub(crate) is_aloft: bool,
+    /// A hang that is left to the other monitor has been journaled.
+    pub(crate) is_held: bool,
     reader: Option<(BoxReader, Opened)>,
     values: Vec<Option<u64>>,
     period_ns: u64,
@@ -107,20 +124,32 @@ pub struct Watch<D, C> {
 impl<D: Door, C: Clock> Watch<D, C> {
     /// A watch over `target` that has not looked yet.
     pub fn new(config: &Config, target: &Target, tools: Tools<D, C>) -> Self {
+        Self::succeed(config, target, tools, Heritage::default())
+    }
+
+    /// A watch that goes on where an earlier one stopped.
+    pub fn succeed(config: &Config, target: &Target, tools: Tools<D, C>, heritage: Heritage) -> Self {
+        let claim = heritage.claim.unwrap_or_else(rand::random);
         let (plan, _) = Plan::new(&[], &target.rules, config.path_deadline);
         let period_ns = nanos(config.period);
         let now_ns = tools.clock.now_ns();
         let (monitor, on_hang) = (config.name.clone(), target.on_hang);
-        tools.journal.note(&target.name, now_ns, Event::Opened { monitor, period_ns, on_hang });
-        Self {
+        tools.journal.note(&target.name, now_ns, Event::Opened { monitor, period_ns, on_hang, claim: Some(claim) });
+        let inherited = heritage.incident.filter(|_| on_hang == OnHang::Evacuate);
+        tools.standby.rest(inherited.is_some());
+        let watch = Self {
             target: target.clone(),
             tools,
             illnesses: healing_modules::known(),
-            detector: Detector::new(plan),
+            detector: Detector::knowing(plan, heritage.identity),
             ring: Ring::new(0, Duration::ZERO, config.period),
             standing: Standing::Watching,
             quiet_until_ns: 0,
             fence_failures: 0,
+            claim,
+            inherited,
+            is_held: false,
+            is_aloft: false,
             reader: None,
             values: Vec::new(),
             period_ns,
@@ -128,12 +157,19 @@ impl<D: Door, C: Clock> Watch<D, C> {
             next_tick_ns: now_ns,
             replan_ns: now_ns,
             failures: 0,
-        }
+        };
+        watch.tell_partner();
+        watch
     }
 
     /// Where the incident stands, if there is one.
     pub fn standing(&self) -> &Standing {
         &self.standing
+    }
+
+    /// Names the fences of this watch.
+    pub fn claim(&self) -> u64 {
+        self.claim
     }
 
     /// Watches until `stop` is set.
@@ -147,7 +183,21 @@ impl<D: Door, C: Clock> Watch<D, C> {
     pub fn step(&mut self) {
         let planned_ns = self.next_look_ns();
         self.tools.clock.sleep_until(planned_ns);
+        self.step_now(planned_ns);
+    }
+
+    fn step_now(&mut self, planned_ns: u64) {
+        if self.inherited.is_some() && self.tools.clock.now_ns() >= self.quiet_until_ns {
+            self.take_up_heritage();
+        }
         let begin_ns = self.tools.clock.now_ns();
+        self.advance_tick(begin_ns, planned_ns);
+        let findings = if self.reader.is_some() { self.look() } else { self.open() };
+        self.attend(findings);
+    }
+
+    /// Moves the schedule on; a look that began late is counted.
+    fn advance_tick(&mut self, begin_ns: u64, planned_ns: u64) {
         if begin_ns.saturating_sub(planned_ns) > self.period_ns / 2 {
             self.tools.metrics.late_samples.inc();
         }
@@ -155,7 +205,10 @@ impl<D: Door, C: Clock> Watch<D, C> {
             let passed = (begin_ns - self.next_tick_ns) / self.period_ns + 1;
             self.next_tick_ns += passed * self.period_ns;
         }
-        let mut findings = if self.reader.is_some() { self.look() } else { self.open() };
+    }
+
+    /// Does what follows from `findings`, and what is due of an incident.
+    pub(crate) fn attend(&mut self, mut findings: Vec<Finding>) {
         // Nothing is worth a line in the log before a hang has been dealt with.
         findings.sort_by_key(|finding| !matches!(finding, Finding::Hung(_)));
         for finding in findings {
@@ -179,7 +232,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             return now_ns + nanos(INSPECT_EVERY);
         }
         match self.failures {
-            0 => self.next_tick_ns.min(self.detector.due_ns().unwrap_or(u64::MAX)),
+            0 => self.due_ns(),
             failures => now_ns + self.backoff_ns(failures),
         }
     }
@@ -198,6 +251,47 @@ impl<D: Door, C: Clock> Watch<D, C> {
             (Some((reader, _)), Some(memory)) => reader.look(memory, &mut self.values, whole),
             _ => Glance::Lost,
         };
+        self.take(begin_ns, glance, whole)
+    }
+
+    /// Posts a sample without waiting for it, at `now_ns`, if one is due and nothing stands in the way.
+    pub(crate) fn post(&mut self, now_ns: u64) -> Option<Flight> {
+        if !self.is_calm() {
+            return None;
+        }
+        let whole = now_ns >= self.replan_ns;
+        let (reader, _) = self.reader.as_ref()?;
+        let flight = reader.post(self.tools.door.queue()?, whole)?;
+        self.advance_tick(now_ns, self.due_ns());
+        Some(flight)
+    }
+
+    /// Takes what came back of a sample that was posted at `begin_ns`; its findings once it is complete.
+    pub(crate) fn collect(&mut self, begin_ns: u64, flight: &mut Flight) -> Option<Vec<Finding>> {
+        let (Some((reader, _)), Some(queue)) = (&mut self.reader, self.tools.door.queue()) else {
+            return Some(self.take(begin_ns, Glance::Lost, false));
+        };
+        let glance = reader.collect(queue, flight, &mut self.values)?;
+        Some(self.take(begin_ns, glance, flight.is_whole()))
+    }
+
+    /// Gives a sample up that was posted at `begin_ns`.
+    pub(crate) fn give_up(&mut self, begin_ns: u64) -> Vec<Finding> {
+        self.tools.door.renew();
+        self.take(begin_ns, Glance::Lost, false)
+    }
+
+    /// Whether nothing but sampling is to be done for this target.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.reader.is_some() && self.failures == 0 && self.is_detecting() && self.inherited.is_none()
+    }
+
+    /// When the next look is due.
+    pub(crate) fn due_ns(&self) -> u64 {
+        self.next_tick_ns.min(self.detector.due_ns().unwrap_or(u64::MAX))
+    }
+
+    fn take(&mut self, begin_ns: u64, glance: Glance, whole: bool) -> Vec<Finding> {
         let end_ns = self.tools.clock.now_ns();
         match glance {
             Glance::Values { identity, changed } => {

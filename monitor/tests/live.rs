@@ -18,6 +18,7 @@ use monitor::door::LinkDoor;
 use monitor::evacuate::Standby;
 use monitor::journal::{Event, Journal, Line, replay};
 use monitor::metrics::{Metrics, TargetMetrics};
+use monitor::partner::Partner;
 use monitor::watch::{Standing, Tools, Watch};
 use nix::sched::{CloneFlags, unshare};
 use rdma::QpAttributes;
@@ -245,7 +246,8 @@ impl Live {
         let standby = Arc::new(Standby::new("m", assignment, &target.spares, target.evacuation_patience));
         standby.prepare();
         let door = LinkDoor::new(&config, target);
-        let tools = Tools { door, clock: Monotonic, journal, metrics: metrics.clone(), standby };
+        let partner = Partner::None;
+        let tools = Tools { door, clock: Monotonic, journal, metrics: metrics.clone(), standby, partner };
         let watch = Watch::new(&config, target, tools);
         Some(Self { hang, ticker, stop, serving, fences, watch, metrics, file: JournalFile(file), writer })
     }
@@ -279,7 +281,7 @@ fn a_hang_is_seen_over_the_wire_and_evacuated() {
     assert_eq!(*live.watch.standing(), Standing::Watching);
     live.hang.store(true, Ordering::Relaxed);
     live.step_until("the verdict", |live| *live.watch.standing() != Standing::Watching);
-    assert_eq!(*live.watch.standing(), Standing::Evacuated);
+    assert!(matches!(live.watch.standing(), Standing::Evacuated { .. }));
     let (lines, fences, last_tick_ns) = live.end();
     assert!(replay::replay(&lines).iter().all(replay::Redrawn::agrees));
     let when = |is: fn(&Event) -> bool| lines.iter().find(|line| is(&line.event)).unwrap().mono_ns;

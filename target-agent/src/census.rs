@@ -11,6 +11,10 @@
 //! | `free-pages` | machine | level, floor | pages of 4 KiB | memory is running out |
 //! | `agent` | machine | progress | 200 ms | user processes do not get to run, or the agent is gone |
 //!
+//! An orderly shutdown (restart, halt, power off, kexec) retires every progress sensor from inside the kernel, before
+//! the processors stop; the end of the agent, however it comes, retires none. So a machine that is switched off is no
+//! hang, and one whose agent was killed is watched on.
+//!
 //! `switches` and `agent` have periods of seconds: they serve to tell illnesses apart once `tick` or a client raised
 //! the alarm. Limits are what a healthy machine keeps; a monitor may set its own in its configuration.
 

@@ -85,7 +85,7 @@ fn attach_trace(program: &ProgramMut<'_>, path: &Path) -> Result<()> {
     match program.attach_trace() {
         Ok(link) => pin(link, path.to_owned()),
         Err(error) => {
-            warn!(program = %path.display(), %error, "this kernel lacks a tracepoint; its sensor stands still");
+            warn!(program = %path.display(), %error, "this kernel lacks what the program hangs on; it does nothing");
             Ok(())
         }
     }

@@ -37,7 +37,7 @@ pub const CAPACITY: u32 = 255;
 const _: () = assert!(AGENT <= CAPACITY);
 
 /// Name and number as C sees them.
-pub const ALL: [(&str, u32); 9] = [
+pub const ALL: [(&str, u32); 10] = [
     ("SENSOR_CPUS", CPUS),
     ("TICK", TICK),
     ("SWITCHES", SWITCHES),
@@ -46,5 +46,6 @@ pub const ALL: [(&str, u32); 9] = [
     ("FORKS", FORKS),
     ("OOM_KILLS", OOM_KILLS),
     ("FREE_PAGES", FREE_PAGES),
+    ("AGENT", AGENT),
     ("RECORDS", CAPACITY + 1),
 ];

@@ -298,6 +298,29 @@ fn spinning_without_interrupts_stops_ticks() {
     assert_eq!(ram.values(&sb, "tick"), stuck);
 }
 
+/// An orderly shutdown is no hang: the sensors are retired before the processors stop. The end of the agent, killed
+/// or asked to end, retires none.
+#[test]
+fn a_halt_retires_the_progress_sensors_and_the_end_of_the_agent_does_not() {
+    let _one = one_machine_at_a_time();
+    for line in Kernel::lines().unwrap() {
+        let mut vm = boot(&line);
+        let (ram, backdoor) = (Ram::of(&vm), BackdoorEnd::of(&vm));
+        let [sb, _] = backdoor.registrations();
+        for signal in ["KILL", "TERM"] {
+            vm.run(&format!("kill -{signal} $(pidof target-agent)")).unwrap();
+            assert_eq!(backdoor.registrations()[0], sb);
+            all_advance(&ram, &sb, "tick");
+        }
+        vm.run("(sleep 0.2; halt -f) >/dev/null 2>&1 &").unwrap();
+        until("the sensors to be retired", || {
+            let sensors = ram.sensors(&sb);
+            ["tick", "switches", "interrupts", "agent"].iter().all(|name| sensors.named(name).next().is_none())
+        });
+        assert_eq!(ram.sensors(&sb).named("tasks").count(), 1, "kernel {line}: levels stay");
+    }
+}
+
 /// Machines are emulated: two at once starve each other.
 fn one_machine_at_a_time() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());

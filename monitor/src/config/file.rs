@@ -12,6 +12,7 @@ use crate::detect::{Quorum, Raises};
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
     pub monitor: Monitor,
+    pub partner: Option<Spanned<Partner>>,
     #[serde(default)]
     pub sampling: Sampling,
     #[serde(default)]
@@ -28,6 +29,15 @@ pub(super) struct Monitor {
     pub journal: PathBuf,
     pub metrics: Option<SocketAddr>,
     pub cpu: Option<Spanned<usize>>,
+    pub threads: Option<Spanned<usize>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Partner {
+    pub listen: Option<SocketAddr>,
+    pub first: Option<SocketAddr>,
+    pub silence_ms: Option<Spanned<f64>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

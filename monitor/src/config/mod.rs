@@ -31,6 +31,12 @@ pub const PERIOD_MIN: Duration = Duration::from_micros(100);
 /// nothing, and 200 in a second cost little here.
 pub const PERIOD_MAX: Duration = Duration::from_millis(5);
 
+/// Without a word for so long the first of two monitors counts as dead, unless configured.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// Three heartbeats: one may be late.
+const SILENCE_MIN: Duration = Duration::from_millis(300);
+
 /// Times above this are typing errors.
 const TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -55,8 +61,12 @@ pub struct Config {
     pub journal: PathBuf,
     /// Where metrics are served, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// The other monitor of the same targets.
+    pub partner: Partner,
     /// The first CPU that sampling threads are pinned to; the others follow, one each.
     pub cpu: Option<usize>,
+    /// Threads that sample; a target that has one to itself is watched without sharing.
+    pub threads: usize,
     /// Time from one sample to the next.
     pub period: Duration,
     /// Samples that every deadline holds at least.
@@ -65,6 +75,25 @@ pub struct Config {
     pub path_deadline: Duration,
     /// The targets.
     pub targets: Vec<Target>,
+}
+
+/// Where the other monitor of the same targets is, and who of the two acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Partner {
+    /// There is none.
+    None,
+    /// This one acts, and says so to whoever connects here.
+    First {
+        /// Where it listens.
+        listen: SocketAddr,
+    },
+    /// This one acts where the first cannot.
+    Second {
+        /// Where the first one listens.
+        first: SocketAddr,
+        /// Without a word for so long, the first counts as dead.
+        silence: Duration,
+    },
 }
 
 /// A target to watch.
@@ -156,12 +185,39 @@ impl Checker<'_> {
             local: file.monitor.local,
             journal: file.monitor.journal,
             metrics: file.monitor.metrics,
+            partner: self.partner(file.partner.as_ref())?,
             cpu: self.cpu(file.monitor.cpu.as_ref())?,
+            threads: self.threads(file.monitor.threads.as_ref(), targets.len())?,
             period,
             samples_per_deadline: samples,
             path_deadline,
             targets,
         })
+    }
+
+    fn partner(&self, table: Option<&Spanned<file::Partner>>) -> Result<Partner, ConfigError> {
+        let Some(table) = table else { return Ok(Partner::None) };
+        let wrong = |what: &str| Err(self.source.error(table.span(), "partner", what));
+        let silence = table.get_ref().silence_ms.as_ref();
+        match (table.get_ref().listen, table.get_ref().first) {
+            (Some(_), None) if silence.is_some() => {
+                wrong("silence_ms is for the second monitor, which waits for the first; leave it out here")
+            }
+            (Some(listen), None) => Ok(Partner::First { listen }),
+            (None, Some(first)) => {
+                let silence = silence.map(|value| self.time(value, 1e3, "partner.silence_ms")).transpose()?;
+                let silence = silence.unwrap_or(SILENCE);
+                match silence < SILENCE_MIN {
+                    true => wrong("silence_ms is shorter than three heartbeats of 100 ms; raise it to 300 or more"),
+                    false => Ok(Partner::Second { first, silence }),
+                }
+            }
+            (None, None) => wrong(
+                "say where this monitor listens (listen, on the first) or where the first one does \
+                                   (first, on the second)",
+            ),
+            (Some(_), Some(_)) => wrong("a monitor is the first (listen) or the second (first), not both"),
+        }
     }
 
     /// The period, or the shortest deadline divided by the samples it must hold.
@@ -335,6 +391,19 @@ impl Checker<'_> {
                 let what = format!("{other} is no probability to reckon with; above 0 and below 1 is");
                 Err(self.source.error(value.span(), key, what))
             }
+        }
+    }
+
+    /// A thread for each target as long as there are processors for them; else one for all.
+    fn threads(&self, value: Option<&Spanned<usize>>, targets: usize) -> Result<usize, ConfigError> {
+        let count = std::thread::available_parallelism().map_or(1, usize::from);
+        match value {
+            None => Ok(if targets <= count { targets } else { 1 }),
+            Some(value) if *value.get_ref() == 0 || *value.get_ref() > targets => {
+                let what = format!("with {targets} targets, 1 to {targets} threads have something to do");
+                Err(self.source.error(value.span(), "monitor.threads", what))
+            }
+            Some(value) => Ok(*value.get_ref()),
         }
     }
 

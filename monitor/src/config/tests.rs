@@ -53,6 +53,10 @@ fn the_example_file_is_valid_and_names_every_key() {
         "journal",
         "metrics",
         "cpu",
+        "threads",
+        "listen",
+        "first",
+        "silence_ms",
         "period_ms",
         "missed_probability",
         "lost_probability",
@@ -164,7 +168,40 @@ fn values_that_mean_nothing_are_refused() {
     check(
         "journal =",
         "jornal =",
-        "m.toml:4: jornal: unknown field `jornal`, expected one of `name`, `local`, `journal`, `metrics`, `cpu`",
+        "m.toml:4: jornal: unknown field `jornal`, expected one of `name`, `local`, `journal`, `metrics`, `cpu`, `threads`",
+    );
+}
+
+#[test]
+fn a_monitor_is_the_first_or_the_second_and_says_so_in_one_way() {
+    let with = |table: &str| format!("[partner]\n{table}\n[[rule]]");
+    check(
+        "[[rule]]",
+        &with("silence_ms = 500"),
+        "m.toml:6: partner: say where this monitor listens (listen, on the first) or where the first one does (first, \
+         on the second)",
+    );
+    check(
+        "[[rule]]",
+        &with("listen = \"10.77.0.3:4793\"\nfirst = \"10.77.0.5:4793\""),
+        "m.toml:6: partner: a monitor is the first (listen) or the second (first), not both",
+    );
+    check(
+        "[[rule]]",
+        &with("first = \"10.77.0.5:4793\"\nsilence_ms = 100"),
+        "m.toml:6: partner: silence_ms is shorter than three heartbeats of 100 ms; raise it to 300 or more",
+    );
+    let second = parsed(&GOOD.replace("[[rule]]", &with("first = \"10.77.0.5:4793\""))).unwrap();
+    let first = "10.77.0.5:4793".parse().unwrap();
+    assert_eq!(second.partner, Partner::Second { first, silence: Duration::from_secs(1) });
+}
+
+#[test]
+fn more_threads_than_targets_are_refused() {
+    check(
+        "[[rule]]",
+        "threads = 2\n[[rule]]",
+        "m.toml:6: monitor.threads: with 1 targets, 1 to 1 threads have something to do",
     );
 }
 

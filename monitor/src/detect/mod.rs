@@ -130,6 +130,11 @@ impl Detector {
         Self { plan, states, suspicious, identity: None, readable_ns: None, carried_ns: None, trouble: Trouble::None }
     }
 
+    /// A detector that knows the target's identity from before.
+    pub fn knowing(plan: Plan, identity: Option<u64>) -> Self {
+        Self { identity, ..Self::new(plan) }
+    }
+
     /// What it watches.
     pub fn plan(&self) -> &Plan {
         &self.plan

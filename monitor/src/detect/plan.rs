@@ -117,7 +117,7 @@ pub struct Rule {
 }
 
 /// A sensor as the box describes it. A claim of the target: the name may be anything, the limit may be nonsense.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DescribedSensor {
     /// Its name.
     pub name: String,

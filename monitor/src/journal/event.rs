@@ -1,6 +1,6 @@
 //! The lines of a journal. What is written here is read by `monitor replay`, by the testbed and by people.
 
-use control::backdoor::FenceToken;
+use control::backdoor::{Afterwards, FenceToken};
 use control::reinstate::Report;
 use healing_modules::{Alarm, Symptom};
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,24 @@ pub enum Event {
         period_ns: u64,
         /// What it will do when the target hangs.
         on_hang: OnHang,
+        /// Names the fences of this watch: a successor that asks for one under the same claim learns its token.
+        #[serde(default)]
+        claim: Option<u64>,
+    },
+    /// The watch goes on where an earlier monitor stopped: a fence of its stands, or did.
+    Succeeded {
+        /// Whether it still stands.
+        stands: bool,
+    },
+    /// A hang is seen and left to the other monitor.
+    Held {
+        /// Why.
+        why: String,
+    },
+    /// The other monitor is silent or has lost its path: this one acts.
+    Deputized {
+        /// Why.
+        why: String,
     },
     /// The target's box was read and its sensors met the rules: what the detector goes by from here on.
     Watching {
@@ -129,6 +147,13 @@ pub enum Event {
         /// Why.
         why: String,
     },
+    /// An order is about to leave; on disk before it does, so that a successor asks this spare and no other.
+    Committed {
+        /// The fence.
+        token: FenceToken,
+        /// The spare.
+        spare: String,
+    },
     /// A spare was ordered to take over; written when the order left.
     Ordered {
         /// The spare.
@@ -160,6 +185,11 @@ pub enum Event {
         spare: String,
         /// What was seen.
         why: String,
+    },
+    /// The fence has ended, by policy or by command.
+    Released {
+        /// What became of the target.
+        then: Afterwards,
     },
     /// Every spare passed. The fence stands and they are asked again.
     Unserved,

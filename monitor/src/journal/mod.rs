@@ -10,21 +10,28 @@
 //! The lines of one target are in the order of its decisions; the samples of a verdict stand before it.
 
 mod event;
+pub mod heritage;
 pub mod replay;
 mod ring;
 pub mod timeline;
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 pub use event::{Event, Line, SampleLook, SymptomLine};
+pub use heritage::{Heritage, Incident};
 pub use ring::Ring;
 
 use crate::clock::wall_ns;
+
+/// Bytes gathered for one write. Every write ends at the end of a line, so that lines written from another thread
+/// stand between whole ones.
+const WRITE_BYTES: usize = 64 * 1024;
 
 /// What travels to the writer.
 enum Message {
@@ -36,6 +43,7 @@ enum Message {
 #[derive(Clone, Debug)]
 pub struct Journal {
     to: Sender<Message>,
+    file: Arc<File>,
 }
 
 impl std::fmt::Debug for Message {
@@ -51,10 +59,23 @@ impl Journal {
     /// # Errors
     /// Those of opening the file.
     pub fn open(file: &Path) -> std::io::Result<(Self, JoinHandle<()>)> {
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(file)?;
+        let mut file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(file)?;
+        cut_torn_line(&mut file)?;
+        let file = Arc::new(file);
         let (to, from) = channel();
-        let writer = std::thread::Builder::new().name("journal".into()).spawn(move || write(file, &from))?;
-        Ok((Self { to }, writer))
+        let mut out = Arc::clone(&file);
+        let writer = std::thread::Builder::new().name("journal".into()).spawn(move || write(&mut out, &from))?;
+        Ok((Self { to, file }, writer))
+    }
+
+    /// Writes a line before it returns, ahead of those that wait for the writer: for what a successor must know before
+    /// this process does something that cannot be taken back. It outlives the process, not a power failure of its host.
+    pub fn commit(&self, target: &str, mono_ns: u64, event: Event) {
+        let line = Line { wall_ns: wall_ns(), mono_ns, target: target.to_owned(), event };
+        let mut text = Vec::new();
+        if let Err(error) = put_line(&mut text, &line).and_then(|()| (&*self.file).write_all(&text)) {
+            tracing::error!(%error, "the journal cannot be written; a successor will not know of this order");
+        }
     }
 
     /// Adds a line that happened at `mono_ns`.
@@ -74,31 +95,62 @@ impl Journal {
     }
 }
 
-fn write(file: File, from: &Receiver<Message>) {
-    let mut out = BufWriter::new(file);
+fn write(file: &mut Arc<File>, from: &Receiver<Message>) {
+    let mut out = Vec::with_capacity(2 * WRITE_BYTES);
     while let Ok(first) = from.recv() {
-        // Everything that waits goes into one flush.
-        let mut result = put(&mut out, first);
+        // Everything that waits goes into one write.
+        let mut result = put(&mut out, file, first);
         while let Ok(next) = from.try_recv() {
-            result = result.and(put(&mut out, next));
+            result = result.and(put(&mut out, file, next));
         }
-        if let Err(error) = result.and(out.flush()) {
+        result = result.and((&**file).write_all(&out));
+        out.clear();
+        if let Err(error) = result {
             tracing::error!(%error, "the journal cannot be written; decisions go on without a record");
         }
     }
 }
 
-fn put(out: &mut impl Write, message: Message) -> std::io::Result<()> {
-    let mut line = |line: &Line| {
-        serde_json::to_writer(&mut *out, line)?;
-        out.write_all(b"\n")
-    };
+fn put(out: &mut Vec<u8>, mut file: &File, message: Message) -> std::io::Result<()> {
     match message {
-        Message::Line(one) => line(&one),
+        Message::Line(one) => put_line(out, &one),
         Message::Evidence { target, ring } => {
             let wall_ns = wall_ns();
-            ring.samples()
-                .try_for_each(|(mono_ns, event)| line(&Line { wall_ns, mono_ns, target: target.clone(), event }))
+            ring.samples().try_for_each(|(mono_ns, event)| {
+                put_line(out, &Line { wall_ns, mono_ns, target: target.clone(), event })?;
+                if out.len() >= WRITE_BYTES {
+                    file.write_all(out)?;
+                    out.clear();
+                }
+                Ok(())
+            })
         }
     }
+}
+
+fn put_line(out: &mut Vec<u8>, line: &Line) -> std::io::Result<()> {
+    serde_json::to_writer(&mut *out, line)?;
+    out.push(b'\n');
+    Ok(())
+}
+
+/// Removes what follows the last end of line: a process that was killed while it wrote leaves half a line, and the
+/// next one must not be glued to it.
+fn cut_torn_line(file: &mut File) -> std::io::Result<()> {
+    if !file.metadata()?.is_file() {
+        return Ok(());
+    }
+    let mut end = file.seek(SeekFrom::End(0))?;
+    let mut block = [0; 4096];
+    while end > 0 {
+        let len = end.min(block.len() as u64);
+        file.seek(SeekFrom::Start(end - len))?;
+        let part = &mut block[..len as usize];
+        file.read_exact(part)?;
+        match part.iter().rposition(|byte| *byte == b'\n') {
+            Some(last) => return file.set_len(end - len + last as u64 + 1),
+            None => end -= len,
+        }
+    }
+    file.set_len(0)
 }

@@ -47,6 +47,13 @@ fn stage(event: &Event) -> Option<String> {
         Event::Reported => "reported, nothing done".to_owned(),
         Event::Fenced { token, .. } => format!("fenced, epoch {}", token.epoch),
         Event::FenceFailed { why } => format!("not fenced: {why}"),
+        Event::Succeeded { stands } => match stands {
+            true => "taken up by a successor: the fence stands".to_owned(),
+            false => "taken up by a successor: the fence has ended".to_owned(),
+        },
+        Event::Held { why } => format!("left to the other monitor: {why}"),
+        Event::Deputized { why } => format!("in the other monitor's place: {why}"),
+        Event::Released { then } => format!("fence ended: {then:?}"),
         Event::Ordered { spare, .. } => format!("ordered {spare} to take over"),
         Event::Passed { spare, why } => format!("{spare} passed: {why}"),
         Event::Evacuated { spare, resumed, lost, .. } => {

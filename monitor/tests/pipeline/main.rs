@@ -4,4 +4,5 @@
 mod journal;
 mod order;
 mod stage;
+mod succession;
 mod verdicts;

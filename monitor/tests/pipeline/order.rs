@@ -18,7 +18,7 @@ fn play(first: Part, second: Part) -> Play {
 fn the_fence_comes_before_the_order_and_both_come_once() {
     let mut play = play(Part::TakesOver, Part::TakesOver);
     play.run_until(10_000);
-    assert_eq!(*play.watch.standing(), Standing::Evacuated);
+    assert!(matches!(play.watch.standing(), Standing::Evacuated { .. }));
     let told = play.told();
     assert_eq!(told.len(), 2, "{told:?}");
     assert_eq!(told[0], "fence: hang");
@@ -26,14 +26,17 @@ fn the_fence_comes_before_the_order_and_both_come_once() {
     assert_eq!((play.metrics.sessions_resumed.get(), play.metrics.sessions_lost.get()), (2, 1));
     let stages = stages(&play.end());
     let incident = ["last_sign", "verdict", "fenced", "ordered", "evacuated"];
-    assert_eq!(stages[stages.len() - 5..], incident, "{stages:?}");
+    // What is committed is written ahead of the lines that wait for the writer.
+    let queued: Vec<_> = stages.iter().filter(|stage| *stage != "committed").collect();
+    assert_eq!(queued[queued.len() - 5..], incident.iter().collect::<Vec<_>>(), "{stages:?}");
+    assert_eq!(stages.len(), queued.len() + 1);
 }
 
 #[test]
 fn a_spare_that_refuses_is_followed_by_the_next() {
     let mut play = play(Part::Refuses, Part::TakesOver);
     play.run_until(4_000);
-    assert_eq!(*play.watch.standing(), Standing::Evacuated);
+    assert!(matches!(play.watch.standing(), Standing::Evacuated { .. }));
     let told = play.told();
     assert!(told.len() == 3 && told[1].starts_with("a: ordered") && told[2].starts_with("b: ordered"), "{told:?}");
 }
@@ -46,7 +49,7 @@ fn a_spare_that_cannot_be_reached_is_followed_by_the_next() {
     let stops_ns = [3_000 * MS; 2];
     let mut play = Play::begin(Setting { stops_ns, on_hang: "evacuate", spares, log, ..Setting::default() });
     play.run_until(4_000);
-    assert_eq!(*play.watch.standing(), Standing::Evacuated);
+    assert!(matches!(play.watch.standing(), Standing::Evacuated { .. }));
     assert!(play.told()[1].starts_with("b: ordered"));
     assert!(stages(&play.end()).contains(&"passed".to_owned()));
 }
@@ -60,7 +63,7 @@ fn a_spare_that_is_ready_is_asked_before_one_that_is_not() {
     let mut play = Play::begin(Setting { stops_ns, on_hang: "evacuate", spares, log, ..Setting::default() });
     play.standby.prepare();
     play.run_until(4_000);
-    assert_eq!(*play.watch.standing(), Standing::Evacuated);
+    assert!(matches!(play.watch.standing(), Standing::Evacuated { .. }));
     assert!(!stages(&play.end()).contains(&"passed".to_owned()));
 }
 
@@ -79,7 +82,7 @@ fn a_spare_that_falls_silent_after_the_order_is_followed_by_nobody() {
 fn a_lost_answer_is_asked_for_again() {
     let mut play = play(Part::LosesAnAnswer, Part::TakesOver);
     play.run_until(10_000);
-    assert_eq!(*play.watch.standing(), Standing::Evacuated);
+    assert!(matches!(play.watch.standing(), Standing::Evacuated { .. }));
     let told = play.told();
     assert!(told.len() == 3 && told[1..].iter().all(|what| what.starts_with("a: ordered")), "{told:?}");
     assert_eq!(play.metrics.evacuations.get(), 1);
@@ -123,12 +126,12 @@ fn a_hang_that_is_only_reported_touches_nothing() {
 fn an_evacuated_target_that_comes_back_is_watched_and_healed_again() {
     let mut play = play(Part::TakesOver, Part::TakesOver);
     play.run_until(5_000);
-    assert_eq!(*play.watch.standing(), Standing::Evacuated);
+    assert!(matches!(play.watch.standing(), Standing::Evacuated { .. }));
     play.target.borrow_mut().reboot();
     play.run_until(8_000);
     assert_eq!(*play.watch.standing(), Standing::Watching);
     play.target.borrow_mut().stops_ns = [9_000 * MS; 2];
     play.run_until(11_000);
-    assert_eq!(*play.watch.standing(), Standing::Evacuated);
+    assert!(matches!(play.watch.standing(), Standing::Evacuated { .. }));
     assert_eq!(play.told().len(), 4);
 }

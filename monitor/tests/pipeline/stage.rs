@@ -15,8 +15,9 @@ use link::LinkFailure;
 use monitor::clock::Clock;
 use monitor::config::{self, Config};
 use monitor::evacuate::Standby;
-use monitor::journal::{Journal, Line, replay};
+use monitor::journal::{Journal, Line, heritage, replay};
 use monitor::metrics::{Metrics, TargetMetrics};
+use monitor::partner::Partner;
 use monitor::sample::Door;
 use monitor::watch::{Tools, Watch};
 use remote_memory::faults::{Faults, Rates};
@@ -116,6 +117,7 @@ pub struct Path {
     pub seed: u64,
     pub down: std::ops::Range<u64>,
     pub fence: Result<(), &'static str>,
+    pub fences: Fences,
     pub log: Log,
 }
 
@@ -149,14 +151,24 @@ impl Door for Path {
         Some(self)
     }
 
-    fn fence(&mut self, reason: &str) -> Result<FenceToken, LinkFailure> {
+    fn fence(&mut self, reason: &str, claim: u64) -> Result<FenceToken, LinkFailure> {
         self.log.lock().unwrap().push(format!("fence: {reason}"));
-        match self.fence {
-            Ok(()) => Ok(token()),
-            Err(why) => Err(LinkFailure::Refused { why: why.to_owned() }),
+        let refused = |why: &str| Err(LinkFailure::Refused { why: why.to_owned() });
+        let mut standing = self.fences.lock().unwrap();
+        match (self.fence, *standing.get_or_insert(claim)) {
+            (Err(why), _) => refused(why),
+            (Ok(()), holder) if holder != claim => refused("somebody else has fenced it"),
+            (Ok(()), _) => Ok(token()),
         }
     }
+
+    fn stands(&mut self, presented: &FenceToken) -> Result<bool, LinkFailure> {
+        Ok(self.fences.lock().unwrap().is_some() && *presented == token())
+    }
 }
+
+/// The claim of the fence that stands, as the backdoor keeps it: several monitors may share it.
+pub type Fences = Arc<Mutex<Option<u64>>>;
 
 pub fn token() -> FenceToken {
     FenceToken { target: "web".into(), epoch: 1, ram_key: 9, secret: 42 }
@@ -262,6 +274,10 @@ pub struct Setting {
     pub spares: Vec<(&'static str, SocketAddr)>,
     pub fence: Result<(), &'static str>,
     pub log: Log,
+    /// The journal that an earlier monitor left.
+    pub past: Vec<u8>,
+    pub partner: Partner,
+    pub fences: Fences,
 }
 
 impl Default for Setting {
@@ -275,6 +291,9 @@ impl Default for Setting {
             spares: Vec::new(),
             fence: Ok(()),
             log: Log::default(),
+            past: Vec::new(),
+            partner: Partner::None,
+            fences: Fences::default(),
         }
     }
 }
@@ -300,6 +319,8 @@ impl Play {
         let config = configured(&setting);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let file = std::env::temp_dir().join(format!("monitor-{}-{number}.jsonl", std::process::id()));
+        std::fs::write(&file, &setting.past).unwrap();
+        let heritage = heritage::inherit(&file, 1000 * MS).unwrap().remove("web").unwrap_or_default();
         let (journal, writer) = Journal::open(&file).unwrap();
         let clock = VirtualClock::default();
         clock.pass(1000 * MS);
@@ -320,11 +341,13 @@ impl Play {
             seed: setting.seed << 32,
             down: setting.down,
             fence: setting.fence,
+            fences: setting.fences,
             log: Arc::clone(&setting.log),
         };
+        let (standby_too, partner) = (Arc::clone(&standby), setting.partner);
         let tools =
-            Tools { door, clock: clock.clone(), journal, metrics: metrics.clone(), standby: Arc::clone(&standby) };
-        let watch = Watch::new(&config, named, tools);
+            Tools { door, clock: clock.clone(), journal, metrics: metrics.clone(), standby: standby_too, partner };
+        let watch = Watch::succeed(&config, named, tools, heritage);
         Self { watch, clock, target, metrics, standby, log: setting.log, journal: JournalFile(file), writer }
     }
 
@@ -337,6 +360,18 @@ impl Play {
 
     pub fn told(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
+    }
+
+    /// Ends the play as a kill would and returns the journal up to the first line of `stage`, and half of the next one.
+    pub fn killed_at(self, stage: &str) -> Vec<u8> {
+        drop(self.watch);
+        self.writer.join().unwrap();
+        let text = std::fs::read_to_string(&self.journal.0).unwrap();
+        let wanted = format!("\"stage\":\"{stage}\"");
+        let last = text.lines().position(|line| line.contains(&wanted)).unwrap_or_else(|| panic!("no {stage}"));
+        let mut left = text.lines().take(last + 1).collect::<Vec<_>>().join("\n");
+        left.push_str("\n{\"wall_ns\":17,\"mono_");
+        left.into_bytes()
     }
 
     /// Ends the play and returns what was journaled.

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use remote_memory::{Completion, LinkError, Queue, Request};
 
+use super::hub::Hub;
+use super::port::Port;
 use super::socket::Socket;
 use super::{Options, SocketError, random};
 use crate::requester::{self, Ended, Rejected, Requester};
@@ -20,7 +22,7 @@ pub type Dialer = Box<dyn FnMut(QpAttributes) -> Result<QpAttributes, LinkError>
 
 /// A requester with its own sockets.
 pub struct SoftQueue {
-    socket: Socket,
+    socket: Port,
     options: Options,
     ours: QpAttributes,
     dialer: Option<Dialer>,
@@ -45,16 +47,37 @@ impl SoftQueue {
     /// # Errors
     /// See [`SocketError`].
     pub fn open(local: Ipv4Addr, port: u16, options: Options) -> Result<(Self, QpAttributes), SocketError> {
-        let socket = Socket::open(SocketAddrV4::new(local, port), &options)?;
+        let socket = Port::own(Socket::open(SocketAddrV4::new(local, port), &options)?);
+        Self::over(socket, local, port, options)
+    }
+
+    /// Opens a queue on the sockets of `hub`, which is at `local`:`port`.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub fn open_at(
+        hub: &Hub,
+        local: Ipv4Addr,
+        port: u16,
+        options: Options,
+    ) -> Result<(Self, QpAttributes), SocketError> {
+        Self::over(Port::at(hub), local, port, options)
+    }
+
+    fn over(
+        mut socket: Port,
+        local: Ipv4Addr,
+        port: u16,
+        options: Options,
+    ) -> Result<(Self, QpAttributes), SocketError> {
         let ours = QpAttributes {
-            number: random::queue_pair(),
+            number: socket.renumber()?,
             first_psn: random::psn(),
             address: local,
             port,
             path_mtu: socket.mtu().raw(),
             reads_in_flight: options.reads_in_flight,
         };
-        socket.narrow(ours.number)?;
         let queue = Self {
             socket,
             ours,
@@ -123,8 +146,8 @@ impl SoftQueue {
     }
 
     /// Hands every packet that has arrived to the requester. Returns how many were there.
-    fn receive(&mut self) -> Result<usize, LinkError> {
-        let arrived = self.socket.receive().map_err(local)?;
+    fn receive(&mut self, is_own_turn: bool) -> Result<usize, LinkError> {
+        let arrived = self.socket.receive(is_own_turn).map_err(local)?;
         let Some(connection) = &mut self.connection else { return Ok(arrived) };
         let now = self.epoch.elapsed();
         for index in 0..arrived {
@@ -139,12 +162,12 @@ impl SoftQueue {
     }
 
     /// Sends all that may be sent.
-    fn send(&mut self) -> Result<(), LinkError> {
+    fn send(&mut self, is_own_turn: bool) -> Result<(), LinkError> {
         let Some(Connection { requester, peer, .. }) = &mut self.connection else { return Ok(()) };
         let now = self.epoch.elapsed();
         requester.expire(now);
         while self.socket.stage(*peer, |out| requester.transmit(now, &self.landing, out)).map_err(local)? {}
-        self.socket.flush().map_err(local)
+        self.socket.flush(is_own_turn).map_err(local)
     }
 
     /// Takes finished operations into `completions`.
@@ -215,7 +238,7 @@ impl Queue for SoftQueue {
                 Err(Rejected::Misused(_)) => break, // reported when it comes first
             }
         }
-        self.send()?;
+        self.send(false)?;
         Ok(posted)
     }
 
@@ -224,8 +247,8 @@ impl Queue for SoftQueue {
         let until = began + wait;
         let mut last_packet = began;
         loop {
-            let arrived = self.receive()?;
-            self.send()?;
+            let arrived = self.receive(!wait.is_zero())?;
+            self.send(!wait.is_zero())?;
             let taken = self.harvest(completions)?;
             let outstanding = self.connection.as_ref().map_or(0, |connection| connection.requester.outstanding());
             if taken > 0 || completions.is_empty() || outstanding == 0 {
@@ -245,9 +268,9 @@ impl Queue for SoftQueue {
         let Some(dialer) = &mut self.dialer else {
             return Err(LinkError::Misused("the queue has no dialer to reconnect with"));
         };
-        let fresh = QpAttributes { number: random::queue_pair(), first_psn: random::psn(), ..self.ours };
+        let number = self.socket.renumber().map_err(|error| LinkError::Local(error.to_string()))?;
+        let fresh = QpAttributes { number, first_psn: random::psn(), ..self.ours };
         let remote = dialer(fresh)?;
-        self.socket.narrow(fresh.number)?;
         self.ours = fresh;
         self.connect(remote)
     }

@@ -191,11 +191,30 @@ impl Socket {
 
     /// Sleeps until a packet is there, at most `wait`.
     pub(super) fn wait(&self, wait: Duration) -> io::Result<()> {
-        let mut fds = [PollFd::new(self.raw.as_fd(), PollFlags::POLLIN)];
-        match ppoll(&mut fds, Some(TimeSpec::from_duration(wait)), None) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        wait_for(&self.raw, wait)
+    }
+
+    /// The sleeping part, for a thread that does not hold the socket.
+    pub(super) fn waiter(&self) -> Result<Waiter, SocketError> {
+        Ok(Waiter(self.raw.try_clone().map_err(failed("share a socket"))?))
+    }
+}
+
+/// Sleeps until a packet is there, without receiving it.
+pub(super) struct Waiter(socket2::Socket);
+
+impl Waiter {
+    /// At most `wait`.
+    pub(super) fn wait(&self, wait: Duration) -> io::Result<()> {
+        wait_for(&self.0, wait)
+    }
+}
+
+fn wait_for(socket: &socket2::Socket, wait: Duration) -> io::Result<()> {
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    match ppoll(&mut fds, Some(TimeSpec::from_duration(wait)), None) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -157,6 +157,30 @@ int on_timer_interrupt(void *context)
 	return 0;
 }
 
+/* Takes a sensor out of the box: from here on it promises nothing. */
+static __always_inline void retire(__u32 id)
+{
+	struct sensor_record *sensor = record(id);
+
+	if (sensor && sensor->state == SENSOR_LIVE)
+		*(volatile sb_u32 *)&sensor->state = SENSOR_RETIRED;
+}
+
+/* The kernel goes down in order: restart, halt, power off and kexec come through here (kernel/reboot.c), a crash does
+ * not. What is about to stop for good must not look like a hang. Nobody in user space is asked: an agent that is
+ * killed, stopped or replaced leaves its sensors alone. */
+SEC("fentry/device_shutdown")
+int on_shutdown(void *context)
+{
+	for (__u32 cpu = 0; cpu < SENSOR_CPUS; cpu++) {
+		retire(TICK + cpu);
+		retire(SWITCHES + cpu);
+		retire(INTERRUPTS + cpu);
+	}
+	retire(AGENT);
+	return 0;
+}
+
 SEC("tp_btf/sched_process_fork")
 int on_fork(void *context)
 {

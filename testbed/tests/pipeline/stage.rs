@@ -16,6 +16,7 @@ use monitor::config::{self, Config};
 use monitor::evacuate::Standby;
 use monitor::journal::{Event, Journal, Line, replay};
 use monitor::metrics::Metrics;
+use monitor::partner::Partner;
 use monitor::sample::Door;
 use monitor::watch::{Standing, Tools, Watch};
 use remote_memory::{Blocking, LinkError, Read, Region, RemoteRead};
@@ -93,11 +94,16 @@ impl Door for Path {
         Some(self)
     }
 
-    fn fence(&mut self, _: &str) -> Result<FenceToken, LinkFailure> {
+    fn fence(&mut self, _: &str, _: u64) -> Result<FenceToken, LinkFailure> {
         self.record.fences.set(self.record.fences.get() + 1);
         self.ask()?;
         self.target.fence();
         Ok(FenceToken { target: "web".into(), epoch: 1, ram_key: RAM_FENCED.raw(), secret: 42 })
+    }
+
+    fn stands(&mut self, _: &FenceToken) -> Result<bool, LinkFailure> {
+        self.ask()?;
+        Ok(self.record.fences.get() > 0)
     }
 }
 
@@ -142,7 +148,8 @@ impl Play {
         // No spare: who takes over is played by the test, without sockets.
         let standby = Arc::new(Standby::new("m", assignment, &[], named.evacuation_patience));
         let metrics = Metrics::default().of("web");
-        let tools = Tools { door, clock: clock.clone(), journal, metrics, standby };
+        let partner = Partner::None;
+        let tools = Tools { door, clock: clock.clone(), journal, metrics, standby, partner };
         let watch = Watch::new(&config, named, tools);
         Self { watch, record, clock: clock.clone(), journal: journal_file, writer }
     }

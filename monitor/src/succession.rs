@@ -1,0 +1,130 @@
+//! Succession: going on with what an earlier life of this monitor, or the other monitor, began.
+//!
+//! Nothing here decides that a target is ill; it decides only who acts, and under which claim and token. A fence is
+//! believed when the backdoor honours its token, not because a journal or a partner says so.
+
+use std::time::Duration;
+
+use control::backdoor::FenceToken;
+
+use crate::clock::Clock;
+use crate::journal::{Event, Incident};
+use crate::partner::{Duty, IncidentWord, TargetWord};
+use crate::sample::Door;
+use crate::watch::{Patient, Standing, Watch, nanos};
+
+/// How long until a question that nobody answered is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a hang is left to the other monitor before it is looked at again.
+const HOLD: Duration = Duration::from_millis(20);
+
+impl<D: Door, C: Clock> Watch<D, C> {
+    /// Asks whether the inherited fence stands, and takes the incident up if it does.
+    pub(crate) fn take_up_heritage(&mut self) {
+        let Some(incident) = self.inherited.take() else { return };
+        let now_ns = self.tools.clock.now_ns();
+        match self.tools.door.stands(&incident.token) {
+            Ok(true) => {
+                tracing::warn!(target_name = %self.target.name, token = ?incident.token, "an earlier fence stands");
+                self.note(now_ns, Event::Succeeded { stands: true });
+                self.take_up(incident);
+            }
+            Ok(false) => {
+                tracing::info!(target_name = %self.target.name, token = ?incident.token, "an earlier fence has ended");
+                self.note(now_ns, Event::Succeeded { stands: false });
+                self.tools.standby.rest(false);
+            }
+            Err(failure) => {
+                tracing::warn!(target_name = %self.target.name, %failure, "an earlier fence cannot be asked for");
+                self.inherited = Some(incident);
+                self.quiet_until_ns = now_ns + nanos(ASK_AGAIN);
+            }
+        }
+        self.tell_partner();
+    }
+
+    fn take_up(&mut self, incident: Incident) {
+        let Incident { token, illness, committed, is_done, alive_after_ns, age } = incident;
+        let illness = self.illnesses.iter().position(|known| known.name() == illness).unwrap_or(0);
+        let patient = Patient { token, alive_after_ns, illness, age };
+        self.standing = match (is_done, committed) {
+            (true, _) => Standing::Evacuated { token: Some(patient.token) },
+            (false, Some(spare)) => Standing::OutcomeUnknown { patient, spare },
+            (false, None) => Standing::Fenced(patient),
+        };
+    }
+
+    /// Whether a hang is the other monitor's to deal with; says so in the journal, once.
+    pub(crate) fn leaves_it_to_the_first(&mut self) -> bool {
+        let now_ns = self.tools.clock.now_ns();
+        match self.tools.partner.duty(&self.target.name) {
+            Duty::Hold { why } => {
+                if !std::mem::replace(&mut self.is_held, true) {
+                    tracing::warn!(target_name = %self.target.name, %why, "a hang is left to the other monitor");
+                    self.note(now_ns, Event::Held { why });
+                }
+                self.quiet_until_ns = now_ns + nanos(HOLD);
+                true
+            }
+            Duty::Done => {
+                tracing::warn!(target_name = %self.target.name, "the other monitor has had it evacuated");
+                self.standing = Standing::Evacuated { token: None };
+                self.tools.standby.rest(true);
+                true
+            }
+            Duty::Act | Duty::StandIn { .. } => false,
+        }
+    }
+
+    /// Fences the target, or goes on with the fence that the other monitor made.
+    pub(crate) fn act(&mut self, illness: usize, alive_after_ns: Option<u64>) {
+        if let Duty::StandIn { why, claim, incident } = self.tools.partner.duty(&self.target.name) {
+            tracing::error!(target_name = %self.target.name, %why, "acting in the other monitor's place");
+            self.note(self.tools.clock.now_ns(), Event::Deputized { why });
+            self.claim = claim.unwrap_or(self.claim);
+            if let Some(IncidentWord { token, spare, .. }) = incident
+                && matches!(self.tools.door.stands(&token), Ok(true))
+            {
+                let name = self.illnesses[illness].name().to_owned();
+                let now_ns = self.tools.clock.now_ns();
+                self.note(now_ns, Event::Fenced { token: token.clone(), asked_ns: now_ns });
+                self.tools.standby.rest(true);
+                let (is_done, age) = (false, Duration::ZERO);
+                self.take_up(Incident { token, illness: name, committed: spare, is_done, alive_after_ns, age });
+                self.order();
+                return;
+            }
+        }
+        self.fence_target(illness, alive_after_ns);
+    }
+
+    /// Makes known, to this monitor's next life and to the other monitor, which spare is about to get the order.
+    pub(crate) fn commit(&self, token: &FenceToken, spare: &str) {
+        let event = Event::Committed { token: token.clone(), spare: spare.to_owned() };
+        self.tools.journal.commit(&self.target.name, self.tools.clock.now_ns(), event);
+        let incident = IncidentWord { token: token.clone(), spare: Some(spare.to_owned()), is_done: false };
+        self.tell_partner_of(Some(incident));
+    }
+
+    /// Says to the other monitor where this one stands.
+    pub(crate) fn tell_partner(&self) {
+        let word = |token: &FenceToken, spare: Option<&String>, is_done| IncidentWord {
+            token: token.clone(),
+            spare: spare.cloned(),
+            is_done,
+        };
+        self.tell_partner_of(match (&self.standing, &self.inherited) {
+            (Standing::Fenced(patient), _) => Some(word(&patient.token, None, false)),
+            (Standing::OutcomeUnknown { patient, spare }, _) => Some(word(&patient.token, Some(spare), false)),
+            (Standing::Evacuated { token: Some(token) }, _) => Some(word(token, None, true)),
+            (_, Some(incident)) => Some(word(&incident.token, incident.committed.as_ref(), incident.is_done)),
+            _ => None,
+        });
+    }
+
+    fn tell_partner_of(&self, incident: Option<IncidentWord>) {
+        let (target, is_path_lost) = (self.target.name.clone(), self.detector.is_path_lost());
+        self.tools.partner.tell(TargetWord { target, claim: self.claim, is_path_lost, incident });
+    }
+}
