@@ -1,4 +1,14 @@
 //! Reading guest-physical memory in rounds: many stretches per round trip, none outside the target's RAM.
+//!
+//! ```text
+//!   wants of a round   [sock] [sock]      [skb]                [sock]      small ones, in order of address
+//!   reads              [=================stretch]              [====]      neighbours travel together
+//! ```
+//! Kernel objects of a kind lie side by side in slabs, so a walk over many of them wants many small pieces of few pages.
+//! A READ costs more than the bytes between two of them. What came along is kept until the walk ends and later wants
+//! are served from it: the same sock's head and body, the next one of the slab.
+
+use std::collections::BTreeMap;
 
 use remote_memory::{GuestPhys, LinkError, Read, RemoteAddr, RemoteKey, RemoteRead};
 
@@ -7,11 +17,26 @@ use crate::Extent;
 /// Longest single read, in bytes: a larger stretch is split, so that any carrier's landing buffer takes it.
 pub(crate) const READ_BYTES_MAX: usize = 256 * 1024;
 
-/// One machine's RAM behind a link.
+/// Wants above this travel alone, straight to their place.
+const SMALL_BYTES_MAX: usize = 4096;
+
+/// Two small wants travel together if no more lies between them: about what a READ of its own costs.
+const GAP_BYTES_MAX: u64 = 4096;
+
+/// Longest stretch of wants that travel together.
+const STRETCH_BYTES_MAX: u64 = 64 * 1024;
+
+/// What a walk keeps of stretches; beyond it, wants are read again.
+const KEPT_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// One machine's RAM behind a link, as of one walk.
 pub(crate) struct Memory<'a> {
     link: &'a mut dyn RemoteRead,
     ram: RemoteKey,
     extents: Vec<Extent>,
+    /// Stretches read so far by their first address; they may overlap.
+    kept: BTreeMap<u64, Vec<u8>>,
+    kept_bytes: usize,
 }
 
 /// A stretch of memory wanted, and where it goes.
@@ -26,7 +51,7 @@ pub(crate) struct Want<'b> {
 
 impl<'a> Memory<'a> {
     pub(crate) fn new(link: &'a mut dyn RemoteRead, ram: RemoteKey, extents: &[Extent]) -> Self {
-        Self { link, ram, extents: extents.to_vec() }
+        Self { link, ram, extents: extents.to_vec(), kept: BTreeMap::new(), kept_bytes: 0 }
     }
 
     /// Whether `len` bytes at `at` are RAM, all in one extent. What is not RAM may be a device: never read it.
@@ -35,11 +60,117 @@ impl<'a> Memory<'a> {
     }
 
     /// Reads all `wants` in one round and calls `failed` with the owner of each that could not be read.
+    ///
+    /// A stretch that cannot be read costs one more round, in which its wants travel one by one.
     pub(crate) fn fetch(&mut self, wants: Vec<Want<'_>>, mut failed: impl FnMut(usize)) -> Result<(), LinkError> {
-        let mut batch = Vec::with_capacity(wants.len());
+        let (mut small, mut alone): (Vec<_>, Vec<_>) =
+            wants.into_iter().partition(|want| want.into.len() <= SMALL_BYTES_MAX);
+        small.retain_mut(|want| {
+            let is_ram = self.holds(want.at, want.into.len() as u64);
+            if !is_ram {
+                failed(want.owner);
+            }
+            is_ram && !self.serve(want)
+        });
+        let stretches = self.stretches(&mut small);
+        let mut read: Vec<Vec<u8>> =
+            stretches.iter().map(|stretch| vec![0; (stretch.end - stretch.start) as usize]).collect();
+        let mut small = small.into_iter();
+        let mut together = Vec::with_capacity(stretches.len());
+        for stretch in &stretches {
+            let wants: Vec<Want<'_>> = small.by_ref().take(stretch.wants).collect();
+            if stretch.wants == 1 {
+                alone.extend(wants);
+            } else {
+                together.push(wants);
+            }
+        }
+        let mut many: Vec<_> = stretches
+            .iter()
+            .zip(&mut read)
+            .filter_map(|(stretch, bytes)| (stretch.wants > 1).then_some((stretch.start, bytes)))
+            .collect();
+        let whole = self.read_round(&mut many, &mut alone, &mut failed)?;
+        let mut again = Vec::new();
+        for ((mut wants, (start, bytes)), whole) in together.into_iter().zip(many).zip(whole) {
+            if !whole {
+                again.extend(wants);
+                continue;
+            }
+            for want in &mut wants {
+                copy(start, bytes, want);
+            }
+            self.keep(start, std::mem::take(bytes));
+        }
+        if !again.is_empty() {
+            self.read_round(&mut [], &mut again, &mut failed)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Memory::fetch`], each want by itself: for wants that have nothing to do with each other.
+    pub(crate) fn fetch_apart(
+        &mut self,
+        mut wants: Vec<Want<'_>>,
+        mut failed: impl FnMut(usize),
+    ) -> Result<(), LinkError> {
+        self.read_round(&mut [], &mut wants, &mut failed).map(drop)
+    }
+
+    /// Fills a want from what was read before, if it lies in it.
+    fn serve(&self, want: &mut Want<'_>) -> bool {
+        let Some((start, bytes)) = self.kept.range(..=want.at.raw()).next_back() else { return false };
+        let end = want.at.raw().saturating_add(want.into.len() as u64);
+        let inside = end <= start.saturating_add(bytes.len() as u64);
+        if inside {
+            copy(*start, bytes, want);
+        }
+        inside
+    }
+
+    fn keep(&mut self, start: u64, bytes: Vec<u8>) {
+        let room = self.kept_bytes.saturating_add(bytes.len()) <= KEPT_BYTES_MAX;
+        if room && self.kept.get(&start).is_none_or(|known| known.len() < bytes.len()) {
+            self.kept_bytes += bytes.len();
+            self.kept.insert(start, bytes);
+        }
+    }
+
+    /// Sorts `wants` by address and says which of them travel together, all in one extent.
+    fn stretches(&self, wants: &mut [Want<'_>]) -> Vec<Stretch> {
+        wants.sort_by_key(|want| want.at);
+        let mut stretches: Vec<Stretch> = Vec::new();
+        for want in wants {
+            let start = want.at.raw();
+            let end = start.saturating_add(want.into.len() as u64);
+            if let Some(last) = stretches.last_mut() {
+                let reach = end.max(last.end);
+                let near = start.saturating_sub(last.end) <= GAP_BYTES_MAX && reach - last.start <= STRETCH_BYTES_MAX;
+                if near && self.holds(GuestPhys::new(last.start), reach - last.start) {
+                    (last.end, last.wants) = (reach, last.wants + 1);
+                    continue;
+                }
+            }
+            stretches.push(Stretch { start, end, wants: 1 });
+        }
+        stretches
+    }
+
+    /// One round: whole stretches, each with its start, and wants by themselves. Says which stretches came.
+    fn read_round(
+        &mut self,
+        stretches: &mut [(u64, &mut Vec<u8>)],
+        wants: &mut [Want<'_>],
+        failed: &mut impl FnMut(usize),
+    ) -> Result<Vec<bool>, LinkError> {
+        let mut batch = Vec::with_capacity(stretches.len() + wants.len());
+        for (start, bytes) in stretches.iter_mut() {
+            batch.push(Read::new(RemoteAddr::new(self.ram, *start), bytes.as_mut_slice()));
+        }
+        let together = batch.len();
         let mut owners = Vec::with_capacity(wants.len());
         for want in wants {
-            if !self.holds(want.at, want.into.len() as u64) {
+            if !holds(&self.extents, want.at, want.into.len() as u64) {
                 failed(want.owner);
                 continue;
             }
@@ -52,19 +183,28 @@ impl<'a> Memory<'a> {
             }
         }
         if batch.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         self.link.read(&mut batch)?;
-        for (read, owner) in batch.iter().zip(&owners) {
+        for (read, owner) in batch[together..].iter().zip(&owners) {
             if read.outcome.is_err() {
                 failed(*owner);
             }
         }
-        Ok(())
+        Ok(batch[..together].iter().map(|read| read.outcome.is_ok()).collect())
     }
 
     /// Reads stretches of one length into one buffer, in one round; an unreadable one is `None`.
     pub(crate) fn fetch_equal(&mut self, at: &[Option<GuestPhys>], len: usize) -> Result<Records, LinkError> {
+        self.fetch_records(at, len, false)
+    }
+
+    /// As [`Memory::fetch_equal`], each by itself: for stretches that have nothing to do with each other.
+    pub(crate) fn fetch_equal_apart(&mut self, at: &[Option<GuestPhys>], len: usize) -> Result<Records, LinkError> {
+        self.fetch_records(at, len, true)
+    }
+
+    fn fetch_records(&mut self, at: &[Option<GuestPhys>], len: usize, apart: bool) -> Result<Records, LinkError> {
         let mut records = Records::blank(at.len(), len);
         if len == 0 {
             return Ok(records);
@@ -77,9 +217,27 @@ impl<'a> Memory<'a> {
                 None => present[owner] = false,
             }
         }
-        self.fetch(wants, |owner| present[owner] = false)?;
+        let failed = |owner: usize| present[owner] = false;
+        if apart {
+            self.fetch_apart(wants, failed)?
+        } else {
+            self.fetch(wants, failed)?
+        }
         Ok(records)
     }
+}
+
+/// Small wants that travel together.
+struct Stretch {
+    start: u64,
+    end: u64,
+    wants: usize,
+}
+
+/// Fills a want from a stretch that holds it.
+fn copy(start: u64, stretch: &[u8], want: &mut Want<'_>) {
+    let from = (want.at.raw() - start) as usize;
+    want.into.copy_from_slice(&stretch[from..from + want.into.len()]);
 }
 
 /// Whether `len` bytes at `at` lie in one of `extents`.

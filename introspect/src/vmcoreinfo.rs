@@ -85,7 +85,7 @@ pub(crate) fn scan<T>(
         while from < end {
             let to = end.min(from + PAGES_PER_ROUND);
             let at: Vec<_> = (from..to).map(|page| Some(GuestPhys::new(page * PAGE_BYTES))).collect();
-            let heads = memory.fetch_equal(&at, HEAD_BYTES)?;
+            let heads = memory.fetch_equal_apart(&at, HEAD_BYTES)?;
             let found: Vec<_> = heads
                 .iter()
                 .zip(&at)

@@ -9,18 +9,18 @@ use remote_memory::{KernelVirt, RemoteKey};
 use super::*;
 use crate::memory::word;
 
-const KEY: RemoteKey = RemoteKey::new(1);
+pub(super) const KEY: RemoteKey = RemoteKey::new(1);
 
 /// Its socket on port 7000 from this machine has a long send queue, and received data.
 const PORT: u16 = 7000;
 
-struct Machine {
-    kernel: Kernel,
-    image: Image,
+pub(super) struct Machine {
+    pub(super) kernel: Kernel,
+    pub(super) image: Image,
 }
 
 impl Machine {
-    fn load() -> Self {
+    pub(super) fn load() -> Self {
         let prefix = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/images/linux-6.1-5level");
         let kernel = serde_json::from_slice(&fs::read(format!("{prefix}.kernel.json")).unwrap()).unwrap();
         let mut bytes = Vec::new();
@@ -29,7 +29,7 @@ impl Machine {
         Self { kernel, image: Image::load(&bytes[..]).unwrap() }
     }
 
-    fn walk(&mut self) -> (Vec<TcpSocket>, Vec<Damage>) {
+    pub(super) fn walk(&mut self) -> (Vec<TcpSocket>, Vec<Damage>) {
         walk(&self.kernel, &mut self.image, KEY, &TcpFilter::default()).unwrap()
     }
 
@@ -37,13 +37,13 @@ impl Machine {
         self.kernel.space.known(KernelVirt::new(virt), 8).unwrap().raw()
     }
 
-    fn get(&self, virt: u64) -> u64 {
+    pub(super) fn get(&self, virt: u64) -> u64 {
         let mut bytes = [0; 8];
         self.image.copy_out(self.phys(virt), &mut bytes).unwrap();
         word(&bytes, 0, 8)
     }
 
-    fn put(&mut self, virt: u64, value: u64) {
+    pub(super) fn put(&mut self, virt: u64, value: u64) {
         let at = self.phys(virt);
         self.image.write_at(at, &value.to_le_bytes());
     }

@@ -17,6 +17,8 @@ mod layout;
 mod payload;
 mod queue;
 mod rescue;
+#[cfg(test)]
+mod scale_tests;
 mod skb;
 mod socket;
 pub(crate) mod tables;
