@@ -48,7 +48,7 @@ impl From<LinkError> for Dead {
 
 impl From<TypeError> for Dead {
     fn from(error: TypeError) -> Self {
-        Self::Note(error.to_string())
+        Self::Note(format!("{error}: this kernel's layout is not known here"))
     }
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn discover(memory: &mut Memory<'_>, extents: &[Extent]) -> Result<Ke
             Ok(kernel) => Ok(Some(kernel)),
             Err(Dead::Link(error)) => Err(error),
             Err(Dead::Note(what)) => {
-                last = what;
+                last = format!("Linux {}: {what}", note.release());
                 Ok(None)
             }
         }
@@ -76,12 +76,20 @@ pub(crate) fn discover(memory: &mut Memory<'_>, extents: &[Extent]) -> Result<Ke
     found.ok_or(DiscoverError::NoKernel { candidates, last })
 }
 
+/// What a kernel without this symbol was built without.
+fn lacks(symbol: &str) -> String {
+    let built_without = match symbol {
+        "__start_BTF" | "__stop_BTF" => "CONFIG_DEBUG_INFO_BTF",
+        "page_offset_base" | "vmemmap_base" => "CONFIG_KALLSYMS_ALL or CONFIG_RANDOMIZE_MEMORY",
+        _ => "CONFIG_KALLSYMS_ALL",
+    };
+    format!("its symbol table has no {symbol}: it was built without {built_without}")
+}
+
 fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Kernel, Dead> {
     let mut space = bootstrap(note, extents)?;
     let symbols = read_symbols(memory, note, &space)?;
-    let address = |name: &'static str| {
-        symbols.get(name).copied().ok_or_else(|| Dead::Note(format!("the kernel has no symbol {name}")))
-    };
+    let address = |name: &'static str| symbols.get(name).copied().ok_or_else(|| Dead::Note(lacks(name)));
     space.image_end = address("_end")?.clamp(IMAGE_START, Space::image_end_max());
     check_banner(memory, &space, address("linux_banner")?, note.release())?;
     space.page_offset_base = pointer(memory, &space, address("page_offset_base")?)?;

@@ -28,9 +28,11 @@ struct Made {
     absolute_percpu: bool,
     netmem: bool,
     ehash_in_vmalloc: bool,
+    /// A symbol or member that it does not describe.
+    without: Option<&'static str>,
 }
 
-const PLAIN: Made = Made { levels: 4, absolute_percpu: true, netmem: false, ehash_in_vmalloc: false };
+const PLAIN: Made = Made { levels: 4, absolute_percpu: true, netmem: false, ehash_in_vmalloc: false, without: None };
 
 fn phys(virt: u64) -> u64 {
     virt.wrapping_sub(IMAGE).wrapping_add(PHYS_BASE)
@@ -97,7 +99,7 @@ fn btf(made: Made) -> Vec<u8> {
     let layouts = [TaskLayout::PATHS, HeadLayout::PATHS, SockLayout::PATHS, SkbLayout::PATHS, SharedLayout::PATHS];
     let paths = layouts.into_iter().flatten().chain(&frag).chain(&of_tables).chain(&page);
     let mut all = Members::default();
-    for path in paths {
+    for path in paths.filter(|path| made.without != Some(path)) {
         path.split('.').fold(&mut all, |at, name| at.0.entry(name.to_string()).or_default());
     }
     let mut blob = Blob::default();
@@ -122,7 +124,7 @@ fn build(made: Made) -> Image {
     let at = |page: u64| TEXT + page * 0x1000;
     let ehash_phys = 0x8000;
     let ehash = if made.ehash_in_vmalloc { VMALLOC } else { DIRECT + ehash_phys };
-    let symbols = [
+    let mut symbols = vec![
         ("_stext", TEXT),
         ("__start_BTF", at(64)),
         ("__stop_BTF", at(64) + btf.len() as u64),
@@ -134,6 +136,7 @@ fn build(made: Made) -> Image {
         ("tcp_hashinfo", at(4)),
         ("vmemmap_base", at(3) + 8),
     ];
+    symbols.retain(|(name, _)| made.without != Some(name));
     let mut put = |virt: u64, bytes: &[u8]| image.write_at(phys(virt), bytes);
     put(at(2), BANNER.as_bytes());
     put(at(3), &DIRECT.to_le_bytes());
@@ -214,7 +217,8 @@ fn every_kind_of_kernel_is_discovered_by_its_own_description() {
     for levels in [4, 5] {
         for bits in 0..8 {
             let flag = |bit: u8| bits >> bit & 1 == 1;
-            let made = Made { levels, absolute_percpu: flag(0), netmem: flag(1), ehash_in_vmalloc: flag(2) };
+            let made =
+                Made { levels, absolute_percpu: flag(0), netmem: flag(1), ehash_in_vmalloc: flag(2), without: None };
             let mut image = build(made);
             let kernel = discover(&mut image).unwrap();
             assert_eq!((kernel.release.as_str(), kernel.paging_levels()), ("6.9.0-made-here", levels));
@@ -267,4 +271,29 @@ fn each_missing_part_is_named() {
     check(at(41), 64, "kallsyms");
     check(at(44), 64, "kallsyms");
     check(at(64), 64, "BTF");
+}
+
+#[test]
+fn a_kernel_that_does_not_describe_itself_is_told_what_it_lacks() {
+    let check =
+        |without: &'static str, expected: &[&str]| match discover(&mut build(Made { without: Some(without), ..PLAIN }))
+        {
+            Err(error @ DiscoverError::NoKernel { candidates: 1, .. }) => {
+                let said = error.to_string();
+                let named = without.rsplit('.').next().unwrap();
+                let all = expected.iter().chain(&[named]).all(|word| said.contains(word));
+                assert!(all, "{expected:?} are not all in: {said}");
+            }
+            other => panic!("{without}: {other:?}"),
+        };
+    // Without type information.
+    check("__start_BTF", &["CONFIG_DEBUG_INFO_BTF"]);
+    check("__stop_BTF", &["CONFIG_DEBUG_INFO_BTF"]);
+    // With functions only in its symbol table.
+    check("tcp_hashinfo", &["CONFIG_KALLSYMS_ALL"]);
+    check("init_net", &["CONFIG_KALLSYMS_ALL"]);
+    check("page_offset_base", &["CONFIG_KALLSYMS_ALL", "CONFIG_RANDOMIZE_MEMORY"]);
+    // Newer than anything known: a member has another name.
+    check("tcp_sock.snd_una", &["6.9.0-made-here", "not known here"]);
+    check("inet_hashinfo.ehash_mask", &["6.9.0-made-here", "not known here"]);
 }

@@ -14,8 +14,15 @@ use remote_memory::trace::Trace;
 use remote_memory::{LinkError, PAGE_BYTES, RemoteKey};
 use support::{KEY, MACHINES, load, sockets, tasks};
 
+/// Damaged copies of all machines together, unless the variable says another number: a campaign takes 100000.
+const RUNS: u64 = 3_000;
+const RUNS_VARIABLE: &str = "BACKDOORS_CORRUPTIONS";
+
 /// Damaged copies of each machine.
-const RUNS: u64 = 1_500;
+fn runs() -> u64 {
+    let asked = std::env::var(RUNS_VARIABLE).map(|text| text.parse().expect("a number of corruptions"));
+    asked.unwrap_or(RUNS).div_ceil(MACHINES.len() as u64)
+}
 
 /// No walk of an image of five hundred pages may take more round trips than this: the machines' own walks take about
 /// twenty, and a chain that was bent can at most run through objects that exist, each once.
@@ -79,7 +86,7 @@ fn every_walk_of_a_damaged_machine_ends_within_its_bounds() {
         let (kernel, image) = load(machine);
         let pointers = pointers(&image);
         let mut reports = 0;
-        for seed in 0..RUNS {
+        for seed in 0..runs() {
             let seed = seed << 8 | number;
             let mut random = StdRng::seed_from_u64(seed);
             let mut trace = Trace::new(damage(&image, &pointers, &mut random));
@@ -96,7 +103,7 @@ fn every_walk_of_a_damaged_machine_ends_within_its_bounds() {
             reports += task_damage.len() + damage.len();
             reports += sockets.iter().map(|socket| socket.damage.len()).sum::<usize>();
         }
-        assert!(reports > RUNS as usize, "only {reports} reports: the damage missed");
+        assert!(reports > runs() as usize, "only {reports} reports: the damage missed");
     }
 }
 

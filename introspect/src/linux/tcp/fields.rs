@@ -2,6 +2,7 @@
 
 use super::layout::SockLayout;
 use super::queue::Plan;
+use super::skb::Queues;
 use super::socket::{State, TcpSocket};
 use super::tables::Member;
 use crate::{Damage, Fault};
@@ -86,35 +87,44 @@ pub(crate) fn socket(
         damage: Vec::new(),
     };
     check_order(&mut socket);
-    if let (Some(sent), Some(again)) = (layout.bytes_sent, layout.bytes_retrans) {
-        settle_acknowledged(&mut socket, sent.of(bytes), again.of(bytes));
-    }
     Some(socket)
 }
 
-/// Undoes the half of an acknowledgement. `tcp_snd_una_update` adds to `bytes_acked` and then moves `snd_una`; a
-/// machine stopped between the two tells a stream offset that is too high by what was acknowledged. What was sent for
-/// the first time is counted apart (`bytes_sent` less `bytes_retrans`) and shows it. During a retransmission that
-/// count is too low itself, so then nothing vouches for the offset.
-fn settle_acknowledged(socket: &mut TcpSocket, sent: u64, again: u64) {
+/// Undoes the half of an acknowledgement: `tcp_snd_una_update` writes `bytes_acked` and `snd_una`, in the order that the
+/// compiler chose; a machine stopped between the two tells a wrong stream offset.
+///
+/// What was sent for the first time is counted apart (`bytes_sent` less `bytes_retrans`) and shows it:
+/// * too much acknowledged: `snd_una` has still to move. During a retransmission the count is too low itself, so once
+///   there was one, nothing vouches for the offset.
+/// * too little: `snd_una` has moved, and the buffers before it are still in the retransmission queue. Or a segment is
+///   on its way out, `snd_nxt` has still to move: then the first unsent buffer is as long as the difference.
+pub(crate) fn settle_acknowledged(layout: &SockLayout, socket: &mut TcpSocket, bytes: &[u8], queues: &Queues) {
+    let (Some(sent), Some(again)) = (layout.bytes_sent, layout.bytes_retrans) else { return };
+    let (again, first) = (again.of(bytes), sent.of(bytes).wrapping_sub(again.of(bytes)));
     let in_flight = u64::from(socket.snd_nxt.wrapping_sub(socket.snd_una));
-    let fin = u64::from(socket.state != State::Established && socket.state != State::CloseWait);
+    let fin = u64::from(!matches!(socket.state, State::Established | State::CloseWait));
     let counted = socket.bytes_acked.wrapping_add(in_flight);
-    let excess = counted.wrapping_sub(sent.wrapping_sub(again)).wrapping_sub(fin);
-    if !socket.lock_held || excess == 0 || excess as i64 <= 0 {
+    let excess = counted.wrapping_sub(first).wrapping_sub(fin) as i64;
+    if !socket.lock_held || excess == 0 {
         return;
     }
-    let certain = again == 0 && excess <= in_flight;
-    let part = if certain { "bytes_acked before snd_una" } else { UNSETTLED };
-    let fault = Fault::Mismatch { expected: sent.wrapping_sub(again), found: counted };
-    socket.damage.push(Damage { at: socket.address, part, fault });
-    if certain {
-        socket.bytes_acked -= excess;
-    }
+    let amount = excess.unsigned_abs();
+    let back = |seq: u32| u64::from(socket.snd_una.wrapping_sub(seq));
+    let before = queues.rtx.iter().map(|skb| back(skb.seq)).filter(|back| *back < 1 << 31).max().unwrap_or(0);
+    let outgoing = queues.write.first().map(|skb| u64::from(skb.end_seq.wrapping_sub(socket.snd_nxt)));
+    let settled = match (excess > 0, before >= amount, outgoing == Some(amount)) {
+        (true, ..) if again == 0 && amount <= in_flight => socket.bytes_acked.checked_sub(amount),
+        (true, ..) | (false, true, true) => None,
+        (false, true, false) => socket.bytes_acked.checked_add(amount),
+        (false, false, _) => return,
+    };
+    let part = if settled.is_some() { "bytes_acked against snd_una" } else { UNSETTLED };
+    socket.damage.push(Damage { at: socket.address, part, fault: Fault::Mismatch { expected: first, found: counted } });
+    socket.bytes_acked = settled.unwrap_or(socket.bytes_acked);
 }
 
 /// Damage that leaves the stream offset of what is sent in doubt.
-pub(crate) const UNSETTLED: &str = "bytes_acked during a retransmission";
+pub(crate) const UNSETTLED: &str = "bytes_acked, which cannot be settled";
 
 /// Undoes the half-done arrival of a segment. The kernel counts a segment received (`rcv_nxt`, `bytes_received`) before
 /// it queues it (`tcp_queue_rcv`), so a machine stopped between the two has counted bytes that are nowhere. No

@@ -71,6 +71,9 @@ pub fn walk(
     let torn = |(index, socket): (usize, &TcpSocket)| (!Draft::send_is_whole(socket, &queues[index])).then_some(index);
     let torn: Vec<usize> = sockets.iter().enumerate().filter_map(torn).collect();
     rescue::from_sent_ring(kernel, &mut memory, &socks, &torn, &mut queues)?;
+    for ((socket, (_, bytes)), queues) in sockets.iter_mut().zip(&socks).zip(&queues) {
+        fields::settle_acknowledged(&kernel.tcp.sock, socket, bytes, queues);
+    }
     fill(kernel, &mut memory, &mut sockets, queues)?;
     Ok((sockets, damage))
 }
