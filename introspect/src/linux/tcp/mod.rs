@@ -11,6 +11,8 @@
 //! buffers (`skb`), where their bytes lie and the bytes (`payload`), cut and checked by `queue`.
 
 #[cfg(test)]
+mod corruption_tests;
+#[cfg(test)]
 mod damage_tests;
 mod fields;
 mod layout;
@@ -34,7 +36,7 @@ use remote_memory::{LinkError, RemoteKey, RemoteRead};
 use crate::memory::Memory;
 use crate::{Damage, Fault, Kernel};
 use payload::{PAYLOAD_BYTES_MAX, Slice};
-use queue::Plan;
+use queue::{Cut, Plan};
 use skb::{Queues, Skb};
 
 /// Reads the connections that `filter` lets through, with their queued bytes. The damage returned beside them is that
@@ -165,6 +167,11 @@ fn fill(
         }
         for runs in &runs[base..base + draft.skbs.len()] {
             damage.extend_from_slice(&runs.damage);
+        }
+        let contradicts = |cuts: &[Cut]| cuts.iter().any(|cut| runs[base + cut.skb].contradicts);
+        if !socket.lock_held {
+            socket.send_queue_complete &= !contradicts(&draft.send.cuts);
+            socket.receive_queue_complete &= !contradicts(&draft.receive.cuts);
         }
         base += draft.skbs.len();
     }

@@ -36,6 +36,9 @@ enum Place {
 pub(crate) struct Runs {
     runs: Vec<(Place, u32)>,
     pub damage: Vec<Damage>,
+    /// Whether lengths contradict each other: normal where the machine stopped while changing them, under the
+    /// socket's lock.
+    pub contradicts: bool,
 }
 
 /// A part of a buffer's payload that is wanted, and where it goes.
@@ -60,6 +63,14 @@ pub(crate) fn locate(kernel: &Kernel, memory: &mut Memory<'_>, skbs: &[Skb]) -> 
         }
     }
     follow_lists(kernel, memory, lists, &mut located)?;
+    for (skb, runs) in skbs.iter().zip(&mut located) {
+        let found: u64 = runs.runs.iter().map(|(_, len)| u64::from(*len)).sum();
+        if found != u64::from(skb.len) && runs.damage.is_empty() {
+            let fault = Fault::Mismatch { expected: skb.len.into(), found };
+            runs.report(skb.address, "skb.len against its fragments", fault);
+            runs.contradicts = true;
+        }
+    }
     Ok(located)
 }
 
