@@ -83,9 +83,8 @@ impl<D: Door + Send, C: Clock + Clone + Send> Fleet<D, C> {
                 self.admit(&returning);
                 self.post_due(scope, &home, stop)?;
                 self.hub.flush()?;
-                let until_ns = self.next_due_ns();
-                self.take_until(until_ns, scope, &home, stop)?;
-                self.clock.sleep_until(until_ns);
+                self.take_until(self.next_due_ns(), scope, &home, stop)?;
+                self.clock.sleep_until(self.next_due_ns());
             }
             Ok(())
         })
@@ -194,7 +193,10 @@ impl<D: Door + Send, C: Clock + Clone + Send> Fleet<D, C> {
 
     fn next_due_ns(&self) -> u64 {
         let nap_ns = self.clock.now_ns() + nanos(NAP);
-        let due = self.members.iter().flatten().filter(|watch| !watch.is_aloft).map(Watch::due_ns);
+        let due = self.members.iter().flatten().map(|watch| match watch.is_aloft {
+            true => watch.next_tick_ns(),
+            false => watch.due_ns(),
+        });
         due.min().unwrap_or(nap_ns).min(nap_ns)
     }
 

@@ -117,6 +117,8 @@ pub struct Watch<D, C> {
     period_ns: u64,
     path_deadline: Duration,
     next_tick_ns: u64,
+    /// When one look more could complete a hang.
+    stall_due_ns: u64,
     replan_ns: u64,
     failures: u32,
 }
@@ -155,6 +157,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             period_ns,
             path_deadline: config.path_deadline,
             next_tick_ns: now_ns,
+            stall_due_ns: u64::MAX,
             replan_ns: now_ns,
             failures: 0,
         };
@@ -288,7 +291,12 @@ impl<D: Door, C: Clock> Watch<D, C> {
 
     /// When the next look is due.
     pub(crate) fn due_ns(&self) -> u64 {
-        self.next_tick_ns.min(self.detector.due_ns().unwrap_or(u64::MAX))
+        self.next_tick_ns.min(self.stall_due_ns)
+    }
+
+    /// When the next look is due by the schedule alone.
+    pub(crate) fn next_tick_ns(&self) -> u64 {
+        self.next_tick_ns
     }
 
     fn take(&mut self, begin_ns: u64, glance: Glance, whole: bool) -> Vec<Finding> {
@@ -331,7 +339,9 @@ impl<D: Door, C: Clock> Watch<D, C> {
         };
         let observation = Observation { begin_ns, end_ns, look };
         self.ring.push(&observation);
-        self.detector.observe(observation)
+        let findings = self.detector.observe(observation);
+        self.stall_due_ns = self.detector.due_ns().unwrap_or(u64::MAX);
+        findings
     }
 
     fn observe(&mut self, begin_ns: u64, end_ns: u64, identity: Option<u64>) -> Vec<Finding> {
@@ -341,7 +351,9 @@ impl<D: Door, C: Clock> Watch<D, C> {
         };
         let observation = Observation { begin_ns, end_ns, look };
         self.ring.push(&observation);
-        self.detector.observe(observation)
+        let findings = self.detector.observe(observation);
+        self.stall_due_ns = self.detector.due_ns().unwrap_or(u64::MAX);
+        findings
     }
 
     /// Finds the box and makes a plan for it.
@@ -387,6 +399,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             let event = Event::Watching { identity: opened.identity, plan: plan.clone() };
             self.tools.journal.note(&self.target.name, now_ns, event);
             self.detector.replan(plan);
+            self.stall_due_ns = u64::MAX;
             self.renew_ring();
         }
         tracing::info!(
