@@ -254,7 +254,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             (Some((reader, _)), Some(memory)) => reader.look(memory, &mut self.values, whole),
             _ => Glance::Lost,
         };
-        self.take(begin_ns, glance, whole)
+        self.take(begin_ns, self.tools.clock.now_ns(), glance, whole)
     }
 
     /// Posts a sample without waiting for it, at `now_ns`, if one is due and nothing stands in the way.
@@ -269,19 +269,19 @@ impl<D: Door, C: Clock> Watch<D, C> {
         Some(flight)
     }
 
-    /// Takes what came back of a sample that was posted at `begin_ns`; its findings once it is complete.
-    pub(crate) fn collect(&mut self, begin_ns: u64, flight: &mut Flight) -> Option<Vec<Finding>> {
+    /// Takes what had come back by `end_ns` of a sample that was posted at `begin_ns`; its findings once it is complete.
+    pub(crate) fn collect(&mut self, begin_ns: u64, end_ns: u64, flight: &mut Flight) -> Option<Vec<Finding>> {
         let (Some((reader, _)), Some(queue)) = (&mut self.reader, self.tools.door.queue()) else {
-            return Some(self.take(begin_ns, Glance::Lost, false));
+            return Some(self.take(begin_ns, end_ns, Glance::Lost, false));
         };
         let glance = reader.collect(queue, flight, &mut self.values)?;
-        Some(self.take(begin_ns, glance, flight.is_whole()))
+        Some(self.take(begin_ns, end_ns, glance, flight.is_whole()))
     }
 
     /// Gives a sample up that was posted at `begin_ns`.
     pub(crate) fn give_up(&mut self, begin_ns: u64) -> Vec<Finding> {
         self.tools.door.renew();
-        self.take(begin_ns, Glance::Lost, false)
+        self.take(begin_ns, self.tools.clock.now_ns(), Glance::Lost, false)
     }
 
     /// Whether nothing but sampling is to be done for this target.
@@ -299,8 +299,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         self.next_tick_ns
     }
 
-    fn take(&mut self, begin_ns: u64, glance: Glance, whole: bool) -> Vec<Finding> {
-        let end_ns = self.tools.clock.now_ns();
+    fn take(&mut self, begin_ns: u64, end_ns: u64, glance: Glance, whole: bool) -> Vec<Finding> {
         match glance {
             Glance::Values { identity, changed } => {
                 self.failures = 0;
