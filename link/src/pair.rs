@@ -27,8 +27,8 @@ pub(crate) fn open(
     local: Ipv4Addr,
     options: &Options,
 ) -> Result<(Memory, PairedOn), LinkFailure> {
-    let (landing_bytes, depth) = (options.landing_bytes, options.depth);
-    let settings = rdma::soft::Options { landing_bytes, depth, ..Default::default() };
+    let Options { landing_bytes, depth, spin, .. } = *options;
+    let settings = rdma::soft::Options { landing_bytes, depth, spin, ..Default::default() };
     let opened = match &options.hub {
         Some(hub) => SoftQueue::open_at(hub, local, options.port, settings),
         None => SoftQueue::open(local, options.port, settings),

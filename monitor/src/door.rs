@@ -44,6 +44,7 @@ impl LinkDoor {
             memory_patience: read_patience(config),
             landing_bytes: box_bytes(CAPACITY_MAX) as usize,
             depth: DEPTH,
+            spin: Duration::ZERO, // a sample may come some ten microseconds later; spinning would cost more than it
             ..Options::new(&config.name)
         };
         let Target { name, backdoor, .. } = target;

@@ -83,9 +83,8 @@ impl<D: Door + Send, C: Clock + Clone + Send> Fleet<D, C> {
                 self.admit(&returning);
                 self.post_due(scope, &home, stop)?;
                 self.hub.flush()?;
-                let until_ns = self.next_due_ns();
-                self.take_until(until_ns, scope, &home, stop)?;
-                self.clock.sleep_until(until_ns);
+                self.take_until(self.next_due_ns(), scope, &home, stop)?;
+                self.clock.sleep_until(self.next_due_ns());
             }
             Ok(())
         })
@@ -108,14 +107,15 @@ impl<D: Door + Send, C: Clock + Clone + Send> Fleet<D, C> {
         D: 'scope,
         C: 'scope,
     {
-        let horizon_ns = self.clock.now_ns() + nanos(ALONG);
+        // A begin that is told too early makes a stall look shorter and the last sign of life older: both are safe.
+        let mut begin_ns = self.clock.now_ns();
+        let horizon_ns = begin_ns + nanos(ALONG);
         let mut posts = 0;
         for member in 0..self.members.len() {
             let Some(watch) = &mut self.members[member] else { continue };
             if watch.due_ns() > horizon_ns || watch.is_aloft {
                 continue;
             }
-            let begin_ns = self.clock.now_ns();
             match watch.post(begin_ns) {
                 Some(flight) => {
                     watch.is_aloft = true;
@@ -123,6 +123,7 @@ impl<D: Door + Send, C: Clock + Clone + Send> Fleet<D, C> {
                     posts += 1;
                     if posts % POSTS_PER_RECEIVE == 0 {
                         self.hub.receive()?;
+                        begin_ns = self.clock.now_ns();
                     }
                 }
                 None => self.send_to_ward(member, Call::Findings(Vec::new()), scope, home, stop)?,
@@ -168,12 +169,14 @@ impl<D: Door + Send, C: Clock + Clone + Send> Fleet<D, C> {
         D: 'scope,
         C: 'scope,
     {
+        // Everything that can be taken below has arrived by now.
+        let end_ns = self.clock.now_ns();
         let (mut missing, mut taken) = (Vec::new(), 0);
         while missing.len() < LOOKAHEAD
             && let Some(mut aloft) = self.aloft.pop_front()
         {
             let Some(watch) = &mut self.members[aloft.member] else { continue };
-            match watch.collect(aloft.begin_ns, &mut aloft.flight) {
+            match watch.collect(aloft.begin_ns, end_ns, &mut aloft.flight) {
                 Some(findings) => {
                     taken += 1;
                     watch.is_aloft = false;
@@ -181,7 +184,7 @@ impl<D: Door + Send, C: Clock + Clone + Send> Fleet<D, C> {
                         self.send_to_ward(aloft.member, Call::Findings(findings), scope, home, stop)?;
                     }
                 }
-                None if self.clock.now_ns().saturating_sub(aloft.begin_ns) >= self.patience_ns => {
+                None if end_ns.saturating_sub(aloft.begin_ns) >= self.patience_ns => {
                     watch.is_aloft = false;
                     self.send_to_ward(aloft.member, Call::Missing(aloft.begin_ns), scope, home, stop)?;
                 }
@@ -194,7 +197,10 @@ impl<D: Door + Send, C: Clock + Clone + Send> Fleet<D, C> {
 
     fn next_due_ns(&self) -> u64 {
         let nap_ns = self.clock.now_ns() + nanos(NAP);
-        let due = self.members.iter().flatten().filter(|watch| !watch.is_aloft).map(Watch::due_ns);
+        let due = self.members.iter().flatten().map(|watch| match watch.is_aloft {
+            true => watch.next_tick_ns(),
+            false => watch.due_ns(),
+        });
         due.min().unwrap_or(nap_ns).min(nap_ns)
     }
 

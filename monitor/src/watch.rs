@@ -117,6 +117,8 @@ pub struct Watch<D, C> {
     period_ns: u64,
     path_deadline: Duration,
     next_tick_ns: u64,
+    /// When one look more could complete a hang.
+    stall_due_ns: u64,
     replan_ns: u64,
     failures: u32,
 }
@@ -155,6 +157,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             period_ns,
             path_deadline: config.path_deadline,
             next_tick_ns: now_ns,
+            stall_due_ns: u64::MAX,
             replan_ns: now_ns,
             failures: 0,
         };
@@ -251,7 +254,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             (Some((reader, _)), Some(memory)) => reader.look(memory, &mut self.values, whole),
             _ => Glance::Lost,
         };
-        self.take(begin_ns, glance, whole)
+        self.take(begin_ns, self.tools.clock.now_ns(), glance, whole)
     }
 
     /// Posts a sample without waiting for it, at `now_ns`, if one is due and nothing stands in the way.
@@ -266,19 +269,19 @@ impl<D: Door, C: Clock> Watch<D, C> {
         Some(flight)
     }
 
-    /// Takes what came back of a sample that was posted at `begin_ns`; its findings once it is complete.
-    pub(crate) fn collect(&mut self, begin_ns: u64, flight: &mut Flight) -> Option<Vec<Finding>> {
+    /// Takes what had come back by `end_ns` of a sample that was posted at `begin_ns`; its findings once it is complete.
+    pub(crate) fn collect(&mut self, begin_ns: u64, end_ns: u64, flight: &mut Flight) -> Option<Vec<Finding>> {
         let (Some((reader, _)), Some(queue)) = (&mut self.reader, self.tools.door.queue()) else {
-            return Some(self.take(begin_ns, Glance::Lost, false));
+            return Some(self.take(begin_ns, end_ns, Glance::Lost, false));
         };
         let glance = reader.collect(queue, flight, &mut self.values)?;
-        Some(self.take(begin_ns, glance, flight.is_whole()))
+        Some(self.take(begin_ns, end_ns, glance, flight.is_whole()))
     }
 
     /// Gives a sample up that was posted at `begin_ns`.
     pub(crate) fn give_up(&mut self, begin_ns: u64) -> Vec<Finding> {
         self.tools.door.renew();
-        self.take(begin_ns, Glance::Lost, false)
+        self.take(begin_ns, self.tools.clock.now_ns(), Glance::Lost, false)
     }
 
     /// Whether nothing but sampling is to be done for this target.
@@ -288,11 +291,15 @@ impl<D: Door, C: Clock> Watch<D, C> {
 
     /// When the next look is due.
     pub(crate) fn due_ns(&self) -> u64 {
-        self.next_tick_ns.min(self.detector.due_ns().unwrap_or(u64::MAX))
+        self.next_tick_ns.min(self.stall_due_ns)
     }
 
-    fn take(&mut self, begin_ns: u64, glance: Glance, whole: bool) -> Vec<Finding> {
-        let end_ns = self.tools.clock.now_ns();
+    /// When the next look is due by the schedule alone.
+    pub(crate) fn next_tick_ns(&self) -> u64 {
+        self.next_tick_ns
+    }
+
+    fn take(&mut self, begin_ns: u64, end_ns: u64, glance: Glance, whole: bool) -> Vec<Finding> {
         match glance {
             Glance::Values { identity, changed } => {
                 self.failures = 0;
@@ -331,7 +338,9 @@ impl<D: Door, C: Clock> Watch<D, C> {
         };
         let observation = Observation { begin_ns, end_ns, look };
         self.ring.push(&observation);
-        self.detector.observe(observation)
+        let findings = self.detector.observe(observation);
+        self.stall_due_ns = self.detector.due_ns().unwrap_or(u64::MAX);
+        findings
     }
 
     fn observe(&mut self, begin_ns: u64, end_ns: u64, identity: Option<u64>) -> Vec<Finding> {
@@ -341,7 +350,9 @@ impl<D: Door, C: Clock> Watch<D, C> {
         };
         let observation = Observation { begin_ns, end_ns, look };
         self.ring.push(&observation);
-        self.detector.observe(observation)
+        let findings = self.detector.observe(observation);
+        self.stall_due_ns = self.detector.due_ns().unwrap_or(u64::MAX);
+        findings
     }
 
     /// Finds the box and makes a plan for it.
@@ -387,6 +398,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             let event = Event::Watching { identity: opened.identity, plan: plan.clone() };
             self.tools.journal.note(&self.target.name, now_ns, event);
             self.detector.replan(plan);
+            self.stall_due_ns = u64::MAX;
             self.renew_ring();
         }
         tracing::info!(

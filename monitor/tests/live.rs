@@ -16,6 +16,7 @@ use monitor::clock::{Clock, Monotonic};
 use monitor::config;
 use monitor::door::LinkDoor;
 use monitor::evacuate::Standby;
+use monitor::fleet::Fleet;
 use monitor::journal::{Event, Journal, Line, replay};
 use monitor::metrics::{Metrics, TargetMetrics};
 use monitor::partner::Partner;
@@ -23,7 +24,7 @@ use monitor::watch::{Standing, Tools, Watch};
 use nix::sched::{CloneFlags, unshare};
 use rdma::QpAttributes;
 use rdma::responder::{Memory, Refusal};
-use rdma::soft::{Options, Server, ServerHandle};
+use rdma::soft::{Hub, Options, Server, ServerHandle};
 use remote_memory::{RemoteKey, Rights};
 use sensorbox::layout::RECORD_WORDS;
 use sensorbox::{Class, Description, Name, Producer};
@@ -318,4 +319,89 @@ fn a_server_of_memory_that_falls_silent_is_a_lost_path_and_no_hang() {
         has(|event| matches!(event, Event::PathLost { .. })) && has(|event| matches!(event, Event::PathBack { .. }))
     );
     assert!(!has(|event| matches!(event, Event::Verdict { .. })));
+}
+
+/// Many targets behind one server, watched by one thread; each of them has a box of its own.
+struct Crowd {
+    hangs: Vec<Arc<AtomicBool>>,
+    metrics: Vec<TargetMetrics>,
+    fences: Vec<Arc<Mutex<Vec<u64>>>>,
+}
+
+#[test]
+fn many_targets_on_one_thread_are_sampled_and_one_that_hangs_is_healed_beside_the_others() {
+    const COUNT: usize = 12;
+    let test = "many_targets_on_one_thread_are_sampled_and_one_that_hangs_is_healed_beside_the_others";
+    if !private_network(test) {
+        return;
+    }
+    let mut crowd = Crowd { hangs: Vec::new(), metrics: Vec::new(), fences: Vec::new() };
+    let stop = Arc::new(AtomicBool::new(false));
+    let (mut servers, mut tickers) = (Vec::new(), Vec::new());
+    let mut text = "[monitor]\nname = \"m\"\nlocal = \"127.0.0.1\"\njournal = \"/dev/null\"\n\
+                    [sampling]\nperiod_ms = 5\npath_deadline_ms = 400\n\
+                    [[rule]]\nsensors = \"tick.cpu*\"\ndeadline_ms = 300\nraises = \"hang\"\n"
+        .to_owned();
+    for number in 0..COUNT {
+        let words = new_box(2);
+        let hang = Arc::new(AtomicBool::new(false));
+        tickers.push(ticking(Arc::clone(&words), Arc::clone(&hang)));
+        let at = Ipv4Addr::new(127, 0, 1, number as u8 + 1);
+        let server = Server::bind(at, rdma::soft::PORT, Boxes(words), Options::default()).unwrap();
+        let fences = Arc::default();
+        let backdoor = control_plane(server.handle(), Arc::clone(&fences));
+        servers.push(serve(server, &stop));
+        text += &format!(
+            "[[target]]\nname = \"web{number}\"\nbackdoor = \"{backdoor}\"\non_hang = \"evacuate\"\n\
+             spare = [{{ name = \"a\", control = \"{}\" }}]\n\
+             service = [{{ address = \"10.77.0.100\", ports = [8080] }}]\n",
+            spare()
+        );
+        crowd.hangs.push(hang);
+        crowd.fences.push(fences);
+    }
+    let config = config::parse(Path::new("test.toml"), &text).unwrap();
+    let hub = Hub::open(config.local, rdma::soft::PORT, &Options::default()).unwrap();
+    let (journal, _) = Journal::open(&config.journal).unwrap();
+    let registry = Metrics::default();
+    let mut watches = Vec::new();
+    for target in &config.targets {
+        let metrics = registry.of(&target.name);
+        crowd.metrics.push(metrics.clone());
+        let (backdoor, services) = (target.backdoor, target.services.clone());
+        // The control plane of these tests calls every target "web".
+        let assignment = Assignment { target: "web".into(), backdoor, services };
+        let standby = Arc::new(Standby::new("m", assignment, &target.spares, target.evacuation_patience));
+        let named = config::Target { name: "web".into(), ..target.clone() };
+        let door = LinkDoor::new(&config, &named).at(&hub);
+        let (journal, partner) = (journal.clone(), Partner::None);
+        watches.push(Watch::new(&config, target, Tools { door, clock: Monotonic, journal, metrics, standby, partner }));
+    }
+    let watching = Arc::clone(&stop);
+    let patience = monitor::door::read_patience(&config);
+    let fleet = std::thread::spawn(move || Fleet::new(watches, hub, Monotonic, patience).run(&watching).unwrap());
+    let until = |what: &str, is_done: &dyn Fn(&Crowd) -> bool| {
+        let begin = Instant::now();
+        while !is_done(&crowd) {
+            assert!(begin.elapsed() < GENEROUS, "{what} does not come");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    until("a hundred samples of each", &|crowd| crowd.metrics.iter().all(|one| one.samples.get() >= 100));
+    crowd.hangs[3].store(true, Ordering::Relaxed);
+    until("the evacuation", &|crowd| crowd.metrics[3].evacuations.get() == 1);
+    let seen: Vec<_> = crowd.metrics.iter().map(|one| one.samples.get()).collect();
+    until("a hundred more samples of the others", &|crowd| {
+        (0..COUNT).filter(|one| *one != 3).all(|one| crowd.metrics[one].samples.get() >= seen[one] + 100)
+    });
+    for (number, fences) in crowd.fences.iter().enumerate() {
+        assert_eq!(fences.lock().unwrap().len(), usize::from(number == 3), "fences of {number}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    fleet.join().unwrap();
+    crowd.hangs.iter().for_each(|hang| hang.store(true, Ordering::Relaxed));
+    for ticker in tickers {
+        ticker.join().unwrap();
+    }
+    servers.into_iter().for_each(|server| drop(server.join().unwrap()));
 }

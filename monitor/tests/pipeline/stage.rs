@@ -367,6 +367,10 @@ impl Play {
         drop(self.watch);
         self.writer.join().unwrap();
         let text = std::fs::read_to_string(&self.journal.0).unwrap();
+        // Written ahead of lines that happened before it, which a kill at one of those would not have let happen.
+        let is_before_commit = ["watching", "verdict", "fenced"].contains(&stage);
+        let kept = text.lines().filter(|line| !is_before_commit || !line.contains("\"stage\":\"committed\""));
+        let text = kept.collect::<Vec<_>>().join("\n");
         let wanted = format!("\"stage\":\"{stage}\"");
         let last = text.lines().position(|line| line.contains(&wanted)).unwrap_or_else(|| panic!("no {stage}"));
         let mut left = text.lines().take(last + 1).collect::<Vec<_>>().join("\n");

@@ -146,10 +146,9 @@ impl SoftQueue {
     }
 
     /// Hands every packet that has arrived to the requester. Returns how many were there.
-    fn receive(&mut self, is_own_turn: bool) -> Result<usize, LinkError> {
+    fn receive(&mut self, now: Duration, is_own_turn: bool) -> Result<usize, LinkError> {
         let arrived = self.socket.receive(is_own_turn).map_err(local)?;
         let Some(connection) = &mut self.connection else { return Ok(arrived) };
-        let now = self.epoch.elapsed();
         for index in 0..arrived {
             match self.socket.arrived(index) {
                 Ok(packet) if packet.source == *connection.peer.ip() => {
@@ -162,9 +161,8 @@ impl SoftQueue {
     }
 
     /// Sends all that may be sent.
-    fn send(&mut self, is_own_turn: bool) -> Result<(), LinkError> {
+    fn send(&mut self, now: Duration, is_own_turn: bool) -> Result<(), LinkError> {
         let Some(Connection { requester, peer, .. }) = &mut self.connection else { return Ok(()) };
-        let now = self.epoch.elapsed();
         requester.expire(now);
         while self.socket.stage(*peer, |out| requester.transmit(now, &self.landing, out)).map_err(local)? {}
         self.socket.flush(is_own_turn).map_err(local)
@@ -189,15 +187,14 @@ impl SoftQueue {
     }
 
     /// Spins at first, then sleeps until something can have changed.
-    fn idle(&self, since: Instant, until: Instant) -> Result<(), LinkError> {
-        let now = Instant::now();
-        if now.duration_since(since) < self.options.spin {
+    fn idle(&self, now: Duration, since: Duration, until: Duration) -> Result<(), LinkError> {
+        if now.saturating_sub(since) < self.options.spin {
             std::thread::yield_now(); // gives way to a peer on the same processor
             return Ok(());
         }
         let due = self.connection.as_ref().and_then(|connection| connection.requester.deadline());
-        let due = due.map_or(until, |due| until.min(self.epoch + due));
-        self.socket.wait(due.saturating_duration_since(now)).map_err(local)
+        let due = due.map_or(until, |due| until.min(due));
+        self.socket.wait(due.saturating_sub(now)).map_err(local)
     }
 }
 
@@ -238,28 +235,34 @@ impl Queue for SoftQueue {
                 Err(Rejected::Misused(_)) => break, // reported when it comes first
             }
         }
-        self.send(false)?;
+        self.send(self.epoch.elapsed(), false)?;
         Ok(posted)
     }
 
     fn poll(&mut self, completions: &mut [Completion], wait: Duration) -> Result<usize, LinkError> {
-        let began = Instant::now();
-        let until = began + wait;
+        // One look at the clock serves a whole round: with a thousand queues they add up.
+        let began = self.epoch.elapsed();
         let mut last_packet = began;
+        let mut now = began;
         loop {
-            let arrived = self.receive(!wait.is_zero())?;
-            self.send(!wait.is_zero())?;
+            let arrived = self.receive(now, !wait.is_zero())?;
+            self.send(now, !wait.is_zero())?;
             let taken = self.harvest(completions)?;
             let outstanding = self.connection.as_ref().map_or(0, |connection| connection.requester.outstanding());
             if taken > 0 || completions.is_empty() || outstanding == 0 {
                 return Ok(taken);
             }
+            if wait.is_zero() && arrived == 0 {
+                return Ok(0);
+            }
+            now = self.epoch.elapsed();
             if arrived > 0 {
-                last_packet = Instant::now();
-            } else if Instant::now() >= until {
+                last_packet = now;
+            } else if now >= began + wait {
                 return Ok(0);
             } else {
-                self.idle(last_packet, until)?;
+                self.idle(now, last_packet, began + wait)?;
+                now = self.epoch.elapsed();
             }
         }
     }
