@@ -249,15 +249,15 @@ pub(crate) fn requester(input: &[u8]) -> bool {
             packets += 1;
             assert!(packets <= 1000, "sending does not end");
         }
+        if requester.ended().is_none() && requester.outstanding() > 0 {
+            assert!(requester.deadline().is_some(), "operations outstanding and nothing to wait for");
+        }
         now += Duration::from_micros(u64::from(program.short()) % 5000);
         requester.receive(now, &next_packet(&mut program, &mut expected), &mut landing);
         requester.expire(now);
         while let Some(completion) = requester.completion() {
             let place = &mut finished[completion.id as usize];
             assert!(!std::mem::replace(place, true), "operation {} finishes twice", completion.id);
-        }
-        if requester.ended().is_none() && requester.outstanding() > 0 && packets > 0 {
-            assert!(requester.deadline().is_some(), "operations outstanding and nothing to wait for");
         }
     }
     for (place, byte) in landing.iter().enumerate() {
