@@ -35,6 +35,9 @@ pub struct Config {
     /// Processor to which the thread that serves memory is bound; none by default.
     #[serde(default)]
     pub cpu: Option<usize>,
+    /// The file that remembers a standing fence when the daemon is started anew; none by default.
+    #[serde(default)]
+    pub fence_record: Option<PathBuf>,
     /// The machine.
     pub vm: Vm,
 }
@@ -151,7 +154,7 @@ mod tests {
         assert_eq!((config.control_port, config.roce_port), (4790, 4791));
         assert_eq!(config.vm.ram, Ram::Auto);
         let text = fs::read_to_string(path).unwrap();
-        for key in ["peers", "metrics_port", "cpu", "agent_port", "pid_file"] {
+        for key in ["peers", "metrics_port", "cpu", "agent_port", "pid_file", "fence_record"] {
             assert!(text.contains(key), "{key}");
         }
     }

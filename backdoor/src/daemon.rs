@@ -20,7 +20,7 @@ use rdma::soft::{Options, Server, SocketError};
 
 use crate::config::Config;
 use crate::control::Plane;
-use crate::target::{Places, Target};
+use crate::target::{Places, RecordError, Target};
 use crate::{agent_port, metrics};
 
 /// Why the daemon did not start: the configuration or the machine it runs on.
@@ -32,6 +32,9 @@ pub enum StartError {
     /// No control plane or no metrics here.
     #[error("cannot listen on {0}: {1}")]
     Listen(SocketAddr, io::Error),
+    /// It cannot be told whether the target is fenced.
+    #[error(transparent)]
+    Record(#[from] RecordError),
     /// No thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
@@ -53,8 +56,13 @@ impl Daemon {
     /// See [`StartError`].
     pub fn start(config: &Config) -> Result<Self, StartError> {
         let Config { vm, listen, .. } = config;
-        let places = Places { qmp: vm.qmp.clone(), ram: vm.ram.file(), pid_file: vm.pid_file.clone() };
-        let target = Arc::new(Target::new(&config.target, places));
+        let places = Places {
+            qmp: vm.qmp.clone(),
+            ram: vm.ram.file(),
+            pid_file: vm.pid_file.clone(),
+            record: config.fence_record.clone(),
+        };
+        let target = Arc::new(Target::new(&config.target, places)?);
         let server = Server::bind(*listen, config.roce_port, target.memory(), Options::default())?;
         let control = listener(*listen, config.control_port)?;
         let metrics = config.metrics_port.map(|port| listener(*listen, port)).transpose()?;

@@ -11,6 +11,7 @@
 //! Deliberately without state: what a release needs is in [`Stopped`]. Every step may be repeated.
 
 use control::backdoor::Afterwards;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::qmp::{Qmp, QmpError, human};
@@ -33,7 +34,7 @@ pub enum FenceError {
 }
 
 /// What was done to a machine, and has to be undone.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Stopped {
     /// Whether its processors ran before.
     was_running: bool,

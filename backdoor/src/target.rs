@@ -10,8 +10,10 @@
 //! stopped, and forgets the boxes of one that was reset.
 //!
 //! Invariants: a token is given out only after the machine was seen to stand still; keys are dead before a machine is
-//! let go; a fence outlives QEMU: a machine that appears under a standing fence is stopped before its memory is served.
+//! let go; a fence outlives QEMU: a machine that appears under a standing fence is stopped before its memory is served;
+//! with a file to remember it (see `record`), a fence outlives this daemon too.
 
+mod record;
 mod watch;
 
 use std::path::PathBuf;
@@ -27,6 +29,8 @@ use crate::guard::{Guard, RegisterError};
 use crate::guest_ram::find::Process;
 use crate::memory::GuardedMemory;
 use crate::qmp::{Qmp, QmpError};
+use record::Record;
+pub use record::RecordError;
 
 /// Where a target's machine is found.
 #[derive(Clone, Debug)]
@@ -37,6 +41,8 @@ pub struct Places {
     pub ram: Option<PathBuf>,
     /// A file with QEMU's process number, if the socket does not tell it.
     pub pid_file: Option<PathBuf>,
+    /// The file that remembers a standing fence, if any does.
+    pub record: Option<PathBuf>,
 }
 
 /// Why an order was not carried out: a sentence for the one who gave it.
@@ -95,16 +101,28 @@ pub struct Target {
 
 impl Target {
     /// A target whose machine has not been found yet.
-    pub fn new(name: &str, places: Places) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// [`RecordError`] if it cannot be told whether a fence stands.
+    pub fn new(name: &str, places: Places) -> Result<Self, RecordError> {
+        let mut guard = Guard::new(name);
+        let mut machine = Machine { trouble: "not looked for yet".to_owned(), ..Machine::default() };
+        if let Some(record) = Record::load(places.record.as_deref(), name)? {
+            tracing::warn!(target = name, epoch = record.token.epoch, "a fence of before stands on");
+            machine.process = record.process;
+            machine.identity = record.identity;
+            machine.stopped = Some(record.stopped);
+            guard.restore(record.token, record.claim);
+        }
+        Ok(Self {
             name: name.to_owned(),
             places,
-            memory: Arc::new(GuardedMemory::new(Guard::new(name))),
-            machine: Mutex::new(Machine { trouble: "not looked for yet".to_owned(), ..Machine::default() }),
+            memory: Arc::new(GuardedMemory::new(guard)),
+            machine: Mutex::new(machine),
             incarnation: AtomicU64::new(rand::random()),
             fences: AtomicU64::new(0),
             fence_took_us: AtomicU64::new(0),
-        }
+        })
     }
 
     /// Its name.
@@ -194,8 +212,11 @@ impl Target {
                 return Err(TargetError::NoMachine);
             }
         }
-        machine.stopped = Some(machine.stop()?);
+        let stopped = machine.stop()?;
+        machine.stopped = Some(stopped.clone());
         let token = self.memory.change().guard.fence(claim, &mut rand::rng());
+        let (process, identity) = (machine.process, machine.identity);
+        Record { token: token.clone(), claim, stopped, process, identity }.keep(self.places.record.as_deref());
         let took = begin.elapsed();
         self.fences.fetch_add(1, Ordering::Relaxed);
         self.fence_took_us.store(took.as_micros() as u64, Ordering::Relaxed);
@@ -217,6 +238,7 @@ impl Target {
         }
         machine.let_go(then)?;
         self.memory.change().guard.finish_release();
+        record::forget(self.places.record.as_deref());
         Ok(())
     }
 

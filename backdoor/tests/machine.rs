@@ -2,6 +2,7 @@
 
 mod vm;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -23,8 +24,13 @@ struct Watched {
 
 impl Watched {
     fn start(vm: &Vm) -> Self {
-        let places = Places { qmp: vm.qmp.clone(), ram: None, pid_file: None };
-        let target = Arc::new(Target::new("t", places));
+        Self::remembering(vm, None)
+    }
+
+    /// The same with a file that remembers a fence.
+    fn remembering(vm: &Vm, record: Option<PathBuf>) -> Self {
+        let places = Places { qmp: vm.qmp.clone(), ram: None, pid_file: None, record };
+        let target = Arc::new(Target::new("t", places).unwrap());
         let stop = Arc::new(AtomicBool::new(false));
         let thread = Some(thread::spawn({
             let (target, stop) = (target.clone(), stop.clone());
@@ -110,7 +116,7 @@ fn memory_in_a_file_is_found_and_private_memory_is_explained() {
     drop((watched, vm));
 
     let vm = Vm::with_memory(&folder, "q35", 64, "memory-backend-ram", &["-S"]);
-    let target = Target::new("t", Places { qmp: vm.qmp.clone(), ram: None, pid_file: None });
+    let target = Target::new("t", Places { qmp: vm.qmp.clone(), ram: None, pid_file: None, record: None }).unwrap();
     let trouble = target.look_for_machine();
     assert!(trouble.contains("share=on"), "{trouble}");
     assert!(matches!(target.fence(None), Err(TargetError::NoMachine)));

@@ -66,11 +66,13 @@ impl Peer<'_> {
 
     fn answer(&mut self, request: Request) -> Reply {
         let outcome = match request {
-            Request::Hello(hello) if hello.version != VERSION => {
-                Err(format!("this backdoor speaks version {VERSION} of the messages, you speak {}", hello.version))
-            }
             Request::Hello(hello) => {
-                self.name = Some(hello.name.chars().take(64).collect());
+                // One of another version is told ours, so that it can say so, and then nothing more: it has no name.
+                if hello.version == VERSION {
+                    self.name = Some(hello.name.chars().take(64).collect());
+                } else {
+                    tracing::warn!(from = %self.from, theirs = hello.version, ours = VERSION, "another version");
+                }
                 Ok(Reply::Welcome {
                     version: VERSION,
                     target: self.plane.target.name().to_owned(),

@@ -201,6 +201,25 @@ impl Guard {
         self.standing = None;
     }
 
+    /// Puts up again the fence of `token`, made before the daemon was started anew. Its key opens nothing until
+    /// [`Guard::reopen`].
+    ///
+    /// # Panics
+    /// If a fence stands.
+    pub fn restore(&mut self, token: FenceToken, claim: Option<u64>) {
+        assert!(self.standing.is_none(), "one fence at a time");
+        self.epoch = Epoch::new(token.epoch);
+        self.standing = Some(Standing { token, claim, open: false });
+    }
+
+    /// The memory is that of the machine that the standing fence was made for: its token's key opens it again. The same
+    /// key, because it is the same fence in the same hands; a new one would void the holder's warrant.
+    pub fn reopen(&mut self) {
+        if let Some(fence) = &mut self.standing {
+            fence.open = true;
+        }
+    }
+
     fn end_keys(&mut self, rng: &mut impl Rng) {
         if let Some(fence) = &mut self.standing {
             fence.open = false;

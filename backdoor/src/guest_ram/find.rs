@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::layout::{Machine, stated};
@@ -148,7 +149,7 @@ fn layout_of(qmp: &mut Qmp, backend: &str, ram_bytes: u64) -> Result<Scatter, Fi
 }
 
 /// A process, by number and start: the number alone is given again after its death.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Process {
     pid: i32,
     started: u64,

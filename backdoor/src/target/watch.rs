@@ -78,7 +78,8 @@ impl Target {
     /// Takes over a machine that was found. The same one as before keeps its keys.
     fn attach(&self, mut qmp: Qmp, found: Found) -> String {
         let mut machine = self.machine();
-        let same = machine.process == Some(found.process) && machine.identity == found.identity && self.has_memory();
+        let known = machine.process == Some(found.process) && machine.identity == found.identity;
+        let same = known && self.has_memory();
         if !same {
             let mapping = match Mapping::of(&found.file) {
                 Ok(mapping) => mapping,
@@ -86,14 +87,19 @@ impl Target {
             };
             if self.is_fenced() {
                 match fence::stop(&mut qmp) {
-                    Ok(stopped) => machine.stopped = Some(stopped),
-                    Err(error) => return format!("a new machine under a standing fence cannot be stopped: {error}"),
+                    // What is to be undone is what was done first: by now it stands still anyway.
+                    Ok(stopped) if !known || machine.stopped.is_none() => machine.stopped = Some(stopped),
+                    Ok(_) => {}
+                    Err(error) => return format!("a machine under a standing fence cannot be stopped: {error}"),
                 }
-                tracing::warn!(target = self.name, "a machine was started under a standing fence, and stopped");
+                tracing::warn!(target = self.name, known, "the machine found is under a standing fence, and stopped");
             }
             let bytes = mapping.len();
             let mut state = self.memory.change();
             state.guard.attach(found.layout, &mut rand::rng());
+            if known {
+                state.guard.reopen();
+            }
             state.mapping = Some(mapping);
             drop(state);
             if machine.process.is_some() {

@@ -31,6 +31,7 @@ pub fn config(folder: &Folder, vm: &Vm) -> Config {
         metrics_port: Some(0),
         peers: Vec::new(),
         cpu: None,
+        fence_record: None,
         vm,
     }
 }

@@ -1,0 +1,146 @@
+//! Walks over the memory of a recorded machine that was damaged.
+//!
+//! An input: machine (u8), then damage: kind (u8) and operands. Kinds: 0 and 1, a pointer becomes another pointer of
+//! the machine (two u16 of [`Pointers`]); 2, a pointer becomes a number (u16, u64); 3, one byte (u16 of pointers, u8
+//! distance, u8); 4, a page is lost (u16).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use introspect::Kernel;
+use introspect::linux::task;
+use introspect::linux::tcp::{self, TcpFilter};
+use remote_memory::image::Image;
+use remote_memory::{AccessError, LinkError, PAGE_BYTES, Read, RemoteKey, RemoteRead};
+
+use crate::program::Program;
+
+const KEY: RemoteKey = RemoteKey::new(1);
+const MACHINES: [&str; 2] = ["linux-6.1-5level", "linux-6.12-4level"];
+/// No walk of an image of five hundred pages may take more round trips; the machines' own take about twenty.
+const ROUNDS_MAX: usize = 2_000;
+/// More objects than the pages hold.
+const OBJECTS_MAX: usize = 1_000;
+/// Damage of one input.
+const STEPS_MAX: usize = 200;
+
+struct Machine {
+    kernel: Kernel,
+    image: Image,
+    pages: Vec<u64>,
+    /// Where kernel pointers stand, and what they are.
+    places: Vec<u64>,
+    values: Vec<u64>,
+}
+
+static RECORDED: LazyLock<Vec<Machine>> = LazyLock::new(|| MACHINES.iter().map(|name| load(name)).collect());
+
+fn load(name: &str) -> Machine {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../introspect/tests/images");
+    let open = |suffix: &str| File::open(folder.join(format!("{name}.{suffix}"))).expect("a recorded machine");
+    let kernel = serde_json::from_reader(open("kernel.json")).expect("a recorded kernel");
+    let mut bytes = Vec::new();
+    xz2::read::XzDecoder::new(open("image.xz")).read_to_end(&mut bytes).expect("a whole image");
+    let image = Image::load(&bytes[..]).expect("a whole image");
+    let pages: Vec<u64> = image.page_numbers().collect();
+    let (mut places, mut values) = (Vec::new(), Vec::new());
+    for place in pages.iter().flat_map(|page| (page * PAGE_BYTES..(page + 1) * PAGE_BYTES).step_by(8)) {
+        let mut raw = [0; 8];
+        image.copy_out(place, &mut raw).expect("a page that is there");
+        let value = u64::from_le_bytes(raw);
+        if value > 0xff00_0000_0000_0000 && value != u64::MAX {
+            places.push(place);
+            values.push(value);
+        }
+    }
+    Machine { kernel, image, pages, places, values }
+}
+
+/// An image with damage over it.
+struct Damaged<'a> {
+    image: &'a Image,
+    pages: BTreeMap<u64, Option<[u8; PAGE_BYTES as usize]>>,
+    rounds: usize,
+}
+
+impl Damaged<'_> {
+    fn write(&mut self, addr: u64, bytes: &[u8]) {
+        for (byte, at) in bytes.iter().zip(addr..) {
+            let number = at / PAGE_BYTES;
+            let page = self.pages.entry(number).or_insert_with(|| {
+                let mut page = [0; PAGE_BYTES as usize];
+                self.image.copy_out(number * PAGE_BYTES, &mut page).map(|()| page)
+            });
+            if let Some(page) = page {
+                page[(at % PAGE_BYTES) as usize] = *byte;
+            }
+        }
+    }
+
+    fn copy_out(&self, addr: u64, into: &mut [u8]) -> Option<()> {
+        let end = addr.checked_add(into.len() as u64)?;
+        let mut at = addr;
+        while at < end {
+            let here = (PAGE_BYTES - at % PAGE_BYTES).min(end - at) as usize;
+            let part = &mut into[(at - addr) as usize..][..here];
+            match self.pages.get(&(at / PAGE_BYTES)) {
+                Some(page) => part.copy_from_slice(&page.as_ref()?[(at % PAGE_BYTES) as usize..][..here]),
+                None => self.image.copy_out(at, part)?,
+            }
+            at += here as u64;
+        }
+        Some(())
+    }
+}
+
+impl RemoteRead for Damaged<'_> {
+    fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
+        self.rounds += 1;
+        assert!(self.rounds < ROUNDS_MAX, "a walk does not end");
+        for read in batch {
+            read.outcome = self.copy_out(read.at.addr, read.into).ok_or(AccessError::Refused);
+        }
+        Ok(())
+    }
+}
+
+/// Every walk of a damaged machine ends within its bounds, and a queue it calls complete holds what the socket claims.
+pub(crate) fn walk(input: &[u8]) -> bool {
+    let mut program = Program::new(input);
+    let machine = &RECORDED[usize::from(program.byte()) % MACHINES.len()];
+    let mut memory = Damaged { image: &machine.image, pages: BTreeMap::new(), rounds: 0 };
+    for _ in 0..STEPS_MAX {
+        if program.is_over() {
+            break;
+        }
+        // Odd multipliers spread small operands over all pointers.
+        let kind = program.byte() % 5;
+        let first = usize::from(program.short()) * 40_503 % machine.places.len();
+        match kind {
+            0 | 1 => {
+                let value = machine.values[usize::from(program.short()) * 40_503 % machine.values.len()];
+                memory.write(machine.places[first], &value.to_le_bytes());
+            }
+            2 => memory.write(machine.places[first], &program.long().to_le_bytes()),
+            3 => memory.write(machine.places[first] ^ u64::from(program.byte() & 63), &[program.byte()]),
+            _ => {
+                memory.pages.insert(machine.pages[first % machine.pages.len()], None);
+            }
+        }
+    }
+    let (tasks, _) = task::walk(&machine.kernel, &mut memory, KEY).expect("an image does not lose its path");
+    memory.rounds = 0;
+    let walked = tcp::walk(&machine.kernel, &mut memory, KEY, &TcpFilter::default());
+    let (sockets, _) = walked.expect("an image does not lose its path");
+    assert!(tasks.len() < OBJECTS_MAX && sockets.len() < OBJECTS_MAX, "more objects than pages hold");
+    for socket in sockets.iter().filter(|socket| socket.send_queue_complete) {
+        let bytes: usize = socket.send_queue.iter().map(|segment| segment.bytes.len()).sum();
+        let fins = socket.send_queue.iter().filter(|segment| segment.fin).count();
+        let claimed = socket.write_seq.wrapping_sub(socket.snd_una) as usize;
+        assert_eq!(bytes + fins, claimed, "{bytes} bytes and {fins} FINs in a complete queue");
+    }
+    !sockets.is_empty()
+}
