@@ -15,7 +15,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-use crate::recorded::{Ends, FNV_EMPTY, fnv};
+use crate::golden::{Ends, FNV_EMPTY, fnv};
 
 const LOG_BYTES: u32 = 256;
 const LWS_BYTES: u32 = 48;
@@ -104,7 +104,7 @@ impl Story {
             base_read,
             base_written,
             input: (0..copied).map(byte).collect(),
-            total: written + rng.random_range(0..5000),
+            total: written + still_to_write(socket, rng),
             written,
             exports: lsr.into_iter().zip(lsw).collect(),
             lws_len: rng.random_range(17..=LWS_BYTES as usize),
@@ -136,6 +136,16 @@ impl Story {
     pub fn newest(&self) -> [Snapshot; 2] {
         let count = self.exports.len();
         [self.snapshot(self.exports[count - 2]), self.snapshot(self.exports[count - 1])]
+    }
+}
+
+/// What the application has not written yet: nothing once it has shut its direction down, and something where only the
+/// client has.
+fn still_to_write(socket: &TcpSocket, rng: &mut StdRng) -> u64 {
+    match (socket.fin_queued, socket.fin_received) {
+        (true, _) => 0,
+        (false, true) => rng.random_range(1..5000),
+        (false, false) => rng.random_range(0..5000),
     }
 }
 

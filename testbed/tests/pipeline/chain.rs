@@ -1,24 +1,23 @@
 //! A target dies: from the last tick to sessions that can go on.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use contbox::Snapshot;
 use monitor::clock::Clock;
 use monitor::journal::{Event, Line};
 use monitor::watch::Standing;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use reinstate::extract::{ExtractError, Extracted, extract};
-use reinstate::session::{Loss, Session};
 use remote_memory::{Blocking, LinkError, RemoteKey};
 
-use crate::application::{State, Story, finished_pool, rule, stopped_pool};
+use crate::application::{Story, finished_pool, stopped_pool};
 use crate::for_each_seed;
+use crate::golden::Place;
+use crate::judge::{from_boxes, judge, judge_streams};
 use crate::network::{MS, VirtualClock, Weather, Wire};
 use crate::queue::VirtualQueue;
-use crate::recorded::{Ends, FNV_EMPTY, Golden, Machine, filter, fnv, machine};
+use crate::recorded::{Machine, filter, machine};
 use crate::stage::{BEGIN_NS, DEADLINE_NS, Looked, PERIOD_NS, Play, stages};
 use crate::target::{TICK_NS, Target};
 
@@ -109,70 +108,6 @@ fn stories(machine: &Machine, all: bool, rng: &mut StdRng) -> Vec<Story> {
     kept.into_iter().map(|socket| Story::before(socket, rng)).collect()
 }
 
-/// Compares with the golden text: which connections can go on, and every queued byte.
-fn judge(machine: &Machine, stories: &[Story], extracted: &Extracted) {
-    assert!(extracted.damage.is_empty(), "{:?}", extracted.damage);
-    let boxed: BTreeSet<_> = stories.iter().map(|story| story.ends).collect();
-    let found: BTreeSet<_> = extracted.sessions.iter().map(|it| (it.snapshot.local, it.snapshot.peer)).collect();
-    let golden = |ends: &Ends| &machine.golden[ends];
-    let expected: BTreeSet<_> =
-        machine.golden.keys().filter(|ends| golden(ends).can_go_on && boxed.contains(ends)).copied().collect();
-    assert_eq!(found, expected);
-    assert_eq!(extracted.sessions.len() + extracted.lost.len(), machine.golden.len(), "each once");
-    for lost in &extracted.lost {
-        let ends = (lost.snapshot.local, lost.snapshot.peer);
-        let is_right = match &lost.why {
-            Loss::NoBox => golden(&ends).can_go_on && !boxed.contains(&ends),
-            Loss::NotAccepted => !golden(&ends).accepted,
-            Loss::Closing(_) => golden(&ends).accepted && !golden(&ends).can_go_on,
-            _ => false,
-        };
-        assert!(is_right, "{ends:?}: {}", lost.why);
-    }
-    for session in &extracted.sessions {
-        judge_queues(session, golden(&(session.snapshot.local, session.snapshot.peer)));
-    }
-}
-
-fn judge_queues(session: &Session, golden: &Golden) {
-    let snapshot = &session.snapshot;
-    let mut rest = &snapshot.sending[..];
-    for (len, sum) in &golden.sending {
-        let (segment, after) = rest.split_at(*len);
-        assert_eq!(fnv(FNV_EMPTY, segment), *sum, "send queue of {}", snapshot.peer);
-        rest = after;
-    }
-    assert_eq!((rest.len(), snapshot.snd_una), (0, golden.snd_una), "send queue of {}", snapshot.peer);
-    let receiving = (snapshot.receiving.len(), fnv(FNV_EMPTY, &snapshot.receiving));
-    assert_eq!(receiving, golden.receiving, "receive queue of {}", snapshot.peer);
-}
-
-/// Lets the application go on from what was extracted: the client gets the rest of its stream, every byte once, and
-/// the application every byte of its input once.
-fn judge_streams(session: &Session, story: &Story, golden: &Golden) {
-    let Snapshot { lws, lsw, .. } = &session.image.snapshot;
-    let state = State::parse(lws).expect("a whole snapshot");
-    let input = [&session.image.logged[..], &session.snapshot.receiving].concat();
-    let (digest, output) = state.finish(&input);
-    let all_input = [&story.input[..], &session.snapshot.receiving].concat();
-    assert_eq!(digest, fnv(FNV_EMPTY, &all_input), "input of {}", session.snapshot.peer);
-    assert_eq!(all_input.len() as u64, story.base_read + golden.bytes_received);
-
-    let client_has = story.base_written + golden.bytes_acked;
-    let discard = session.discard as usize;
-    let (swallowed, new) = output.split_at(discard);
-    let rest = [&session.snapshot.sending[..], new].concat();
-    let expected: Vec<u8> = (client_has..story.total).map(rule).collect();
-    assert!(rest == expected, "the client {} gets another stream", session.snapshot.peer);
-    assert!(swallowed.iter().copied().eq((*lsw..story.written).map(rule)), "other bytes are swallowed than were sent");
-    assert_eq!((session.copied, session.written), (story.input.len() as u64, story.written));
-}
-
-fn story_of<'a>(stories: &'a [Story], session: &Session) -> (usize, &'a Story) {
-    let ends = (session.snapshot.local, session.snapshot.peer);
-    stories.iter().enumerate().find(|(_, story)| story.ends == ends).expect("a session has a story")
-}
-
 #[test]
 fn a_dead_target_is_found_in_time_and_its_sessions_are_those_of_the_golden_text() {
     for_each_seed(24, |seed| {
@@ -198,8 +133,7 @@ fn a_dead_target_is_found_in_time_and_its_sessions_are_those_of_the_golden_text(
         let extracted = incident.extract(machine, weather, !seed);
         println!("seed {seed}: extracted in {} ms", (incident.clock.now_ns() - begin_ns) as f64 / 1e6);
         judge(machine, &stories, &extracted);
-        for session in &extracted.sessions {
-            let (_, story) = story_of(&stories, session);
+        for (session, _, story) in from_boxes(&stories, &extracted) {
             assert_eq!(session.image.snapshot, story.newest()[1]);
             judge_streams(session, story, &machine.golden[&story.ends]);
         }
@@ -218,8 +152,7 @@ fn a_stop_at_any_store_of_an_export_leaves_sessions_that_go_on_with_every_byte_o
             let incident = Incident::play(machine, pool, Weather::of(seed + stores as u64), seed, &mut rng);
             let extracted = incident.extract(machine, Weather::of(seed + stores as u64), seed);
             judge(machine, &stories, &extracted);
-            for session in &extracted.sessions {
-                let (index, story) = story_of(&stories, session);
+            for (session, index, story) in from_boxes(&stories, &extracted) {
                 let newest = story.newest();
                 let which = newest.iter().position(|snapshot| *snapshot == session.image.snapshot);
                 let which = which.unwrap_or_else(|| panic!("{stores} stores: {:?}", session.image.snapshot));
@@ -236,4 +169,21 @@ fn a_stop_at_any_store_of_an_export_leaves_sessions_that_go_on_with_every_byte_o
         }
         assert!(seen.iter().all(|count| *count > 0), "old and new: {seen:?}");
     });
+}
+
+/// So that no judgement above is about nothing.
+#[test]
+fn each_recording_holds_connections_for_every_place() {
+    for number in 0..2 {
+        let golden = &machine(number).golden;
+        let count = |has_box, place| golden.values().filter(|it| it.accepted && it.place(has_box) == place).count();
+        assert!(golden.values().filter(|it| !it.accepted).all(|it| it.receiving.0 > 0 && it.written() == 0));
+        assert!(golden.values().any(|it| !it.accepted), "begins anew");
+        assert!(golden.values().any(|it| it.orphaned), "closed by its application");
+        assert!(count(true, Place::FromBox) > 0 && count(false, Place::NoBox) > 0);
+        assert!(count(false, Place::ToItsEnd) > count(true, Place::ToItsEnd), "shut down, but still read from");
+        let half_closed: Vec<_> = golden.values().filter(|it| it.state == "CloseWait").collect();
+        assert!(!half_closed.is_empty() && half_closed.iter().all(|it| it.fin_received && !it.fin_queued));
+        assert!(half_closed.iter().all(|it| it.place(true) == Place::FromBox && it.place(false) == Place::NoBox));
+    }
 }

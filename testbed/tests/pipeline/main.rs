@@ -14,6 +14,8 @@
 
 mod application;
 mod chain;
+mod golden;
+mod judge;
 mod network;
 mod queue;
 mod recorded;
