@@ -207,8 +207,8 @@ impl BoxHead {
         })
     }
 
-    /// The ends of the connection whose box lies, or lay last, in a slot: its words stay when it is closed. `None` for a
-    /// slot that never had one.
+    /// The ends of the connection whose box lies, or lay last, in a slot: its words stay when it is closed. `None` for
+    /// a slot that never had one.
     pub fn last_ends(bytes: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
         let (head, _) = SlotHead::read_from_prefix(bytes).ok()?;
         (head.generation.get() != 0 && head.identity_check.get() == head.computed_identity_check()).then_some(())?;

@@ -65,7 +65,8 @@ pub struct Evacuation {
 /// One part of an evacuation that several spares carry out, each with another index under the same token.
 ///
 /// Shared are **service addresses**, not clients: of the assignment's distinct addresses in ascending order, a spare
-/// takes those whose place modulo `of` is `index`. An address is never on two machines. A part may be empty: its report is then empty too.
+/// takes those whose place modulo `of` is `index`. An address is never on two machines. A part may be empty: its report
+/// is then empty too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Share {
     /// Which part, from 0.

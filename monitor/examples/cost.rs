@@ -1,8 +1,8 @@
 //! What watching costs: processor time of the sampling thread, for one box of a hundred sensors and for many boxes.
 //!
-//! `cost [--boxes N] [--period-ms P] [--seconds S]` in a network namespace of its own (`unshare -Urn` or root): boxes are
-//! served by an rdma server on the loopback device, by another thread of this process, whose cost is printed beside.
-//! The last line is JSON.
+//! `cost [--boxes N] [--period-ms P] [--seconds S]` in a network namespace of its own (`unshare -Urn` or root): boxes
+//! are served by an rdma server on the loopback device, by another thread of this process, whose cost is printed
+//! beside. The last line is JSON.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;

@@ -16,8 +16,8 @@ pub trait Clock {
     fn sleep_until(&self, until_ns: u64);
 }
 
-/// `CLOCK_MONOTONIC`: the same for all processes of this machine. Never spins: a sample that comes some ten microseconds
-/// late costs nothing, and spinning costs more processor than the sample.
+/// `CLOCK_MONOTONIC`: the same for all processes of this machine. Never spins: a sample that comes some ten
+/// microseconds late costs nothing, and spinning costs more processor than the sample.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Monotonic;
 

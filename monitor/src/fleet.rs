@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A target that is not connected yet, whose sample failed, or that hangs leaves the round: opening, fencing and
-//! ordering wait for other machines. In its ward a target is watched as a target with a thread of its own is, by the same
-//! code; nothing is decided differently here.
+//! ordering wait for other machines. In its ward a target is watched as a target with a thread of its own is, by the
+//! same code; nothing is decided differently here.
 //!
 //! Invariants: a target is in the round or in its ward, never in both; a read that was given up is never taken for a
 //! later one.

@@ -118,8 +118,8 @@ impl BoxReader {
         }
     }
 
-    /// Posts the reads of one sample and does not wait; [`BoxReader::collect`] has the rest. `None` if the queue does not
-    /// take all of them.
+    /// Posts the reads of one sample and does not wait; [`BoxReader::collect`] has the rest. `None` if the queue does
+    /// not take all of them.
     pub fn post(&self, queue: &mut dyn Queue, whole: bool) -> Option<Flight> {
         let all = 0..self.buffer.len();
         let stretches = if whole { std::slice::from_ref(&all) } else { &self.stretches };

@@ -269,7 +269,8 @@ impl<D: Door, C: Clock> Watch<D, C> {
         Some(flight)
     }
 
-    /// Takes what had come back by `end_ns` of a sample that was posted at `begin_ns`; its findings once it is complete.
+    /// Takes what had come back by `end_ns` of a sample that was posted at `begin_ns`; its findings once it is
+    /// complete.
     pub(crate) fn collect(&mut self, begin_ns: u64, end_ns: u64, flight: &mut Flight) -> Option<Vec<Finding>> {
         let (Some((reader, _)), Some(queue)) = (&mut self.reader, self.tools.door.queue()) else {
             return Some(self.take(begin_ns, end_ns, Glance::Lost, false));

@@ -130,8 +130,8 @@ impl Prober {
     }
 
     /// Asks the clients of all `snapshots` and waits. `order` is when the order to take over arrived. The verdicts are
-    /// in the order of `snapshots`; silent clients get [`position::assumed`]. `again` is called before silent clients are
-    /// asked again: what told them where the address is may have been lost, too.
+    /// in the order of `snapshots`; silent clients get [`position::assumed`]. `again` is called before silent clients
+    /// are asked again: what told them where the address is may have been lost, too.
     ///
     /// # Errors
     /// The kernel's, for the ears; a client that cannot be reached is merely silent.

@@ -168,7 +168,8 @@ fn values_that_mean_nothing_are_refused() {
     check(
         "journal =",
         "jornal =",
-        "m.toml:4: jornal: unknown field `jornal`, expected one of `name`, `local`, `journal`, `metrics`, `cpu`, `threads`",
+        "m.toml:4: jornal: unknown field `jornal`, expected one of \
+         `name`, `local`, `journal`, `metrics`, `cpu`, `threads`",
     );
 }
 

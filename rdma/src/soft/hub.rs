@@ -9,8 +9,9 @@
 //! ```
 //!
 //! A queue that is polled without patience leaves the socket alone and takes what was sorted for it: the owner of the
-//! hub calls [`Hub::flush`] and [`Hub::receive`] once for all. Polled with patience it does both itself, as a queue with
-//! a socket of its own does, so a queue may leave the common round for a while and come back, also on another thread.
+//! hub calls [`Hub::flush`] and [`Hub::receive`] once for all. Polled with patience it does both itself, as a queue
+//! with a socket of its own does, so a queue may leave the common round for a while and come back, also on another
+//! thread.
 //!
 //! Invariants: a packet goes to the queue pair it names or is dropped; what is sorted and not fetched is bounded.
 

@@ -97,8 +97,9 @@ mod tests {
     #[test]
     fn failures_are_named_and_totals_add_up() {
         let line = |pass: bool, lost: u64| {
-            json!({ "case": "c", "pass": pass, "sessions": 20, "lost": lost, "bytes_checked": 1_000_000, "wrong_bytes": 0,
-                    "gap_ms_p50": 210.0, "deadline_ms": 200, "kernel": "6.1", "fault": "panic", "why": ["because"] })
+            json!({ "case": "c", "pass": pass, "sessions": 20, "lost": lost,
+                    "bytes_checked": 1_000_000, "wrong_bytes": 0, "gap_ms_p50": 210.0,
+                    "deadline_ms": 200, "kernel": "6.1", "fault": "panic", "why": ["because"] })
         };
         let summary = Summary::of(&[line(true, 0), line(false, 2)]);
         assert!(!summary.is_clean());
