@@ -30,6 +30,7 @@ use crate::{
     extract::{Extracted, Lost, extract},
     leftovers,
     netlink::Netlink,
+    nudge::{self, Nudger},
     position::Start,
     probe::{Prober, Verdict},
     routes::RaisedRoutes,
@@ -49,6 +50,7 @@ pub struct Prepared {
     addresses: Vec<StandBy>,
     routes: Vec<RaisedRoutes>,
     prober: Prober,
+    nudger: Nudger,
 }
 
 /// Who goes on with a connection.
@@ -142,6 +144,7 @@ impl Prepared {
         }
         let places: Vec<_> = addresses.iter().map(|it| (it.address(), it.interface())).collect();
         let prober = named("listening for clients", Prober::open(&places))?;
+        let nudger = named("speaking ICMP", Nudger::open())?;
         let mut prepared = Self {
             assignment: assignment.clone(),
             link,
@@ -151,6 +154,7 @@ impl Prepared {
             addresses,
             routes: Vec::new(),
             prober,
+            nudger,
         };
         for address in prepared.addresses.iter().map(StandBy::address) {
             // Best effort: without it a client that answers no probe may stay mute, all others go on.
@@ -264,6 +268,7 @@ impl Prepared {
         hand_over(service, live, Duration::from_millis(config.application_ms), &mut resumed, &mut lost);
         stages.end("resume");
         self.end_lost(&lost, order);
+        self.nudge(&resumed, silent + order.elapsed());
         Ok(report(&resumed, lost, damage, stages))
     }
 
@@ -272,6 +277,16 @@ impl Prepared {
         for address in self.addresses.iter().filter(|address| address.is_held()) {
             if let Err(error) = address.announce() {
                 tracing::debug!(address = %address.address(), %error, "no further announcement");
+            }
+        }
+    }
+
+    /// Wakes clients that wait for their own timers; those cannot have run out in a short silence.
+    fn nudge(&self, resumed: &Resumed, silent: Duration) {
+        let times = nudge::doublings(silent);
+        for snapshot in resumed.sessions.iter().map(|session| &session.snapshot) {
+            if let Err(error) = self.nudger.nudge(snapshot, times) {
+                tracing::debug!(peer = %snapshot.peer, %error, "a client cannot be nudged");
             }
         }
     }
