@@ -21,7 +21,7 @@ use control::{
     reinstate::{Assignment, Evacuation, GiveBack, Outcome, Reply, Report, Request, Share},
 };
 
-use crate::{config::Config, evacuate::Prepared, metrics};
+use crate::{config::Config, evacuate::Prepared, held::HeldFile, metrics};
 
 /// How long a monitor may take in the middle of a message.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
@@ -86,6 +86,9 @@ impl Daemon {
             .with_context(|| format!("no box service at {}", config.box_socket.display()))?;
         let at = SocketAddr::from((config.listen, config.control_port));
         let listener = TcpListener::bind(at).with_context(|| format!("cannot listen at {at}"))?;
+        // With the port ours there is no other daemon whose addresses these could be.
+        let held = HeldFile::beside(&config.box_socket);
+        held.clean(config.route_table).context("what a killed daemon left cannot be removed")?;
         let counts = Arc::new(Counts::default());
         if let Some(port) = config.metrics_port {
             let at = SocketAddr::from((config.listen, port));
@@ -99,6 +102,16 @@ impl Daemon {
         tracing::info!(%at, box_socket = %config.box_socket.display(), "standing by");
         Ok(Self { spare })
     }
+}
+
+/// Removes what a killed daemon has left on this machine, without starting one.
+///
+/// # Errors
+/// A daemon runs, or the kernel's.
+pub fn clean(config: &Config) -> anyhow::Result<usize> {
+    let at = SocketAddr::from((config.listen, config.control_port));
+    let _alone = TcpListener::bind(at).with_context(|| format!("a daemon still listens at {at}"))?;
+    Ok(HeldFile::beside(&config.box_socket).clean(config.route_table)?.len())
 }
 
 impl Drop for Daemon {

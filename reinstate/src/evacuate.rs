@@ -28,6 +28,7 @@ use crate::{
     address::{Interface, StandBy},
     config::Config,
     extract::{Extracted, Lost, extract},
+    held::HeldFile,
     leftovers,
     netlink::Netlink,
     nudge::{self, Nudger},
@@ -51,6 +52,7 @@ pub struct Prepared {
     routes: Vec<RaisedRoutes>,
     prober: Prober,
     nudger: Nudger,
+    held: HeldFile,
 }
 
 /// Who goes on with a connection.
@@ -155,6 +157,7 @@ impl Prepared {
             routes: Vec::new(),
             prober,
             nudger,
+            held: HeldFile::beside(&config.box_socket),
         };
         for address in prepared.addresses.iter().map(StandBy::address) {
             // Best effort: without it a client that answers no probe may stay mute, all others go on.
@@ -293,7 +296,8 @@ impl Prepared {
 
     fn take_addresses(&mut self, part: &[IpAddr]) -> Result<(), String> {
         for address in self.addresses.iter_mut().filter(|address| part.contains(&address.address())) {
-            if let Err(error) = address.take(&mut self.netlink) {
+            let noted = self.held.note(address.address(), address.interface());
+            if let Err(error) = noted.and_then(|()| address.take(&mut self.netlink)) {
                 // Sockets under repair end without a word when they are dropped; give back what we took.
                 self.release();
                 return Err(format!("taking the address over: {error}"));
@@ -337,6 +341,7 @@ impl Prepared {
         for address in self.addresses.iter_mut().filter(|address| address.is_held()) {
             aborted += named("ending the address's connections", leftovers::abort(address.address()))?;
             named("giving the address back", address.give_back(&mut self.netlink))?;
+            named("noting that it is gone", self.held.forget(address.address()))?;
         }
         Ok(aborted)
     }

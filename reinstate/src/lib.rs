@@ -20,6 +20,7 @@ pub mod config;
 pub mod daemon;
 pub mod evacuate;
 pub mod extract;
+pub mod held;
 pub mod leftovers;
 pub mod metrics;
 pub mod netlink;
