@@ -22,7 +22,6 @@ use introspect::{
 };
 use link::{Link, Options};
 use remote_memory::{Region, RemoteKey};
-use socket2::Socket;
 
 use crate::{
     address::{Interface, StandBy},
@@ -452,8 +451,10 @@ fn hand_over(service: &BoxService, live: Vec<Live>, patience: Duration, resumed:
         match answer {
             Ok(()) => resumed.sessions.push(session),
             Err(declined) => {
-                // Lingering for no time: the client gets a reset instead of a stream that looks complete.
-                let _ = Socket::from(declined.socket).set_linger(Some(Duration::ZERO));
+                // An application that was merely slow must not go on with a session that is reported lost.
+                if let Err(error) = tcp_repair::reset(&declined.socket) {
+                    tracing::warn!(peer = %session.snapshot.peer, %error, "a declined session may live on");
+                }
                 lost.push(Lost { snapshot: session.snapshot, why: Loss::Declined(declined.why) });
             }
         }

@@ -6,7 +6,7 @@
 mod wire;
 
 use std::{
-    io::{ErrorKind, Read},
+    io::{ErrorKind, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     time::Duration,
 };
@@ -156,4 +156,16 @@ fn a_spare_that_dies_before_the_application_has_a_session_resets_its_client() {
     let mut rest = Vec::new();
     let error = (&pair.client).read_to_end(&mut rest).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_session_that_its_application_did_not_take_in_time_is_dead_for_it_too() {
+    let mut pair = Pair::new(false);
+    pair.silence();
+    pair.carry(1);
+    let with_application = pair.server.try_clone().unwrap();
+    tcp_repair::reset(&pair.server.into()).unwrap();
+    let error = (&pair.client).read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert!((&with_application).write(&[0]).is_err());
 }
