@@ -4,7 +4,7 @@
 //! comes again with the same token (its answer was lost) gets the same report, and nothing is done twice.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -41,6 +41,8 @@ pub struct Counts {
     pub resumed: AtomicU64,
     /// Sessions lost.
     pub lost: AtomicU64,
+    /// Sessions resumed whose clients acknowledged nothing for seconds.
+    pub mute: AtomicU64,
     /// Orders refused.
     pub refused: AtomicU64,
     /// Duration of the last evacuation, in microseconds.
@@ -174,8 +176,8 @@ fn converse(stream: TcpStream, spare: &Arc<Mutex<Spare>>) -> Result<(), FrameErr
             Request::Prepare(assignment) => locked(spare).prepare(&assignment),
             Request::Evacuate(evacuation) => {
                 let reply = locked(spare).evacuate(&evacuation, order);
-                if matches!(reply, Reply::Evacuated(_)) {
-                    announce_again(spare, &evacuation.assignment.target);
+                if let Reply::Evacuated(report) = &reply {
+                    look_after(spare, &evacuation.assignment.target, report);
                 }
                 reply
             }
@@ -274,6 +276,15 @@ impl Spare {
         prepared.take_over(&self.service, &self.config, evacuation, order)
     }
 
+    fn count_mute(&self, target: &str, resumed: &HashSet<SocketAddr>) {
+        let connections = self.prepared.get(target).map(Prepared::connections);
+        let Some(Ok(connections)) = connections else { return };
+        for mute in connections.iter().filter(|it| resumed.contains(&it.peer) && it.is_mute()) {
+            self.counts.mute.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(peer = %mute.peer, unacknowledged = mute.unacknowledged, "a resumed session's client is mute");
+        }
+    }
+
     fn count(&self, report: &Report) {
         let resumed = report.sessions.iter().filter(|session| session.outcome == Outcome::Resumed).count() as u64;
         let lost = report.sessions.len() as u64 - resumed;
@@ -296,9 +307,12 @@ fn key(Evacuation { token, share, .. }: &Evacuation) -> Order {
     (token.target.clone(), token.epoch, token.secret, *share)
 }
 
-/// Announcements have no answer and may be lost: they are repeated, each time after a longer rest.
-fn announce_again(spare: &Arc<Mutex<Spare>>, target: &str) {
+/// Announcements have no answer and may be lost: they are repeated, each time after a longer rest. At the end, whether
+/// every client answers its session: one that does not is counted and named.
+fn look_after(spare: &Arc<Mutex<Spare>>, target: &str, report: &Report) {
     let (spare, target) = (Arc::downgrade(spare), target.to_owned());
+    let resumed = report.sessions.iter().filter(|session| session.outcome == Outcome::Resumed);
+    let resumed: HashSet<SocketAddr> = resumed.map(|session| session.peer).collect();
     let work = move || {
         for rest in ANNOUNCE_AFTER {
             std::thread::sleep(rest);
@@ -306,6 +320,9 @@ fn announce_again(spare: &Arc<Mutex<Spare>>, target: &str) {
             if let Some(prepared) = locked(&spare).prepared.get(&target) {
                 prepared.announce_again();
             }
+        }
+        if let Some(spare) = spare.upgrade() {
+            locked(&spare).count_mute(&target, &resumed);
         }
     };
     if let Err(error) = std::thread::Builder::new().name("announce".into()).spawn(work) {

@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     os::fd::{AsFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -28,7 +28,7 @@ use crate::{
     config::Config,
     extract::{Extracted, Lost, extract},
     held::HeldFile,
-    leftovers,
+    leftovers::{self, Connection},
     netlink::Netlink,
     nudge::{self, Nudger},
     position::Start,
@@ -318,14 +318,14 @@ impl Prepared {
         }
     }
 
-    /// The connections of the addresses that are here: their clients' ends.
+    /// The connections of the addresses that are here.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn connections(&self) -> io::Result<Vec<SocketAddr>> {
+    pub fn connections(&self) -> io::Result<Vec<Connection>> {
         let mut all = Vec::new();
         for address in self.held() {
-            all.extend(leftovers::connections(address)?.into_iter().map(|connection| connection.peer));
+            all.extend(leftovers::connections(address)?);
         }
         Ok(all)
     }

@@ -7,10 +7,16 @@ use std::{
     net::TcpListener,
 };
 
-use reinstate::{address::Interface, held::HeldFile, netlink::Netlink, routes::TABLE};
+use reinstate::{
+    address::Interface,
+    held::HeldFile,
+    leftovers::{Connection, connections},
+    netlink::Netlink,
+    routes::TABLE,
+};
 use wire::{
     SERVICE, address,
-    pair::{Pair, hear, say},
+    pair::{NEVER, Pair, hear, say},
 };
 
 #[test]
@@ -46,5 +52,25 @@ fn a_killed_spare_s_address_and_sessions_are_gone_after_cleaning() {
         assert!(!folder.join("box.held").exists());
         assert!(pair.wire.spare.run(|| held.clean(TABLE).unwrap()).is_empty(), "once");
         std::fs::remove_dir_all(folder).unwrap();
+    }
+}
+
+#[test]
+fn a_client_that_acknowledges_nothing_is_mute_and_an_idle_one_is_not() {
+    for v6 in [false, true] {
+        let pair = Pair::new(v6);
+        let connections = || pair.wire.server.run(|| connections(address(v6, SERVICE)).unwrap());
+        say(&pair.server, 5000);
+        hear(&pair.client, 5000);
+        assert!(connections().iter().all(|connection| !connection.is_mute()));
+        pair.silence();
+        say(&pair.server, 5000);
+        let begin = std::time::Instant::now();
+        while !connections().iter().any(Connection::is_mute) {
+            assert!(begin.elapsed() < NEVER, "{:?}", connections());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert_eq!(connections()[0].unacknowledged, 5000);
+        assert_eq!(connections()[0].peer, pair.client.local_addr().unwrap());
     }
 }
