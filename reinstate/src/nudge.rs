@@ -8,7 +8,7 @@
 //!
 //! Harmless: a client with nothing unacknowledged ignores it, and an established connection takes it for a soft error
 //! (RFC 1122, 4.2.3.9). Where ICMP is filtered nothing is won and nothing lost. IPv4 only: over IPv6 measurements showed no
-//! gain. See docs/decisions/0008.
+//! gain. See docs/decisions/0007.
 
 use std::{io, net::SocketAddr, time::Duration};
 
