@@ -127,6 +127,14 @@ impl StandBy {
         Ok(Self { address, interface, announcer, held: false })
     }
 
+    /// One that a killed daemon has taken and could not give back.
+    ///
+    /// # Errors
+    /// The kernel's: usually a missing CAP_NET_RAW.
+    pub fn left_behind(address: IpAddr, interface: Interface) -> io::Result<Self> {
+        Ok(Self { held: true, ..Self::prepare(address, interface)? })
+    }
+
     /// The address.
     pub fn address(&self) -> IpAddr {
         self.address

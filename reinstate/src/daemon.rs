@@ -4,7 +4,7 @@
 //! comes again with the same token (its answer was lost) gets the same report, and nothing is done twice.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     sync::{
@@ -21,7 +21,7 @@ use control::{
     reinstate::{Assignment, Evacuation, GiveBack, Outcome, Reply, Report, Request, Share},
 };
 
-use crate::{config::Config, evacuate::Prepared, metrics};
+use crate::{config::Config, evacuate::Prepared, held::HeldFile, metrics};
 
 /// How long a monitor may take in the middle of a message.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
@@ -41,6 +41,8 @@ pub struct Counts {
     pub resumed: AtomicU64,
     /// Sessions lost.
     pub lost: AtomicU64,
+    /// Sessions resumed whose clients acknowledged nothing for seconds.
+    pub mute: AtomicU64,
     /// Orders refused.
     pub refused: AtomicU64,
     /// Duration of the last evacuation, in microseconds.
@@ -86,6 +88,9 @@ impl Daemon {
             .with_context(|| format!("no box service at {}", config.box_socket.display()))?;
         let at = SocketAddr::from((config.listen, config.control_port));
         let listener = TcpListener::bind(at).with_context(|| format!("cannot listen at {at}"))?;
+        // With the port ours there is no other daemon whose addresses these could be.
+        let held = HeldFile::beside(&config.box_socket);
+        held.clean(config.route_table).context("what a killed daemon left cannot be removed")?;
         let counts = Arc::new(Counts::default());
         if let Some(port) = config.metrics_port {
             let at = SocketAddr::from((config.listen, port));
@@ -99,6 +104,16 @@ impl Daemon {
         tracing::info!(%at, box_socket = %config.box_socket.display(), "standing by");
         Ok(Self { spare })
     }
+}
+
+/// Removes what a killed daemon has left on this machine, without starting one.
+///
+/// # Errors
+/// A daemon runs, or the kernel's.
+pub fn clean(config: &Config) -> anyhow::Result<usize> {
+    let at = SocketAddr::from((config.listen, config.control_port));
+    let _alone = TcpListener::bind(at).with_context(|| format!("a daemon still listens at {at}"))?;
+    Ok(HeldFile::beside(&config.box_socket).clean(config.route_table)?.len())
 }
 
 impl Drop for Daemon {
@@ -161,8 +176,8 @@ fn converse(stream: TcpStream, spare: &Arc<Mutex<Spare>>) -> Result<(), FrameErr
             Request::Prepare(assignment) => locked(spare).prepare(&assignment),
             Request::Evacuate(evacuation) => {
                 let reply = locked(spare).evacuate(&evacuation, order);
-                if matches!(reply, Reply::Evacuated(_)) {
-                    announce_again(spare, &evacuation.assignment.target);
+                if let Reply::Evacuated(report) = &reply {
+                    look_after(spare, &evacuation.assignment.target, report);
                 }
                 reply
             }
@@ -261,6 +276,15 @@ impl Spare {
         prepared.take_over(&self.service, &self.config, evacuation, order)
     }
 
+    fn count_mute(&self, target: &str, resumed: &HashSet<SocketAddr>) {
+        let connections = self.prepared.get(target).map(Prepared::connections);
+        let Some(Ok(connections)) = connections else { return };
+        for mute in connections.iter().filter(|it| resumed.contains(&it.peer) && it.is_mute()) {
+            self.counts.mute.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(peer = %mute.peer, unacknowledged = mute.unacknowledged, "a resumed session's client is mute");
+        }
+    }
+
     fn count(&self, report: &Report) {
         let resumed = report.sessions.iter().filter(|session| session.outcome == Outcome::Resumed).count() as u64;
         let lost = report.sessions.len() as u64 - resumed;
@@ -283,9 +307,12 @@ fn key(Evacuation { token, share, .. }: &Evacuation) -> Order {
     (token.target.clone(), token.epoch, token.secret, *share)
 }
 
-/// Announcements have no answer and may be lost: they are repeated, each time after a longer rest.
-fn announce_again(spare: &Arc<Mutex<Spare>>, target: &str) {
+/// Announcements have no answer and may be lost: they are repeated, each time after a longer rest. At the end, whether
+/// every client answers its session: one that does not is counted and named.
+fn look_after(spare: &Arc<Mutex<Spare>>, target: &str, report: &Report) {
     let (spare, target) = (Arc::downgrade(spare), target.to_owned());
+    let resumed = report.sessions.iter().filter(|session| session.outcome == Outcome::Resumed);
+    let resumed: HashSet<SocketAddr> = resumed.map(|session| session.peer).collect();
     let work = move || {
         for rest in ANNOUNCE_AFTER {
             std::thread::sleep(rest);
@@ -293,6 +320,9 @@ fn announce_again(spare: &Arc<Mutex<Spare>>, target: &str) {
             if let Some(prepared) = locked(&spare).prepared.get(&target) {
                 prepared.announce_again();
             }
+        }
+        if let Some(spare) = spare.upgrade() {
+            locked(&spare).count_mute(&target, &resumed);
         }
     };
     if let Err(error) = std::thread::Builder::new().name("announce".into()).spawn(work) {

@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     os::fd::{AsFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -22,14 +22,15 @@ use introspect::{
 };
 use link::{Link, Options};
 use remote_memory::{Region, RemoteKey};
-use socket2::Socket;
 
 use crate::{
     address::{Interface, StandBy},
     config::Config,
     extract::{Extracted, Lost, extract},
-    leftovers,
+    held::HeldFile,
+    leftovers::{self, Connection},
     netlink::Netlink,
+    nudge::{self, Nudger},
     position::Start,
     probe::{Prober, Verdict},
     routes::RaisedRoutes,
@@ -49,6 +50,8 @@ pub struct Prepared {
     addresses: Vec<StandBy>,
     routes: Vec<RaisedRoutes>,
     prober: Prober,
+    nudger: Nudger,
+    held: HeldFile,
 }
 
 /// Who goes on with a connection.
@@ -142,6 +145,7 @@ impl Prepared {
         }
         let places: Vec<_> = addresses.iter().map(|it| (it.address(), it.interface())).collect();
         let prober = named("listening for clients", Prober::open(&places))?;
+        let nudger = named("speaking ICMP", Nudger::open())?;
         let mut prepared = Self {
             assignment: assignment.clone(),
             link,
@@ -151,6 +155,8 @@ impl Prepared {
             addresses,
             routes: Vec::new(),
             prober,
+            nudger,
+            held: HeldFile::beside(&config.box_socket),
         };
         for address in prepared.addresses.iter().map(StandBy::address) {
             // Best effort: without it a client that answers no probe may stay mute, all others go on.
@@ -264,6 +270,7 @@ impl Prepared {
         hand_over(service, live, Duration::from_millis(config.application_ms), &mut resumed, &mut lost);
         stages.end("resume");
         self.end_lost(&lost, order);
+        self.nudge(&resumed, silent + order.elapsed());
         Ok(report(&resumed, lost, damage, stages))
     }
 
@@ -276,9 +283,20 @@ impl Prepared {
         }
     }
 
+    /// Wakes clients that wait for their own timers; those cannot have run out in a short silence.
+    fn nudge(&self, resumed: &Resumed, silent: Duration) {
+        let times = nudge::doublings(silent);
+        for snapshot in resumed.sessions.iter().map(|session| &session.snapshot) {
+            if let Err(error) = self.nudger.nudge(snapshot, times) {
+                tracing::debug!(peer = %snapshot.peer, %error, "a client cannot be nudged");
+            }
+        }
+    }
+
     fn take_addresses(&mut self, part: &[IpAddr]) -> Result<(), String> {
         for address in self.addresses.iter_mut().filter(|address| part.contains(&address.address())) {
-            if let Err(error) = address.take(&mut self.netlink) {
+            let noted = self.held.note(address.address(), address.interface());
+            if let Err(error) = noted.and_then(|()| address.take(&mut self.netlink)) {
                 // Sockets under repair end without a word when they are dropped; give back what we took.
                 self.release();
                 return Err(format!("taking the address over: {error}"));
@@ -300,14 +318,14 @@ impl Prepared {
         }
     }
 
-    /// The connections of the addresses that are here: their clients' ends.
+    /// The connections of the addresses that are here.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn connections(&self) -> io::Result<Vec<SocketAddr>> {
+    pub fn connections(&self) -> io::Result<Vec<Connection>> {
         let mut all = Vec::new();
         for address in self.held() {
-            all.extend(leftovers::connections(address)?.into_iter().map(|connection| connection.peer));
+            all.extend(leftovers::connections(address)?);
         }
         Ok(all)
     }
@@ -322,6 +340,7 @@ impl Prepared {
         for address in self.addresses.iter_mut().filter(|address| address.is_held()) {
             aborted += named("ending the address's connections", leftovers::abort(address.address()))?;
             named("giving the address back", address.give_back(&mut self.netlink))?;
+            named("noting that it is gone", self.held.forget(address.address()))?;
         }
         Ok(aborted)
     }
@@ -432,8 +451,10 @@ fn hand_over(service: &BoxService, live: Vec<Live>, patience: Duration, resumed:
         match answer {
             Ok(()) => resumed.sessions.push(session),
             Err(declined) => {
-                // Lingering for no time: the client gets a reset instead of a stream that looks complete.
-                let _ = Socket::from(declined.socket).set_linger(Some(Duration::ZERO));
+                // An application that was merely slow must not go on with a session that is reported lost.
+                if let Err(error) = tcp_repair::reset(&declined.socket) {
+                    tracing::warn!(peer = %session.snapshot.peer, %error, "a declined session may live on");
+                }
                 lost.push(Lost { snapshot: session.snapshot, why: Loss::Declined(declined.why) });
             }
         }

@@ -24,6 +24,12 @@ const TIME_WAIT: u8 = 6;
 /// `struct inet_diag_sockid`: ports, two 16-byte addresses, interface, cookie.
 const ID_LEN: usize = 48;
 const ID_SOURCE: usize = 4;
+/// `idiag_wqueue` of `struct inet_diag_msg`.
+const WRITE_QUEUE: std::ops::Range<usize> = 60..64;
+/// `idiag_timer`: a segment is repeated until it is acknowledged.
+const RETRANSMISSION: u8 = 1;
+/// One loss is nothing unusual, and its repetition may be lost as well.
+const MUTE_RETRANSMITS: u8 = 2;
 /// Where the id lies in `struct inet_diag_msg`.
 const ID_IN_ANSWER: usize = 4;
 
@@ -50,6 +56,10 @@ pub struct Connection {
     pub peer: SocketAddr,
     /// The kernel's number for its state.
     pub state: u8,
+    /// Bytes that the client has not acknowledged.
+    pub unacknowledged: u32,
+    timer: u8,
+    retransmits: u8,
     family: i32,
     id: Vec<u8>,
 }
@@ -64,7 +74,16 @@ impl Connection {
             _ => IpAddr::from(<[u8; 16]>::try_from(peer).ok()?).to_canonical(),
         };
         let port = u16::from_be_bytes([id[2], id[3]]);
-        Some(Self { peer: SocketAddr::new(peer, port), state: body[1], family, id: id.to_vec() })
+        let unacknowledged = u32::from_ne_bytes(body.get(WRITE_QUEUE)?.try_into().ok()?);
+        let (state, timer, retransmits) = (body[1], body[2], body[3]);
+        let (peer, id) = (SocketAddr::new(peer, port), id.to_vec());
+        Some(Self { peer, state, unacknowledged, timer, retransmits, family, id })
+    }
+
+    /// Whether the client acknowledges nothing of what it was sent, however often. A closed window is not that: nothing
+    /// is sent then, it is asked for.
+    pub fn is_mute(&self) -> bool {
+        self.unacknowledged > 0 && self.timer == RETRANSMISSION && self.retransmits >= MUTE_RETRANSMITS
     }
 }
 

@@ -8,6 +8,7 @@
 //!   rebuild   one kernel socket for each session, silent and not yet reachable   tcp_repair
 //!   address   the service address becomes ours                               address
 //!   resume    sockets speak; the application takes its sessions              resume
+//!   nudge     clients whose timers have backed off say again what they said  nudge
 //! ```
 //!
 //! Order is the whole safety argument: until `address` the service address is **not local**, so this kernel drops what
@@ -19,9 +20,11 @@ pub mod config;
 pub mod daemon;
 pub mod evacuate;
 pub mod extract;
+pub mod held;
 pub mod leftovers;
 pub mod metrics;
 pub mod netlink;
+pub mod nudge;
 pub mod packet;
 pub mod position;
 pub mod probe;

@@ -6,7 +6,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Parser;
-use reinstate::{config::Config, daemon::Daemon};
+use reinstate::{
+    config::Config,
+    daemon::{self, Daemon},
+};
 use tracing_subscriber::EnvFilter;
 
 /// Takes over the sessions of fenced targets: rebuilds their connections here and hands them to the application.
@@ -19,6 +22,10 @@ struct Arguments {
     /// Read the configuration, say whether it can be used, and end.
     #[arg(long)]
     check: bool,
+    /// Remove what a killed daemon has left on this machine (addresses, their connections), and end. Meant for
+    /// ExecStopPost= of a unit.
+    #[arg(long)]
+    clean: bool,
     /// Write logs as JSON, one object per line.
     #[arg(long)]
     log_json: bool,
@@ -42,6 +49,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     start_logs(arguments.log_json);
+    if arguments.clean {
+        let addresses = daemon::clean(&config)?;
+        println!("{addresses} addresses of a killed daemon removed");
+        return Ok(());
+    }
     let signals = service::Signals::block().context("cannot wait for signals")?;
     let daemon = Daemon::start(&config)?;
     service::notify("READY=1");

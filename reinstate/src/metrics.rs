@@ -30,6 +30,7 @@ impl Collector for Source {
             ("evacuations", "Evacuations carried out", &counts.evacuations),
             ("sessions_resumed", "Sessions that went on here", &counts.resumed),
             ("sessions_lost", "Sessions that were given up", &counts.lost),
+            ("sessions_mute", "Sessions that went on here whose clients acknowledged nothing", &counts.mute),
             ("orders_refused", "Orders refused", &counts.refused),
         ] {
             let counter = ConstCounter::new(value.load(Ordering::Relaxed));

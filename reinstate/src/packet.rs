@@ -149,6 +149,17 @@ fn v6_header(source: Ipv6Addr, destination: Ipv6Addr, payload: usize) -> [u8; v6
     header
 }
 
+/// The beginning of a segment as an ICMP error quotes it: IP header, ports and sequence number.
+///
+/// # Panics
+/// If the ends are of different families: a caller's mistake.
+pub(crate) fn quoted(source: SocketAddr, destination: SocketAddr, seq: u32) -> Vec<u8> {
+    let segment = Segment { source, destination, seq, ack: 0, flags: ACK, window: 0, timestamps: None, payload: &[] };
+    let mut packet = segment.to_packet();
+    packet.truncate(packet.len() - tcp::LEN + tcp::SEQ.end);
+    packet
+}
+
 /// Sum of big-endian 16-bit words, an odd last byte padded with zero; fits for anything a packet can hold.
 pub(crate) fn word_sum(bytes: &[u8]) -> u32 {
     bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))).sum()

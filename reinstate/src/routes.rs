@@ -74,6 +74,11 @@ impl RaisedRoutes {
         Ok(raised)
     }
 
+    /// Those that a killed daemon could not remove, as far as they are in anybody's way: the rule.
+    pub fn left_behind(address: IpAddr, table: u32) -> Self {
+        Self { address, table, copied: Vec::new(), ruled: true }
+    }
+
     fn rule(&mut self, netlink: &mut Netlink, wanted: bool) -> io::Result<()> {
         let address = octets(self.address);
         let mut fixed = [0; FIXED_LEN];

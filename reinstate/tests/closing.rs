@@ -3,116 +3,25 @@
 //!
 //! CLOSING is not made here: in sequence space it is LAST_ACK (both FINs on their way, ours not acknowledged).
 
-#[allow(dead_code)] // of what the tests share, each uses a part
 mod wire;
 
 use std::{
     io::{ErrorKind, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
-    os::fd::AsFd,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use reinstate::{
-    address::{Interface, StandBy},
-    evacuate::revive,
-    netlink::Netlink,
-    probe::{Patience, Prober},
-    snapshot::Snapshot,
-    tcp_repair,
+use reinstate::tcp_repair;
+use wire::{
+    Wire,
+    pair::{Pair, hear, hear_end, patient, say},
+    service,
 };
-use wire::{SERVICE, Wire, address, service};
-
-const NEVER: Duration = Duration::from_secs(20);
-const QUEUE_BYTES: usize = 4 << 20;
 
 const FIN_WAIT1: u8 = 4;
 const FIN_WAIT2: u8 = 5;
 const CLOSE_WAIT: u8 = 8;
 const LAST_ACK: u8 = 9;
-
-struct Pair {
-    wire: Wire,
-    v6: bool,
-    client: TcpStream,
-    server: TcpStream,
-    standby: Option<StandBy>,
-}
-
-fn patient(stream: &TcpStream) {
-    stream.set_read_timeout(Some(NEVER)).unwrap();
-    stream.set_write_timeout(Some(NEVER)).unwrap();
-}
-
-fn pattern(len: usize) -> Vec<u8> {
-    (0..len as u32).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect()
-}
-
-fn say(mut stream: &TcpStream, len: usize) {
-    stream.write_all(&pattern(len)).unwrap();
-}
-
-fn hear(mut stream: &TcpStream, len: usize) {
-    let mut bytes = vec![0; len];
-    stream.read_exact(&mut bytes).unwrap();
-    assert!(bytes == pattern(len));
-}
-
-fn hear_end(mut stream: &TcpStream) {
-    assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the stream ends here");
-}
-
-impl Pair {
-    fn new(v6: bool) -> Self {
-        let wire = Wire::new();
-        let listener = wire.server.run(|| TcpListener::bind(service(v6)).unwrap());
-        let client = wire.client.run(|| TcpStream::connect(service(v6)).unwrap());
-        let server = listener.accept().unwrap().0;
-        patient(&client);
-        patient(&server);
-        Self { wire, v6, client, server, standby: None }
-    }
-
-    fn wait_for(&self, state: u8) {
-        let begin = Instant::now();
-        while tcp_repair::state(self.server.as_fd()).unwrap() != state {
-            assert!(begin.elapsed() < NEVER, "the server never got to state {state}");
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    fn silence(&self) {
-        self.wire.silence_server();
-    }
-
-    /// The server in `state` becomes one on the spare.
-    fn carry(&mut self, state: u8) -> Snapshot {
-        assert_eq!(tcp_repair::state(self.server.as_fd()).unwrap(), state);
-        let snapshot = tcp_repair::capture(&self.server, QUEUE_BYTES).unwrap();
-        let moving = address(self.v6, SERVICE);
-        let (server, standby) = self.wire.spare.run(|| {
-            let mut netlink = Netlink::open().unwrap();
-            let interface = Interface::towards(&mut netlink, moving).unwrap();
-            let mut prober = Prober::open(&[(moving, &interface)]).unwrap();
-            let mut standby = StandBy::prepare(moving, interface).unwrap();
-            let order = Instant::now();
-            let patience = Patience { most: NEVER, ..Patience::default() };
-            standby.announce().unwrap();
-            let again = || standby.announce().unwrap();
-            let start = prober.ask(&[&snapshot], order, patience, again).unwrap()[0].unwrap();
-            let rebuilt = tcp_repair::rebuild(&snapshot, start, snapshot.timestamp_after(order.elapsed())).unwrap();
-            standby.take(&mut netlink).unwrap();
-            (revive(&prober, &snapshot, start, rebuilt).unwrap(), standby)
-        });
-        self.server = TcpStream::from(server);
-        self.server.set_nonblocking(false).unwrap();
-        socket2::SockRef::from(&self.server).set_linger(None).unwrap();
-        patient(&self.server);
-        self.standby = Some(standby);
-        snapshot
-    }
-}
 
 #[test]
 fn a_connection_that_was_not_accepted_keeps_what_its_client_said() {
@@ -247,4 +156,16 @@ fn a_spare_that_dies_before_the_application_has_a_session_resets_its_client() {
     let mut rest = Vec::new();
     let error = (&pair.client).read_to_end(&mut rest).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_session_that_its_application_did_not_take_in_time_is_dead_for_it_too() {
+    let mut pair = Pair::new(false);
+    pair.silence();
+    pair.carry(1);
+    let with_application = pair.server.try_clone().unwrap();
+    tcp_repair::reset(&pair.server.into()).unwrap();
+    let error = (&pair.client).read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert!((&with_application).write(&[0]).is_err());
 }

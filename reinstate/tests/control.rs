@@ -9,7 +9,7 @@ use std::{
 use control::{
     Channel, Hello, VERSION,
     backdoor::FenceToken,
-    reinstate::{Assignment, Evacuation, Reply, Request, Service},
+    reinstate::{Assignment, Evacuation, GiveBack, Reply, Request, Service, Share},
 };
 use reinstate::{config::Config, daemon::Daemon};
 
@@ -100,4 +100,26 @@ fn without_a_backdoor_the_spare_is_not_ready_and_refuses_orders() {
     let text = metrics(at);
     assert!(text.contains("reinstate_orders_refused_total 2"), "{text}");
     assert!(text.contains("reinstate_evacuations_total 0"), "{text}");
+}
+
+#[test]
+fn a_part_that_cannot_be_is_refused_and_nothing_can_be_given_back_by_who_has_nothing() {
+    let folder = Folder::new("part");
+    let (_daemon, mut channel, _) = start(&folder);
+    let _: Reply = channel.ask(&Request::Hello(Hello::new("monitor"))).unwrap();
+    let order = Evacuation { share: Some(Share { index: 2, of: 2 }), ..evacuation("web1") };
+    let Reply::Refused { why } = channel.ask(&Request::Evacuate(order)).unwrap() else { panic!("not refused") };
+    assert!(why.contains("no part 2 of 2"), "{why}");
+    let order = GiveBack { target: "web1".into(), drain_ms: 60_000 };
+    let reply: Reply = channel.ask(&Request::GiveBack(order)).unwrap();
+    assert_eq!(reply, Reply::GivenBack { aborted: 0 });
+}
+
+#[test]
+fn a_spare_that_starts_again_reads_what_was_held_and_does_not_choke_on_garbage() {
+    let folder = Folder::new("garbage");
+    std::fs::write(folder.0.join("box.held"), "half a li").unwrap();
+    let (_daemon, mut channel, _) = start(&folder);
+    let reply: Reply = channel.ask(&Request::Hello(Hello::new("monitor"))).unwrap();
+    assert_eq!(reply, Reply::Welcome { version: VERSION });
 }

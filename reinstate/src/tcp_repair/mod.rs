@@ -258,6 +258,15 @@ pub fn leave_to_kernel(socket: OwnedFd) {
     let _ = SockRef::from(&socket).set_linger(None);
 }
 
+/// Resets the client. An application that has the socket too, perhaps unread in its queue, finds it dead.
+///
+/// # Errors
+/// The kernel's; the connection is closed in any case.
+pub fn reset(socket: &OwnedFd) -> io::Result<()> {
+    SockRef::from(socket).set_linger(Some(Duration::ZERO))?;
+    raw::disconnect(socket.as_fd())
+}
+
 /// Closes a connection without a word: the client learns nothing from it.
 ///
 /// # Errors

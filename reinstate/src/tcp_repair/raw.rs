@@ -99,6 +99,15 @@ pub(super) fn fetch<T: Plain>(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Ends a connection whoever else has its socket: `connect` to no address. A connected peer is reset.
+pub(super) fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let nowhere = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
+    // SAFETY: the kernel reads the given number of bytes of a live sockaddr, which is plain old data.
+    let result =
+        unsafe { libc::connect(fd.as_raw_fd(), &raw const nowhere, size_of::<libc::sockaddr>() as libc::socklen_t) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The address of a packet socket: one interface, one protocol (an Ethertype), optionally a destination.
 pub(crate) fn link_address(interface: u32, ethertype: u16, destination: Option<[u8; 6]>) -> SockAddr {
     // SAFETY: sockaddr_ll is plain old data; zero is a value of each member.

@@ -2,6 +2,10 @@
 //!
 //! Namespaces live as long as a file descriptor names them; nothing has a name that could stay behind.
 
+#![allow(dead_code)] // of what the tests share, each uses a part
+
+pub mod pair;
+
 use std::{
     fs::File,
     io,

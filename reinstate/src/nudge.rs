@@ -1,0 +1,81 @@
+//! Wakes clients that have something unacknowledged and wait for their own timer to say it again.
+//!
+//! A client that was sending when its server died repeats itself after 0.2, 0.6, 1.4, 3 … seconds; a session that is live
+//! again in between waits for the next of these. TCP knows that what looks like congestion may be a broken path: on an
+//! ICMP "host unreachable" that quotes its oldest unacknowledged segment, a sender takes one doubling of its timer back
+//! and, when the shorter time has passed already, repeats the segment at once (RFC 6069; Linux `tcp_ld_RTO_revert`).
+//! That is what happened here: the path was broken, and is not any more.
+//!
+//! Harmless: a client with nothing unacknowledged ignores it, and an established connection takes it for a soft error
+//! (RFC 1122, 4.2.3.9). Where ICMP is filtered nothing is won and nothing lost. IPv4 only: over IPv6 measurements showed no
+//! gain. See docs/decisions/0007.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::{
+    packet::{internet_checksum, quoted, word_sum},
+    snapshot::Snapshot,
+};
+
+const V4_UNREACHABLE: u8 = 3;
+const V4_HOST: u8 = 1;
+/// The shortest retransmission timer of Linux, TCP_RTO_MIN. Most clients on a short path have it.
+const SHORTEST_TIMER: Duration = Duration::from_millis(200);
+/// More doublings than this make a timer of 25 seconds: such a client has waited for longer than we care about.
+const NUDGES_MAX: u32 = 8;
+
+/// A socket that speaks ICMP, opened before it is needed.
+#[derive(Debug)]
+pub struct Nudger(Socket);
+
+/// How often a client must be nudged whose server was silent for `silent`: once for each time its timer can have doubled.
+pub fn doublings(silent: Duration) -> u32 {
+    let rounds = (1..=NUDGES_MAX).take_while(|timeouts| SHORTEST_TIMER * ((1 << timeouts) - 1) <= silent);
+    rounds.count() as u32
+}
+
+impl Nudger {
+    /// Opens the socket.
+    ///
+    /// # Errors
+    /// The kernel's: usually a missing CAP_NET_RAW.
+    pub fn open() -> io::Result<Self> {
+        Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).map(Self)
+    }
+
+    /// Nudges the client of a live session `times` times, if it is one of IPv4.
+    ///
+    /// # Errors
+    /// The kernel's: usually no route to the client.
+    pub fn nudge(&self, snapshot: &Snapshot, times: u32) -> io::Result<()> {
+        if !snapshot.peer.is_ipv4() {
+            return Ok(());
+        }
+        let message = unreachable(snapshot);
+        let to = SocketAddr::new(snapshot.peer.ip(), 0).into();
+        (0..times).try_for_each(|_| self.0.send_to(&message, &to).map(drop))
+    }
+}
+
+/// The message, quoting the segment that begins with the byte the session waits for.
+fn unreachable(snapshot: &Snapshot) -> Vec<u8> {
+    let mut message = vec![V4_UNREACHABLE, V4_HOST, 0, 0, 0, 0, 0, 0];
+    message.extend(quoted(snapshot.peer, snapshot.local, snapshot.rcv_nxt));
+    let sum = internet_checksum(word_sum(&message));
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_nudge_for_each_timeout_that_can_have_passed() {
+        let at = |ms| doublings(Duration::from_millis(ms));
+        assert_eq!([0, 199, 200, 599, 600, 1400, 3000].map(at), [0, 0, 1, 1, 2, 3, 4]);
+        assert_eq!(at(1_000_000), NUDGES_MAX);
+    }
+}
