@@ -90,8 +90,8 @@ pub(crate) fn socket(
     Some(socket)
 }
 
-/// Undoes the half of an acknowledgement: `tcp_snd_una_update` writes `bytes_acked` and `snd_una`, in the order that the
-/// compiler chose; a machine stopped between the two tells a wrong stream offset.
+/// Undoes the half of an acknowledgement: `tcp_snd_una_update` writes `bytes_acked` and `snd_una`, in the order that
+/// the compiler chose; a machine stopped between the two tells a wrong stream offset.
 ///
 /// What was sent for the first time is counted apart (`bytes_sent` less `bytes_retrans`) and shows it:
 /// * too much acknowledged: `snd_una` has still to move. During a retransmission the count is too low itself, so once
