@@ -5,8 +5,9 @@
 //!   reads              [=================stretch]              [====]      neighbours travel together
 //! ```
 //! Kernel objects of a kind lie side by side in slabs, so a walk over many of them wants many small pieces of few
-//! pages. A READ costs more than the bytes between two of them. What came along is kept until the walk ends and later
-//! wants are served from it: the same sock's head and body, the next one of the slab.
+//! pages.
+//! A READ costs more than the bytes between two of them. What came along is kept until the walk ends and later wants
+//! are served from it: the same sock's head and body, the next one of the slab.
 
 use std::collections::BTreeMap;
 

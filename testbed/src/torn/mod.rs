@@ -45,7 +45,7 @@ pub use judge::Seen;
 pub const PATHS: [&str; 3] = ["tcp_sendmsg", "tcp_recvmsg", "tcp_v4_rcv"];
 
 /// Instructions of one visit: a path that goes on longer has left for other work (a softirq of other sockets).
-const STEPS_MAX: usize = 60_000;
+const STEPS_MAX: usize = 25_000;
 
 /// Generous: software emulation on a loaded machine.
 const BOOT_BOUND: Duration = Duration::from_secs(180);

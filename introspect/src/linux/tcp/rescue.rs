@@ -1,16 +1,16 @@
 //! Sent buffers that neither queue reaches, found through the ring of sent buffers.
 //!
 //! ```text
-//!  __tcp_transmit_skb         tcp_update_skb_after_send: tsorted_sent_queue gets the buffer (still in the write queue)
-//!  tcp_event_new_data_sent    snd_nxt moves; __skb_unlink: out of the write queue          (in the ring only)
-//!                             tcp_rbtree_insert: into the retransmission queue             (rotations hide some)
+//!   __tcp_transmit_skb         tcp_update_skb_after_send: tsorted_sent_queue gets the buffer   (still to be sent)
+//!   tcp_event_new_data_sent    snd_nxt moves; __skb_unlink: out of the write queue              (in the ring only)
+//!                              tcp_rbtree_insert: into the retransmission queue                 (rotations hide some)
 //! ```
 //! A machine stopped in the middle has buffers that a walk from either queue does not meet; also while `rb_erase` or
 //! `rb_insert_color` rotate, whole subtrees are out of reach from the root for some instructions. The ring keeps every
 //! sent buffer in order of sending until it is acknowledged or marked lost, and is not touched in between.
 //!
-//! Followed only for sockets whose send queue is not whole. Order and lists: net/ipv4/tcp_output.c, lib/rbtree.c, 6.1
-//! and 6.12 alike.
+//! Followed only for sockets whose send queue is not whole. Sources: net/ipv4/tcp_output.c and lib/rbtree.c, alike in
+//! 6.1 and 6.12.
 
 use std::collections::HashSet;
 
