@@ -3,7 +3,9 @@
 //!
 //! A lost path, an unreadable box and suspicions are written down and shown; none of them leads to an action.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use control::reinstate::{Evacuation, Report};
 use healing_modules::{Alarm, Cure, Diagnosis, FreshSample, Remedy};
@@ -14,6 +16,7 @@ use crate::detect::Finding;
 use crate::evacuate::{Ordered, Progress};
 use crate::fence::fence;
 use crate::journal::Event;
+use crate::partner::{IncidentWord, TargetWord};
 use crate::sample::Door;
 use crate::watch::{Patient, Standing, Watch, nanos};
 
@@ -150,7 +153,13 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 self.tools.standby.rest(true);
                 self.note(self.tools.clock.now_ns(), Event::Fenced { token: token.clone(), asked_ns });
                 self.tools.metrics.fences.inc();
-                self.standing = Standing::Fenced(Patient { token, alive_after_ns, illness, age: Duration::ZERO });
+                self.standing = Standing::Fenced(Patient {
+                    token,
+                    alive_after_ns,
+                    illness,
+                    holders: BTreeMap::new(),
+                    age: Duration::ZERO,
+                });
                 self.tell_partner();
                 self.order();
             }
@@ -166,33 +175,48 @@ impl<D: Door, C: Clock> Watch<D, C> {
         }
     }
 
-    /// Orders a spare to take over the fenced target, or asks the one again whose answer was lost.
+    /// Orders spares to take over the fenced target, or asks those again whose answers were lost.
     pub(crate) fn order(&mut self) {
-        let (patient, silent) = match self.standing.clone() {
-            Standing::Fenced(patient) => (patient, None),
-            Standing::OutcomeUnknown { patient, spare } => (patient, Some(spare)),
+        let mut patient = match &self.standing {
+            Standing::Fenced(patient) | Standing::OutcomeUnknown { patient, .. } => patient.clone(),
             _ => return,
         };
-        let standby = std::sync::Arc::clone(&self.tools.standby);
+        let standby = Arc::clone(&self.tools.standby);
         let silent_ms = silent_ms(self.tools.clock.now_ns(), &patient);
         let token = patient.token.clone();
         let evacuation = Evacuation { token, silent_ms, assignment: standby.assignment().clone(), share: None };
+        let (journal, partner, clock) = (self.tools.journal.clone(), self.tools.partner.clone(), Frozen::of(self));
+        let holders = Mutex::new(patient.holders.clone());
+        let was_held = &patient.holders;
         let note = |progress: Progress<'_>| {
-            let now_ns = self.tools.clock.now_ns();
-            match progress {
-                Progress::Ordering { spare } => self.commit(&patient.token, spare),
-                Progress::Ordered { spare } => self.note(now_ns, Event::Ordered { spare: spare.to_owned(), silent_ms }),
-                Progress::Passed { spare, why } => {
-                    tracing::warn!(target_name = %self.target.name, spare, %why, "passed");
-                    self.note(now_ns, Event::Passed { spare: spare.to_owned(), why });
+            let event = match progress {
+                Progress::Ordering { part, spare } => {
+                    let holders = {
+                        let mut holders = holders.lock().unwrap_or_else(PoisonError::into_inner);
+                        holders.insert(part, spare.to_owned());
+                        holders.clone()
+                    };
+                    let (token, spare) = (evacuation.token.clone(), spare.to_owned());
+                    let event = Event::Committed { token: token.clone(), part, spare };
+                    journal.commit(&clock.target, clock.now_ns(), event);
+                    let incident = Some(IncidentWord { token, holders, is_done: false });
+                    partner.tell(TargetWord { incident, ..clock.word.clone() });
+                    return;
                 }
-            }
+                Progress::Ordered { spare } => Event::Ordered { spare: spare.to_owned(), silent_ms },
+                Progress::Passed { part, spare, why } => {
+                    tracing::warn!(target_name = %clock.target, spare, %why, "passed");
+                    if !was_held.contains_key(&part) {
+                        holders.lock().unwrap_or_else(PoisonError::into_inner).remove(&part);
+                    }
+                    Event::Passed { spare: spare.to_owned(), why }
+                }
+            };
+            journal.note(&clock.target, clock.now_ns(), event);
         };
-        let outcome = match silent {
-            Some(spare) => standby.order_again(&spare, &evacuation, note),
-            None => standby.order(&evacuation, note),
-        };
-        self.conclude(patient, outcome);
+        let outcomes = standby.order_parts(&evacuation, was_held, note);
+        patient.holders = holders.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.conclude(patient, merged(outcomes));
         self.tell_partner();
     }
 
@@ -230,6 +254,49 @@ impl<D: Door, C: Clock> Watch<D, C> {
         self.tools.metrics.sessions_lost.inc_by(lost as u64);
         self.note(now_ns, Event::Evacuated { spare, resumed, lost, report });
         self.standing = Standing::Evacuated { token: Some(patient.token) };
+    }
+}
+
+/// What the threads that order need of a watch: its clock is not theirs, so times are counted on from when they began.
+struct Frozen {
+    target: String,
+    word: TargetWord,
+    begin_ns: u64,
+    begin: Instant,
+}
+
+impl Frozen {
+    fn of<D: Door, C: Clock>(watch: &Watch<D, C>) -> Self {
+        let begin_ns = watch.tools.clock.now_ns();
+        Self { target: watch.target.name.clone(), word: watch.word(None), begin_ns, begin: Instant::now() }
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.begin_ns + nanos(self.begin.elapsed())
+    }
+}
+
+/// One outcome of all parts: finished if every part is.
+fn merged(outcomes: Vec<Ordered>) -> Ordered {
+    let (mut spares, mut whole, mut is_served) = (Vec::new(), Report::default(), true);
+    let mut unknown = None;
+    for outcome in outcomes {
+        match outcome {
+            Ordered::Evacuated { spare, report } => {
+                whole.sessions.extend(report.sessions);
+                whole.stages.extend(report.stages);
+                whole.damage.extend(report.damage);
+                spares.push(spare);
+            }
+            Ordered::Nobody => is_served = false,
+            other => unknown = Some(other),
+        }
+    }
+    spares.dedup();
+    match (unknown, is_served) {
+        (Some(unknown), _) => unknown,
+        (None, false) => Ordered::Nobody,
+        (None, true) => Ordered::Evacuated { spare: spares.join("+"), report: whole },
     }
 }
 

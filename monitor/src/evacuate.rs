@@ -4,14 +4,17 @@
 //! asked only if a spare refused, could not be reached, or never got the whole order: it then did nothing. A spare that
 //! got the order and fell silent may be answering for the address already, so only it is asked again, under the same
 //! token: an order that was carried out gets the same report once more and is not carried out twice.
+//!
+//! Spares that share an evacuation get their parts at the same time; what is said above then holds for each part.
 
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
-use control::reinstate::{Assignment, Evacuation, Reply, Report, Request};
+use control::reinstate::{Assignment, Evacuation, Reply, Report, Request, Share};
 use control::{Channel, FrameError, Hello};
 
 use crate::config::Spare;
@@ -66,6 +69,8 @@ pub enum Ordered {
 pub enum Progress<'a> {
     /// The order is about to leave.
     Ordering {
+        /// Which part of the work, from 0.
+        part: u32,
         /// To whom.
         spare: &'a str,
     },
@@ -76,6 +81,8 @@ pub enum Progress<'a> {
     },
     /// A spare did nothing.
     Passed {
+        /// Which part of the work it was asked to take.
+        part: u32,
         /// Which.
         spare: &'a str,
         /// Why.
@@ -89,6 +96,7 @@ pub struct Standby {
     name: String,
     assignment: Assignment,
     patience: Duration,
+    is_shared: bool,
     slots: Vec<Slot>,
     /// Set while the target is fenced: there is nothing to prepare for then.
     resting: AtomicBool,
@@ -110,6 +118,11 @@ enum Failure {
 impl Standby {
     /// Spares for `assignment`; `name` is who speaks, `patience` what an evacuation may take.
     pub fn new(name: &str, assignment: Assignment, spares: &[Spare], patience: Duration) -> Self {
+        Self::sharing(name, assignment, spares, patience, false)
+    }
+
+    /// The same; `is_shared` says whether the spares share one evacuation.
+    pub fn sharing(name: &str, assignment: Assignment, spares: &[Spare], patience: Duration, is_shared: bool) -> Self {
         let slot = |spare: &Spare| Slot {
             spare: spare.clone(),
             conversation: Mutex::new(None),
@@ -119,6 +132,7 @@ impl Standby {
             name: name.to_owned(),
             assignment,
             patience,
+            is_shared,
             slots: spares.iter().map(slot).collect(),
             resting: AtomicBool::new(false),
         }
@@ -143,50 +157,88 @@ impl Standby {
     }
 
     /// Orders the first spare that can to take over. `note` hears of each step when it happens.
-    pub fn order(&self, evacuation: &Evacuation, mut note: impl FnMut(Progress<'_>)) -> Ordered {
+    fn order(&self, part: u32, evacuation: &Evacuation, note: &impl Fn(Progress<'_>)) -> Ordered {
         let mut busy = Vec::new();
-        for slot in self.in_order() {
+        for slot in self.in_order(part) {
             let Some(conversation) = slot.free_within(BUSY_PATIENCE) else {
                 busy.push(slot);
                 continue;
             };
-            if let Some(ordered) = self.order_one(slot, conversation, evacuation, &mut note) {
+            if let Some(ordered) = self.order_one(part, slot, conversation, evacuation, note) {
                 return ordered;
             }
         }
         for slot in busy {
-            if let Some(ordered) = self.order_one(slot, locked(&slot.conversation), evacuation, &mut note) {
+            if let Some(ordered) = self.order_one(part, slot, locked(&slot.conversation), evacuation, note) {
                 return ordered;
             }
         }
         Ordered::Nobody
     }
 
+    /// How many parts the work is divided into: by service address, one for each spare, if they share it.
+    pub fn parts(&self) -> u32 {
+        let addresses: HashSet<_> = self.assignment.services.iter().map(|service| service.address).collect();
+        let parts = if self.is_shared { self.slots.len().min(addresses.len()) } else { 1 };
+        u32::try_from(parts.max(1)).unwrap_or(1)
+    }
+
+    /// Orders every part at the same time, and returns how each ended. A part goes to its holder and nobody else if it
+    /// has one: the spare that may have begun it. Else it goes to the spares in order, another one first for each part.
+    pub fn order_parts(
+        &self,
+        evacuation: &Evacuation,
+        holders: &BTreeMap<u32, String>,
+        note: impl Fn(Progress<'_>) + Sync,
+    ) -> Vec<Ordered> {
+        let of = self.parts();
+        let one = |part: u32| {
+            let share = (of > 1).then_some(Share { index: part, of });
+            let order = Evacuation { share, ..evacuation.clone() };
+            match holders.get(&part) {
+                Some(spare) => self.order_again(part, spare, &order, &note),
+                None => self.order(part, &order, &note),
+            }
+        };
+        let (one, rest) = (&one, 1..of);
+        std::thread::scope(|scope| {
+            let others: Vec<_> = rest.map(|part| scope.spawn(move || one(part))).collect();
+            let mut all = vec![one(0)];
+            let lost = |part: usize| Ordered::Unknown { spare: format!("of part {part}"), why: "a defect here".into() };
+            let joined = others.into_iter().enumerate();
+            all.extend(joined.map(|(index, other)| other.join().unwrap_or_else(|_| lost(index + 1))));
+            all
+        })
+    }
+
     /// Repeats an order whose answer was lost, to the spare that got it and to no other. Whatever it says but a report
     /// leaves the outcome unknown: a refusal now does not say that nothing happened then.
-    pub fn order_again(&self, spare: &str, evacuation: &Evacuation, mut note: impl FnMut(Progress<'_>)) -> Ordered {
+    fn order_again(&self, part: u32, spare: &str, evacuation: &Evacuation, note: &impl Fn(Progress<'_>)) -> Ordered {
         let slot = self.slots.iter().find(|slot| slot.spare.name == spare);
-        let ordered = slot.and_then(|slot| self.order_one(slot, locked(&slot.conversation), evacuation, &mut note));
+        let ordered = slot.and_then(|slot| self.order_one(part, slot, locked(&slot.conversation), evacuation, note));
         let why = "it did not take the order again".to_owned();
         ordered.unwrap_or_else(|| Ordered::Unknown { spare: spare.to_owned(), why })
     }
 
-    /// Ready ones first, each group as configured.
-    fn in_order(&self) -> Vec<&Slot> {
+    /// Ready ones first, each group as configured, beginning with another one for each part.
+    fn in_order(&self, part: u32) -> Vec<&Slot> {
+        let mut slots: Vec<_> = self.slots.iter().collect();
+        slots.rotate_left(part as usize % self.slots.len().max(1));
         let (ready, others): (Vec<_>, Vec<_>) =
-            self.slots.iter().partition(|slot| matches!(*locked(&slot.readiness), Readiness::Ready { .. }));
+            slots.into_iter().partition(|slot| matches!(*locked(&slot.readiness), Readiness::Ready { .. }));
         ready.into_iter().chain(others).collect()
     }
 
     fn order_one(
         &self,
+        part: u32,
         slot: &Slot,
         mut conversation: MutexGuard<'_, Option<Channel<TcpStream>>>,
         evacuation: &Evacuation,
-        note: &mut impl FnMut(Progress<'_>),
+        note: &impl Fn(Progress<'_>),
     ) -> Option<Ordered> {
         let spare = slot.spare.name.as_str();
-        note(Progress::Ordering { spare });
+        note(Progress::Ordering { part, spare });
         let outcome = slot.order(&self.name, &mut conversation, evacuation, self.patience, || {
             note(Progress::Ordered { spare });
         });
@@ -194,7 +246,7 @@ impl Standby {
             Ok(report) => Some(Ordered::Evacuated { spare: spare.to_owned(), report }),
             Err(Failure::Unknown(why)) => Some(Ordered::Unknown { spare: spare.to_owned(), why }),
             Err(Failure::Passed(why)) => {
-                note(Progress::Passed { spare, why });
+                note(Progress::Passed { part, spare, why });
                 None
             }
         }

@@ -256,7 +256,7 @@ fn partner(config: &Config) -> Result<Partner> {
 fn standby(config: &Config, target: &Target) -> Standby {
     let (name, backdoor, services) = (target.name.clone(), target.backdoor, target.services.clone());
     let assignment = Assignment { target: name, backdoor, services };
-    Standby::new(&config.name, assignment, &target.spares, target.evacuation_patience)
+    Standby::sharing(&config.name, assignment, &target.spares, target.evacuation_patience, target.share)
 }
 
 /// Ends the daemon when a thread panics: a target that nobody watches any more must not look watched.

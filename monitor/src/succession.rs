@@ -3,6 +3,7 @@
 //! Nothing here decides that a target is ill; it decides only who acts, and under which claim and token. A fence is
 //! believed when the backdoor honours its token, not because a journal or a partner says so.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use control::backdoor::FenceToken;
@@ -45,10 +46,11 @@ impl<D: Door, C: Clock> Watch<D, C> {
     }
 
     fn take_up(&mut self, incident: Incident) {
-        let Incident { token, illness, committed, is_done, alive_after_ns, age } = incident;
+        let Incident { token, illness, holders, is_done, alive_after_ns, age } = incident;
         let illness = self.illnesses.iter().position(|known| known.name() == illness).unwrap_or(0);
-        let patient = Patient { token, alive_after_ns, illness, age };
-        self.standing = match (is_done, committed) {
+        let may_have = holders.values().next().cloned();
+        let patient = Patient { token, alive_after_ns, illness, holders, age };
+        self.standing = match (is_done, may_have) {
             (true, _) => Standing::Evacuated { token: Some(patient.token) },
             (false, Some(spare)) => Standing::OutcomeUnknown { patient, spare },
             (false, None) => Standing::Fenced(patient),
@@ -83,7 +85,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             tracing::error!(target_name = %self.target.name, %why, "acting in the other monitor's place");
             self.note(self.tools.clock.now_ns(), Event::Deputized { why });
             self.claim = claim.unwrap_or(self.claim);
-            if let Some(IncidentWord { token, spare, .. }) = incident
+            if let Some(IncidentWord { token, holders, .. }) = incident
                 && matches!(self.tools.door.stands(&token), Ok(true))
             {
                 let name = self.illnesses[illness].name().to_owned();
@@ -91,7 +93,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 self.note(now_ns, Event::Fenced { token: token.clone(), asked_ns: now_ns });
                 self.tools.standby.rest(true);
                 let (is_done, age) = (false, Duration::ZERO);
-                self.take_up(Incident { token, illness: name, committed: spare, is_done, alive_after_ns, age });
+                self.take_up(Incident { token, illness: name, holders, is_done, alive_after_ns, age });
                 self.order();
                 return;
             }
@@ -99,32 +101,26 @@ impl<D: Door, C: Clock> Watch<D, C> {
         self.fence_target(illness, alive_after_ns);
     }
 
-    /// Makes known, to this monitor's next life and to the other monitor, which spare is about to get the order.
-    pub(crate) fn commit(&self, token: &FenceToken, spare: &str) {
-        let event = Event::Committed { token: token.clone(), spare: spare.to_owned() };
-        self.tools.journal.commit(&self.target.name, self.tools.clock.now_ns(), event);
-        let incident = IncidentWord { token: token.clone(), spare: Some(spare.to_owned()), is_done: false };
-        self.tell_partner_of(Some(incident));
-    }
-
     /// Says to the other monitor where this one stands.
     pub(crate) fn tell_partner(&self) {
-        let word = |token: &FenceToken, spare: Option<&String>, is_done| IncidentWord {
+        let word = |token: &FenceToken, holders: &BTreeMap<u32, String>, is_done| IncidentWord {
             token: token.clone(),
-            spare: spare.cloned(),
+            holders: holders.clone(),
             is_done,
         };
-        self.tell_partner_of(match (&self.standing, &self.inherited) {
-            (Standing::Fenced(patient), _) => Some(word(&patient.token, None, false)),
-            (Standing::OutcomeUnknown { patient, spare }, _) => Some(word(&patient.token, Some(spare), false)),
-            (Standing::Evacuated { token: Some(token) }, _) => Some(word(token, None, true)),
-            (_, Some(incident)) => Some(word(&incident.token, incident.committed.as_ref(), incident.is_done)),
+        self.tools.partner.tell(self.word(match (&self.standing, &self.inherited) {
+            (Standing::Fenced(patient) | Standing::OutcomeUnknown { patient, .. }, _) => {
+                Some(word(&patient.token, &patient.holders, false))
+            }
+            (Standing::Evacuated { token: Some(token) }, _) => Some(word(token, &BTreeMap::new(), true)),
+            (_, Some(incident)) => Some(word(&incident.token, &incident.holders, incident.is_done)),
             _ => None,
-        });
+        }));
     }
 
-    fn tell_partner_of(&self, incident: Option<IncidentWord>) {
+    /// What is said of this target, with `incident`.
+    pub(crate) fn word(&self, incident: Option<IncidentWord>) -> TargetWord {
         let (target, is_path_lost) = (self.target.name.clone(), self.detector.is_path_lost());
-        self.tools.partner.tell(TargetWord { target, claim: self.claim, is_path_lost, incident });
+        TargetWord { target, claim: self.claim, is_path_lost, incident }
     }
 }

@@ -12,6 +12,7 @@
 //! Invariants: exactly one action per incident; a fence that stands is never released here; a target whose evacuation
 //! has begun is only looked at, until it shows a new life of its machine.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -71,6 +72,8 @@ pub struct Patient {
     pub alive_after_ns: Option<u64>,
     /// Which illness it has, by its place among the known ones.
     pub illness: usize,
+    /// Which spare may have which part of the work: only it is asked for that part again.
+    pub holders: BTreeMap<u32, String>,
     /// How long it has been fenced at least, where an earlier life fenced it.
     pub age: Duration,
 }
@@ -265,7 +268,9 @@ impl<D: Door, C: Clock> Watch<D, C> {
         let whole = now_ns >= self.replan_ns;
         let (reader, _) = self.reader.as_ref()?;
         let flight = reader.post(self.tools.door.queue()?, whole)?;
-        self.advance_tick(now_ns, self.due_ns());
+        // A look that begins a little early, along with others, is the one of its tick.
+        let planned_ns = self.due_ns();
+        self.advance_tick(now_ns.max(planned_ns), planned_ns);
         Some(flight)
     }
 

@@ -68,6 +68,7 @@ pub(super) struct Target {
     pub on_hang: Spanned<super::OnHang>,
     #[serde(default)]
     pub rule: Vec<Spanned<Rule>>,
+    pub share: Option<Spanned<bool>>,
     #[serde(default)]
     pub spare: Vec<Spare>,
     #[serde(default)]

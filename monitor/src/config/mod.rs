@@ -10,7 +10,7 @@
 mod file;
 mod place;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -109,6 +109,8 @@ pub struct Target {
     pub rules: Vec<Rule>,
     /// Spares in the order in which they are asked.
     pub spares: Vec<Spare>,
+    /// Whether the spares share one evacuation, by service address, instead of waiting for one another's refusal.
+    pub share: bool,
     /// What moves to the spare.
     pub services: Vec<Service>,
     /// How often spares are asked to get ready.
@@ -309,6 +311,14 @@ impl Checker<'_> {
                 return Err(self.source.error(table.on_hang.span(), "target.on_hang", what));
             }
         }
+        if let Some(share) = table.share.as_ref().filter(|share| *share.get_ref()) {
+            let addresses: HashSet<_> = table.service.iter().map(|service| service.get_ref().address).collect();
+            if table.spare.len() < 2 || addresses.len() < 2 {
+                let what = "sharing needs two spares and two service addresses: an address is never on two machines; \
+                            add what is missing or leave share out";
+                return Err(self.source.error(share.span(), "target.share", what));
+            }
+        }
         let seconds = |value: &Option<Spanned<f64>>, key: &str, default: u64| match value {
             Some(value) => self.time(value, 1.0, key),
             None => Ok(Duration::from_secs(default)),
@@ -319,6 +329,7 @@ impl Checker<'_> {
             on_hang,
             rules,
             spares: self.spares(&table.spare)?,
+            share: table.share.as_ref().is_some_and(|share| *share.get_ref()),
             services: self.services(&table.service)?,
             prepare_every: seconds(&table.prepare_every_s, "target.prepare_every_s", 10)?,
             evacuation_patience: seconds(&table.evacuation_patience_s, "target.evacuation_patience_s", 60)?,

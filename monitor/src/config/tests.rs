@@ -54,6 +54,7 @@ fn the_example_file_is_valid_and_names_every_key() {
         "metrics",
         "cpu",
         "threads",
+        "share",
         "listen",
         "first",
         "silence_ms",
@@ -195,6 +196,16 @@ fn a_monitor_is_the_first_or_the_second_and_says_so_in_one_way() {
     let second = parsed(&GOOD.replace("[[rule]]", &with("first = \"10.77.0.5:4793\""))).unwrap();
     let first = "10.77.0.5:4793".parse().unwrap();
     assert_eq!(second.partner, Partner::Second { first, silence: Duration::from_secs(1) });
+}
+
+#[test]
+fn spares_share_service_addresses_so_there_must_be_two_of_each() {
+    check(
+        "on_hang = \"evacuate\"",
+        "on_hang = \"evacuate\"\nshare = true",
+        "m.toml:15: target.share: sharing needs two spares and two service addresses: an address is never on two \
+         machines; add what is missing or leave share out",
+    );
 }
 
 #[test]

@@ -151,6 +151,9 @@ pub enum Event {
     Committed {
         /// The fence.
         token: FenceToken,
+        /// Which part of the work, from 0.
+        #[serde(default)]
+        part: u32,
         /// The spare.
         spare: String,
     },

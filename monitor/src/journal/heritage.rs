@@ -15,7 +15,7 @@
 //! here therefore goes by the token and not by the order of lines alone. A line that does not parse is passed over:
 //! it can be the torn end of an earlier life.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::Path;
@@ -48,8 +48,8 @@ pub struct Incident {
     pub token: FenceToken,
     /// Name of the illness.
     pub illness: String,
-    /// The spare that may have the order.
-    pub committed: Option<String>,
+    /// Which spare may have which part of the work.
+    pub holders: BTreeMap<u32, String>,
     /// Whether the evacuation was reported finished.
     pub is_done: bool,
     /// The last sign of life on this machine's monotonic clock, if it still counts from the same zero.
@@ -109,15 +109,16 @@ impl Estate {
             Event::LastSign { known } => self.alive_after_ns = Some(line.mono_ns).filter(|_| known && is_this_boot),
             Event::Verdict { illness, .. } => self.illness = illness,
             Event::Fenced { token, .. } => drop(self.incident(token, age)),
-            Event::Committed { token, spare } => self.incident(token, age).committed = Some(spare),
+            Event::Committed { token, part, spare } => drop(self.incident(token, age).holders.insert(part, spare)),
             Event::Passed { spare, .. } => {
                 if let Some(incident) = &mut self.heritage.incident {
-                    incident.committed.take_if(|committed| *committed == spare);
+                    incident.holders.retain(|_, holder| *holder != spare);
                 }
             }
+            // A spare that passes when it is asked again may still have done the work: see what follows in the journal.
             Event::OutcomeUnknown { spare, .. } => {
-                if let Some(incident) = &mut self.heritage.incident {
-                    incident.committed = Some(spare);
+                if let Some(incident) = self.heritage.incident.as_mut().filter(|incident| incident.holders.is_empty()) {
+                    incident.holders.insert(0, spare);
                 }
             }
             Event::Evacuated { .. } => {
@@ -140,7 +141,7 @@ impl Estate {
         self.heritage.incident.get_or_insert(Incident {
             token,
             illness,
-            committed: None,
+            holders: BTreeMap::new(),
             is_done: false,
             alive_after_ns,
             age,
@@ -164,7 +165,7 @@ mod tests {
     }
 
     fn committed(spare: &str) -> Event {
-        Event::Committed { token: token(1), spare: spare.into() }
+        Event::Committed { token: token(1), part: 0, spare: spare.into() }
     }
 
     fn fenced() -> Event {
@@ -187,7 +188,7 @@ mod tests {
     #[test]
     fn a_fence_without_an_end_is_inherited_with_its_last_sign_of_life() {
         let incident = left(&[opened(), Event::LastSign { known: true }, fenced()]).incident.unwrap();
-        assert_eq!((incident.token, incident.committed, incident.is_done), (token(1), None, false));
+        assert_eq!((incident.token, incident.holders, incident.is_done), (token(1), BTreeMap::new(), false));
         assert_eq!(incident.alive_after_ns, Some(NOW));
         assert_eq!(left(&[Event::LastSign { known: false }, fenced()]).incident.unwrap().alive_after_ns, None);
     }
@@ -195,12 +196,12 @@ mod tests {
     #[test]
     fn the_spare_that_may_have_the_order_is_known_wherever_the_line_stands() {
         for events in [[fenced(), committed("a")], [committed("a"), fenced()]] {
-            assert_eq!(left(&events).incident.unwrap().committed.as_deref(), Some("a"));
+            assert_eq!(left(&events).incident.unwrap().holders[&0], "a");
         }
         let passed = Event::Passed { spare: "a".into(), why: "no".into() };
-        assert_eq!(left(&[fenced(), committed("a"), passed.clone()]).incident.unwrap().committed, None);
+        assert!(left(&[fenced(), committed("a"), passed.clone()]).incident.unwrap().holders.is_empty());
         let next = left(&[fenced(), committed("a"), committed("b"), passed]).incident.unwrap();
-        assert_eq!(next.committed.as_deref(), Some("b"));
+        assert_eq!(next.holders[&0], "b");
     }
 
     #[test]

@@ -118,7 +118,7 @@ mod tests {
 
     fn incident(is_done: bool) -> Option<IncidentWord> {
         let token = FenceToken { target: "web".into(), epoch: 1, ram_key: 2, secret: 3 };
-        Some(IncidentWord { token, spare: Some("a".into()), is_done })
+        Some(IncidentWord { token, holders: [(0, "a".to_owned())].into(), is_done })
     }
 
     /// Waits until the deputy says so; the words travel over TCP.

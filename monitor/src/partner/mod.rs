@@ -24,6 +24,8 @@
 mod deputy;
 mod herald;
 
+use std::collections::BTreeMap;
+
 use control::backdoor::FenceToken;
 use serde::{Deserialize, Serialize};
 
@@ -59,8 +61,8 @@ pub struct TargetWord {
 pub struct IncidentWord {
     /// The fence.
     pub token: FenceToken,
-    /// The spare that has, or is about to have, the order.
-    pub spare: Option<String>,
+    /// Which spare has, or is about to have, which part of the work.
+    pub holders: BTreeMap<u32, String>,
     /// Whether the evacuation has ended.
     pub is_done: bool,
 }

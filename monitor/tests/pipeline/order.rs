@@ -135,3 +135,47 @@ fn an_evacuated_target_that_comes_back_is_watched_and_healed_again() {
     assert!(matches!(play.watch.standing(), Standing::Evacuated { .. }));
     assert_eq!(play.told().len(), 4);
 }
+
+/// Two spares that share what stops at 3 s.
+fn shared(first: Part, second: Part) -> Play {
+    let log = Log::default();
+    let spares =
+        vec![("a", Spare::playing("a", first, &log).address), ("b", Spare::playing("b", second, &log).address)];
+    let stops_ns = [3_000 * MS; 2];
+    Play::begin(Setting { stops_ns, on_hang: "evacuate", spares, log, share: true, ..Setting::default() })
+}
+
+fn orders(play: &Play) -> Vec<String> {
+    let mut orders: Vec<_> =
+        play.told().iter().filter_map(|what| Some(what.split_once(", silent")?.0.to_owned())).collect();
+    orders.sort();
+    orders
+}
+
+#[test]
+fn two_spares_that_share_get_their_parts_under_one_fence_and_their_reports_are_joined() {
+    let mut play = shared(Part::TakesOver, Part::TakesOver);
+    play.run_until(6_000);
+    assert!(matches!(play.watch.standing(), Standing::Evacuated { .. }));
+    assert_eq!(orders(&play), ["a: ordered part 0 of 2", "b: ordered part 1 of 2"]);
+    assert_eq!(play.told().iter().filter(|what| what.starts_with("fence")).count(), 1);
+    assert_eq!((play.metrics.sessions_resumed.get(), play.metrics.sessions_lost.get()), (4, 2));
+}
+
+#[test]
+fn the_part_of_a_spare_that_does_nothing_goes_to_the_other_one() {
+    let mut play = shared(Part::Refuses, Part::TakesOver);
+    play.run_until(6_000);
+    assert!(matches!(play.watch.standing(), Standing::Evacuated { .. }));
+    assert_eq!(orders(&play), ["a: ordered part 0 of 2", "b: ordered part 0 of 2", "b: ordered part 1 of 2"]);
+}
+
+#[test]
+fn the_part_of_a_spare_that_fell_silent_stays_with_it() {
+    let mut play = shared(Part::FallsSilent, Part::TakesOver);
+    play.run_until(6_000);
+    assert!(matches!(play.watch.standing(), Standing::OutcomeUnknown { spare, .. } if spare == "a"));
+    let orders = orders(&play);
+    assert!(orders.iter().any(|order| order == "b: ordered part 1 of 2"), "{orders:?}");
+    assert!(!orders.iter().any(|order| order == "b: ordered part 0 of 2"), "{orders:?}");
+}

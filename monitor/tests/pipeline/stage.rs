@@ -209,7 +209,9 @@ impl Spare {
                         Request::GiveBack(_) => Reply::GivenBack { aborted: 0 },
                         Request::Evacuate(order) => {
                             assert_eq!(order.token, token());
-                            log.lock().unwrap().push(format!("{name}: ordered, silent {} ms", order.silent_ms));
+                            let share = order.share.map(|share| format!(" part {} of {}", share.index, share.of));
+                            let share = share.unwrap_or_default();
+                            log.lock().unwrap().push(format!("{name}: ordered{share}, silent {} ms", order.silent_ms));
                             orders += 1;
                             match part {
                                 Part::LosesAnAnswer if orders == 1 => break,
@@ -278,6 +280,8 @@ pub struct Setting {
     pub past: Vec<u8>,
     pub partner: Partner,
     pub fences: Fences,
+    /// Two addresses are served, and the spares share them.
+    pub share: bool,
 }
 
 impl Default for Setting {
@@ -294,6 +298,7 @@ impl Default for Setting {
             past: Vec::new(),
             partner: Partner::None,
             fences: Fences::default(),
+            share: false,
         }
     }
 }
@@ -306,9 +311,12 @@ pub fn configured(setting: &Setting) -> Config {
          [sampling]\nperiod_ms = 5\npath_deadline_ms = 200\n\
          [[rule]]\nsensors = \"tick.cpu*\"\ndeadline_ms = 20\nraises = \"hang\"\n\
          [[target]]\nname = \"web\"\nbackdoor = \"127.0.0.1:4790\"\non_hang = \"{}\"\n\
-         spare = [{}]\nservice = [{{ address = \"10.77.0.100\", ports = [8080] }}]\nevacuation_patience_s = 30\n",
+         spare = [{}]\nshare = {}\n\
+         service = [{{ address = \"10.77.0.100\", ports = [8080] }}{}]\nevacuation_patience_s = 30\n",
         setting.on_hang,
-        spares.join(", ")
+        spares.join(", "),
+        setting.share,
+        if setting.share { ", { address = \"fd77::100\", ports = [8080] }" } else { "" },
     );
     config::parse(std::path::Path::new("test.toml"), &text).unwrap()
 }
@@ -332,7 +340,8 @@ impl Play {
             backdoor: named.backdoor,
             services: named.services.clone(),
         };
-        let standby = Arc::new(Standby::new("m", assignment, &named.spares, named.evacuation_patience));
+        let standby =
+            Arc::new(Standby::sharing("m", assignment, &named.spares, named.evacuation_patience, named.share));
         let door = Path {
             clock: clock.clone(),
             target: Rc::clone(&target),

@@ -152,7 +152,7 @@ fn a_second_monitor_finishes_what_a_first_one_began_that_fell_silent() {
     first.run_until(3_010);
     let token = crate::stage::token();
     *world.fences.lock().unwrap() = Some(first.watch.claim());
-    let incident = monitor::partner::IncidentWord { token, spare: Some("b".into()), is_done: false };
+    let incident = monitor::partner::IncidentWord { token, holders: [(0, "b".to_owned())].into(), is_done: false };
     let (target, claim) = ("web".into(), first.watch.claim());
     herald.tell(monitor::partner::TargetWord { target, claim, is_path_lost: false, incident: Some(incident) });
     heard(&deputy, |duty| matches!(duty, Duty::StandIn { incident: Some(_), .. }));
