@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::PathMtu;
+use crate::responder::Resumption;
 
 /// The UDP port that IANA assigned to RoCEv2.
 pub const PORT: u16 = 4791;
@@ -29,6 +30,11 @@ pub struct Options {
     pub spin: Duration,
     /// Receive and send buffer asked of the kernel. What is granted bounds the packets in flight.
     pub socket_buffer_bytes: usize,
+    /// How a server answers READs that are repeated from their middle: a matter of the adapters that ask.
+    pub resumption: Resumption,
+    /// Of a million packets made, how many are not sent: a bad path, for tests where the kernel cannot make one.
+    #[doc(hidden)]
+    pub loss_ppm: u32,
 }
 
 impl Default for Options {
@@ -42,6 +48,8 @@ impl Default for Options {
             tries: 9,
             spin: Duration::from_micros(50),
             socket_buffer_bytes: 8 << 20,
+            resumption: Resumption::default(),
+            loss_ppm: 0,
         }
     }
 }

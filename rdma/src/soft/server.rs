@@ -17,7 +17,7 @@ use remote_memory::LinkError;
 
 use super::socket::{Bad, Socket};
 use super::{Options, SocketError, random};
-use crate::responder::{Counters, Memory, Responder};
+use crate::responder::{Counters, Memory, Responder, Resumption};
 use crate::wire::packet;
 use crate::{PathMtu, QpAttributes};
 
@@ -69,6 +69,7 @@ struct Local {
     address: SocketAddrV4,
     mtu: PathMtu,
     reads_in_flight: u16,
+    resumption: Resumption,
 }
 
 struct Shared {
@@ -105,7 +106,12 @@ impl<M: Memory> Server<M> {
     pub fn bind(address: Ipv4Addr, port: u16, memory: M, options: Options) -> Result<Self, SocketError> {
         let address = SocketAddrV4::new(address, port);
         let socket = Socket::open(address, &options)?;
-        let local = Local { address, mtu: socket.mtu(), reads_in_flight: options.reads_in_flight };
+        let local = Local {
+            address,
+            mtu: socket.mtu(),
+            reads_in_flight: options.reads_in_flight,
+            resumption: options.resumption,
+        };
         let shared = Arc::new(Shared { local, table: Mutex::default() });
         Ok(Self { socket, memory, options, shared, turns: VecDeque::with_capacity(QUEUE_PAIRS_MAX) })
     }
@@ -223,7 +229,7 @@ impl ServerHandle {
             path_mtu: PathMtu::at_most(local.mtu.raw().min(remote.path_mtu)).raw(),
             reads_in_flight: local.reads_in_flight,
         };
-        let responder = Responder::new(&ours, &remote);
+        let responder = Responder::new(&ours, &remote).resuming(local.resumption);
         let peer = SocketAddrV4::new(remote.address, remote.port);
         table.queue_pairs.insert(number, QueuePair { responder, peer, queued: false });
         Ok(ours)

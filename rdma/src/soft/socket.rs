@@ -38,6 +38,7 @@ pub(super) struct Socket {
     mtu: PathMtu,
     received: Slots,
     staged: Slots,
+    loss: Loss,
     send_failures: u64,
     /// Of the last packet that was offered to the kernel.
     last_failure: Option<io::Error>,
@@ -93,6 +94,7 @@ impl Socket {
             mtu,
             received,
             staged: Slots::new(packet::LEN_MAX),
+            loss: Loss { ppm: options.loss_ppm, state: LOSS_SEED },
             send_failures: 0,
             last_failure: None,
         })
@@ -148,6 +150,9 @@ impl Socket {
         }
         let Some(slot) = self.staged.vacant() else { return Ok(false) };
         let Some(len) = make(slot) else { return Ok(false) };
+        if self.loss.strikes() {
+            return Ok(true);
+        }
         let crc = foreseen_icrc(self.local, to, &slot[..len]);
         slot[len..len + icrc::LEN].copy_from_slice(&crc);
         self.staged.occupy(len + icrc::LEN, to);
@@ -215,6 +220,28 @@ fn wait_for(socket: &socket2::Socket, wait: Duration) -> io::Result<()> {
     match ppoll(&mut fds, Some(TimeSpec::from_duration(wait)), None) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Where the losses of a test begin; any number but 0.
+const LOSS_SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// See [`Options::loss_ppm`].
+struct Loss {
+    ppm: u32,
+    state: u64,
+}
+
+impl Loss {
+    /// Whether the next packet is lost: the same packets in each run.
+    fn strikes(&mut self) -> bool {
+        if self.ppm == 0 {
+            return false;
+        }
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state % 1_000_000 < u64::from(self.ppm)
     }
 }
 
