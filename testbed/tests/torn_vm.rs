@@ -24,7 +24,7 @@ fn torn(arguments: &[&str]) -> Value {
 
 #[test]
 fn wherever_the_processor_stops_the_send_side_is_right_or_reported() {
-    let report = torn(&["--paths", "tcp_v4_rcv,tcp_sendmsg", "--visits", "2"]);
+    let report = torn(&["--paths", "tcp_v4_rcv,tcp_write_xmit", "--visits", "4"]);
     let mut behind = 0;
     for (path, seen) in report["paths"].as_object().expect("paths") {
         assert!(seen["instructions"].as_u64() > Some(1_000), "{path}: {seen}");
@@ -34,7 +34,9 @@ fn wherever_the_processor_stops_the_send_side_is_right_or_reported() {
             let (function, kind) = place.split_once(": ").expect("function and kind");
             let split = kind == "queues not whole" && SPLITTING.contains(&function);
             let counted = COUNTING.contains(&function) && (kind == "receive queue" || kind.contains("acknowledged"));
-            assert!(split || counted, "{path} in {place}: {wrong}");
+            // The offset cannot be settled once something was retransmitted, which stopping a guest brings about.
+            let unsettled = kind == "queues not whole" && function == "tcp_ack";
+            assert!(split || counted || unsettled, "{path} in {place}: {wrong}");
         }
     }
     // The place where the prototype's one mute connection must have been: it exists, and was passed unharmed.
