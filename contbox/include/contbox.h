@@ -4,6 +4,9 @@
  * the argument stands why a stop at any instruction leaves a whole snapshot. Exporting makes no system call and
  * allocates nothing. One writer per box at a time; the slot has to be leased from the box service.
  *
+ * Set TCP_SAVE_SYN to 1 on the listening socket: without a client's SYN, a session whose socket is held when the
+ * machine stops cannot be told how far it has been read, and is lost if it had received anything.
+ *
  * Functions return 0, or a negative CONTBOX_* code with nothing changed.
  */
 #ifndef CONTBOX_H

@@ -2,14 +2,18 @@
 //!
 //! A connection never waits for the box service. Without one (or without a free slot) it is accepted unprotected and
 //! that is logged; sessions handed over are answered the moment they are accepted.
+//!
+//! The listening socket gets TCP_SAVE_SYN: some hundred bytes of kernel memory per connection.
 
 use crate::continuation::{ContinuationBox, Opening};
 use crate::layout::canonical;
 use crate::reader::Snapshot;
 use crate::service::{BoxClient, Handed};
+use crate::shared::keep_syn;
 use crate::stream::{Position, RecoverableStream};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -41,12 +45,19 @@ struct Service {
 impl RecoverableListener {
     /// A listener whose connections are unprotected.
     pub fn unprotected(listener: TcpListener) -> Self {
-        Self { listener, service: None }
+        Self::with(listener, None)
     }
 
     /// A listener with what [`BoxClient::connect`] returned.
     pub fn new(listener: TcpListener, client: Arc<BoxClient>, handed: UnboundedReceiver<Handed>) -> Self {
-        Self { listener, service: Some(Service { client, handed }) }
+        Self::with(listener, Some(Service { client, handed }))
+    }
+
+    fn with(listener: TcpListener, service: Option<Service>) -> Self {
+        if let Err(why) = keep_syn(listener.as_fd()) {
+            tracing::warn!(%why, "no SYN is kept: an upload cannot go on if the machine stops while it counts a segment");
+        }
+        Self { listener, service }
     }
 
     /// Waits for the next connection, new or handed over.
@@ -122,4 +133,17 @@ fn take_over(handed: Handed, client: &Arc<BoxClient>) -> Result<Accepted, String
     let position = Position { read: snapshot.lsr, written: snapshot.lsw, discard: order.discard };
     let stream = RecoverableStream::protected(socket, continuation, position, Some(Arc::clone(client)));
     Ok(Accepted { stream, peer: order.peer, resumed: Some(snapshot) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared::keeps_syn;
+
+    #[tokio::test]
+    async fn a_listener_has_the_kernel_keep_each_clients_syn() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        assert!(!keeps_syn(listener.as_fd()));
+        assert!(keeps_syn(RecoverableListener::unprotected(listener).listener.as_fd()));
+    }
 }

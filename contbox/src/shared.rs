@@ -296,10 +296,34 @@ pub(crate) fn own_received(raw: std::os::fd::RawFd) -> OwnedFd {
     unsafe { std::os::fd::FromRawFd::from_raw_fd(raw) }
 }
 
+/// Has the kernel keep the SYN of each connection that `listener` accepts. Its sequence number never changes and tells a
+/// reader of dead memory where the client's stream begins, whatever the kernel was counting when it stopped.
+pub(crate) fn keep_syn(listener: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    let (option, value) = (libc::TCP_SAVE_SYN, (&raw const on).cast());
+    // SAFETY: TCP_SAVE_SYN reads one int, which lives here.
+    let outcome = unsafe { libc::setsockopt(listener.as_raw_fd(), libc::IPPROTO_TCP, option, value, length) };
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Bytes of output that the peer has not acknowledged yet.
 pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<usize> {
     let mut count: libc::c_int = 0;
     // SAFETY: SIOCOUTQ (TIOCOUTQ by its other name) writes one int, which lives here.
     let outcome = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut count) };
     if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(count.max(0) as usize) }
+}
+
+/// Whether the kernel keeps the SYN of connections that `listener` accepts.
+#[cfg(test)]
+pub(crate) fn keeps_syn(listener: BorrowedFd<'_>) -> bool {
+    let mut kept: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    let value = (&raw mut kept).cast();
+    // SAFETY: TCP_SAVE_SYN writes one int and its length, which live here.
+    let outcome = unsafe {
+        libc::getsockopt(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_SAVE_SYN, value, &raw mut length)
+    };
+    outcome == 0 && kept == 1
 }

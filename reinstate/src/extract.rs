@@ -198,7 +198,7 @@ impl Boxes {
         let used = self.heads.values().map(Vec::len).sum::<usize>() as u32;
         match self.geometry {
             _ if self.ended.contains(ends) => Err(Loss::BoxEnded),
-            _ if session::untouched(socket) => Ok(Plan::Anew),
+            _ if session::untouched(socket) => session::counted(socket).map(|()| Plan::Anew),
             Some(geometry) if used == geometry.slots => Err(Loss::PoolFull(used)),
             _ => Err(Loss::NoBox),
         }

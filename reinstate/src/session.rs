@@ -47,6 +47,9 @@ pub enum Loss {
     /// Its memory was not whole.
     #[error("its {0} is not whole in the dead memory")]
     Damaged(&'static str),
+    /// The machine stopped between the two stores that count what was received, and nothing tells which were made.
+    #[error("its read position was being counted when the machine stopped")]
+    Counting,
     /// The client's answer does not fit.
     #[error("{0}")]
     Refused(#[from] crate::position::Refused),
@@ -161,9 +164,26 @@ pub fn fresh(socket: &TcpSocket) -> BoxImage {
 /// The stream offset up to which the dead kernel handed input to the application.
 ///
 /// # Errors
-/// [`Loss::Damaged`] if box and socket cannot both be right.
+/// [`Loss::Damaged`] if box and socket cannot both be right, [`Loss::Counting`] if the socket's part is in doubt.
 pub fn copied_offset(socket: &TcpSocket, head: &BoxHead) -> Result<u64, Loss> {
-    head.base_read.checked_add(socket.read_offset()).ok_or(Loss::Damaged("stream offset"))
+    copied_since(head.base_read, socket)
+}
+
+fn copied_since(base: u64, socket: &TcpSocket) -> Result<u64, Loss> {
+    counted(socket)?;
+    base.checked_add(socket.read_offset()).ok_or(Loss::Damaged("stream offset"))
+}
+
+/// Whether the connection's count of what its application has read can be relied on.
+///
+/// # Errors
+/// [`Loss::Counting`], or [`Loss::Damaged`] if no stop explains it.
+pub fn counted(socket: &TcpSocket) -> Result<(), Loss> {
+    match (socket.read_offset_certain, socket.lock_held) {
+        (true, _) => Ok(()),
+        (false, true) => Err(Loss::Counting),
+        (false, false) => Err(Loss::Damaged("count of received bytes")),
+    }
 }
 
 /// Puts a socket that is [`rebuildable`] and the image of its box together.
@@ -172,7 +192,7 @@ pub fn copied_offset(socket: &TcpSocket, head: &BoxHead) -> Result<u64, Loss> {
 /// [`Loss`] if their numbers contradict each other.
 pub fn admit(socket: TcpSocket, image: BoxImage, silent: Duration) -> Result<Session, Loss> {
     let offset = |base: u64, more: u64| base.checked_add(more).ok_or(Loss::Damaged("stream offset"));
-    let copied = offset(image.base_read, socket.read_offset())?;
+    let copied = copied_since(image.base_read, &socket)?;
     let written = offset(image.base_written, socket.written_offset())?;
     if offset(image.snapshot.lsr, image.logged.len() as u64)? != copied {
         return Err(Loss::Damaged("receive log"));
@@ -276,6 +296,7 @@ pub(crate) mod tests {
             tcp_wstamp_ns: 1_002_000_000,
             bytes_acked: acked.into(),
             bytes_received: received.into(),
+            read_offset_certain: true,
             lock_held: false,
             shutdown: 0,
             urgent: false,
@@ -331,6 +352,23 @@ pub(crate) mod tests {
         let short = BoxImage { logged: vec![], ..image(&dead, (0, 0), 3, 15) };
         assert_eq!(admitted(short), Err(Loss::Damaged("receive log")));
         assert_eq!(admitted(image(&dead, (0, u64::MAX), 3, 15)), Err(Loss::Damaged("stream offset")));
+    }
+
+    #[test]
+    fn a_read_position_in_doubt_is_a_loss_with_its_reason() {
+        let whole = socket(100, 10, 20, 5, 8);
+        for (lock_held, reason) in [
+            (true, "its read position was being counted when the machine stopped"),
+            (false, "its count of received bytes is not whole in the dead memory"),
+        ] {
+            let dead = TcpSocket { read_offset_certain: false, lock_held, ..whole.clone() };
+            // The connection itself could be rebuilt: without an application behind it, it can still come to its end.
+            assert_eq!(rebuildable(&dead), Ok(()));
+            let refused = admit(dead.clone(), image(&dead, (0, 0), 3, 15), Duration::ZERO);
+            assert_eq!(refused.unwrap_err().to_string(), reason);
+            assert_eq!(counted(&dead).unwrap_err().to_string(), reason);
+        }
+        assert_eq!(counted(&TcpSocket { lock_held: true, ..whole }), Ok(()));
     }
 
     #[test]

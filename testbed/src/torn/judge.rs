@@ -11,6 +11,8 @@ use super::clients::{Client, Position};
 pub struct Seen {
     /// The kernel had not counted as sent what the client has already: the state behind a mute connection.
     pub snd_nxt_behind_client: bool,
+    /// The counts of what was received did not fit each other, and the client's SYN settled them.
+    pub recounted: bool,
     /// The kernel held the socket.
     pub lock_held: bool,
     /// The walk reported something, and had the queues all the same.
@@ -27,6 +29,7 @@ pub fn judge(socket: &TcpSocket, client: &Client, position: Position) -> Result<
         return Err(format!("queues not whole: {}", damage.join("; ")));
     }
     session::rebuildable(socket).map_err(|loss| format!("not rebuildable: {loss}"))?;
+    session::counted(socket).map_err(|loss| format!("not resumable: {loss}"))?;
     let queued: Vec<u8> = socket.send_queue.iter().flat_map(|segment| segment.bytes.iter().copied()).collect();
     let written = socket.written_offset();
     let una = written.checked_sub(queued.len() as u64).ok_or("more queued than written")?;
@@ -57,6 +60,7 @@ pub fn judge(socket: &TcpSocket, client: &Client, position: Position) -> Result<
     }
     Ok(Seen {
         snd_nxt_behind_client: ahead > socket.snd_nxt.wrapping_sub(socket.snd_una),
+        recounted: socket.damage.iter().any(|damage| damage.part.starts_with("bytes_received")),
         lock_held: socket.lock_held,
         reported: !socket.damage.is_empty(),
     })

@@ -96,6 +96,8 @@ pub struct PathReport {
     pub locked: usize,
     /// … in which the walk reported something and was right all the same.
     pub reported: usize,
+    /// … in which `bytes_received` and `rcv_nxt` did not fit each other and the client's SYN settled it, by function.
+    pub recounted: BTreeMap<String, usize>,
     /// … in which the client had more than the kernel's `snd_nxt` says was sent, by function.
     pub snd_nxt_behind_client: BTreeMap<String, usize>,
     /// What would have gone wrong, by function and kind, with an example.
@@ -261,8 +263,11 @@ impl Stopped {
                 Ok(seen) => {
                     report.locked += usize::from(seen.lock_held);
                     report.reported += usize::from(seen.reported);
-                    if seen.snd_nxt_behind_client {
-                        *report.snd_nxt_behind_client.entry(self.symbols.name(rip)).or_default() += 1;
+                    let (behind, recounted) = (&mut report.snd_nxt_behind_client, &mut report.recounted);
+                    for (counts, found) in [(behind, seen.snd_nxt_behind_client), (recounted, seen.recounted)] {
+                        if found {
+                            *counts.entry(self.symbols.name(rip)).or_default() += 1;
+                        }
                     }
                 }
                 Err(what) => {

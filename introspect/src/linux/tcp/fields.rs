@@ -71,6 +71,7 @@ pub(crate) fn socket(
         tcp_wstamp_ns: layout.tcp_wstamp_ns.of(bytes),
         bytes_acked: layout.bytes_acked.of(bytes),
         bytes_received: layout.bytes_received.of(bytes),
+        read_offset_certain: false,
         lock_held: flag(layout.owned) || flag(layout.slock),
         shutdown: word(layout.shutdown) as u8,
         urgent: flag(layout.urg_data),

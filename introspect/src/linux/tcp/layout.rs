@@ -13,6 +13,8 @@ pub(crate) struct TcpLayout {
     pub skb: SkbLayout,
     pub shared: SharedLayout,
     pub frag: FragLayout,
+    /// Absent before 5.10, where the pointer leads to something else.
+    pub saved_syn: Option<SavedSynLayout>,
 }
 
 layout! {
@@ -80,6 +82,7 @@ layout! {
         bytes_sent: "tcp_sock.bytes_sent",
         bytes_retrans: "tcp_sock.bytes_retrans",
         is_mptcp: "tcp_sock.is_mptcp",
+        saved_syn: "tcp_sock.saved_syn",
     }
 }
 
@@ -114,6 +117,16 @@ layout! {
         nr_frags: "skb_shared_info.nr_frags",
         frag_list: "skb_shared_info.frag_list",
         frags: "skb_shared_info.frags",
+    }
+}
+
+layout! {
+    /// What a listener with TCP_SAVE_SYN keeps of a connection's first packet.
+    pub(crate) struct SavedSynLayout {
+        mac: "saved_syn.mac_hdrlen",
+        network: "saved_syn.network_hdrlen",
+        tcp: "saved_syn.tcp_hdrlen",
+        data: "saved_syn.data",
     }
 }
 
@@ -153,6 +166,7 @@ impl TcpLayout {
             skb: SkbLayout::resolve(btf)?,
             shared: SharedLayout::resolve(btf)?,
             frag: FragLayout::resolve(btf)?,
+            saved_syn: SavedSynLayout::resolve(btf).ok(),
         })
     }
 }

@@ -8,8 +8,10 @@
 //!                                        copied_seq                     rcv_nxt  (+ 1 for a received FIN)
 //! ```
 //! Stages, each a few rounds for all connections together: table and chains (`tables`), sockets (`fields`), packet
-//! buffers (`skb`), where their bytes lie and the bytes (`payload`), cut and checked by `queue`.
+//! buffers (`skb`), the SYN each began with (`anchor`), where the buffers' bytes lie and the bytes (`payload`), cut and
+//! checked by `queue`.
 
+mod anchor;
 #[cfg(test)]
 mod corruption_tests;
 #[cfg(test)]
@@ -27,7 +29,7 @@ pub(crate) mod tables;
 
 pub(crate) use layout::TcpLayout;
 #[cfg(test)]
-pub(crate) use layout::{HeadLayout, SharedLayout, SkbLayout, SockLayout};
+pub(crate) use layout::{HeadLayout, SavedSynLayout, SharedLayout, SkbLayout, SockLayout};
 pub use socket::{Segment, State, TcpFilter, TcpSocket};
 pub(crate) use tables::TcpTable;
 
@@ -76,6 +78,7 @@ pub fn walk(
     for ((socket, (_, bytes)), queues) in sockets.iter_mut().zip(&socks).zip(&queues) {
         fields::settle_acknowledged(&kernel.tcp.sock, socket, bytes, queues);
     }
+    anchor::settle_all(kernel, &mut memory, &socks, &mut sockets)?;
     fill(kernel, &mut memory, &mut sockets, queues)?;
     Ok((sockets, damage))
 }

@@ -9,8 +9,8 @@
 //! `rb_insert_color` rotate, whole subtrees are out of reach from the root for some instructions. The ring keeps every
 //! sent buffer in order of sending until it is acknowledged or marked lost, and is not touched in between.
 //!
-//! Followed only for sockets whose send queue is not whole. Sources: net/ipv4/tcp_output.c and lib/rbtree.c, alike in
-//! 6.1 and 6.12.
+//! Followed only for sockets whose send queue is not whole. Sources: net/ipv4/tcp_output.c and lib/rbtree.c of
+//! 6.1.192; 6.12 was seen to do the same by runs.
 
 use std::collections::HashSet;
 

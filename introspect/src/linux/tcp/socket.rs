@@ -131,6 +131,11 @@ pub struct TcpSocket {
     pub bytes_acked: u64,
     /// Sequence space received in order since the connection opened; see [`TcpSocket::read_offset`].
     pub bytes_received: u64,
+    /// Whether [`TcpSocket::read_offset`] can be relied on. `bytes_received` and `rcv_nxt` are written one after the
+    /// other: a machine stopped between the two has one that does not fit the other, and only the client's SYN, which a
+    /// listener with TCP_SAVE_SYN keeps, tells by how much. Without it, the offset of a socket that somebody held is in
+    /// doubt.
+    pub read_offset_certain: bool,
 
     /// A thread of the target held the socket (`sk_lock.owned`) or its spinlock: the state may be torn, and `snd_nxt`
     /// may lag behind what is on the wire by the first unsent segment.
@@ -166,7 +171,8 @@ impl TcpSocket {
     /// Stream offset (bytes since the connection opened) of the next byte the application would read.
     ///
     /// `bytes_received` counts all sequence space from the first byte on: no SYN (both kinds of opening set `rcv_nxt`
-    /// past it without counting), but the FIN. A socket made by TCP_REPAIR starts at 0.
+    /// past it without counting), but the FIN. A socket made by TCP_REPAIR starts at 0. See
+    /// [`TcpSocket::read_offset_certain`].
     pub fn read_offset(&self) -> u64 {
         let waiting = u64::from(self.rcv_nxt.wrapping_sub(self.copied_seq));
         let fin_consumed = self.fin_received && waiting == 0;
