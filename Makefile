@@ -19,10 +19,12 @@ bench: setup
 	$(CARGO) build --quiet --release --workspace --bins
 	$(CARGO) run --quiet --release --package testbed -- bench
 
-# Hours: the whole matrix, a thousand crashes. Stop it at any time; it goes on where it was.
+# Hours: a million hostile inputs, then the whole matrix, a thousand crashes. Stop it at any time; the matrix goes on
+# where it was.
 campaign: setup
 	scripts/setup --all
 	$(CARGO) build --quiet --release --workspace --bins
+	$(CARGO) run --quiet --release --package hostile -- --runs 1000000
 	$(CARGO) run --quiet --release --package testbed -- campaign
 
 lint: setup

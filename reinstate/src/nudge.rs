@@ -1,14 +1,14 @@
 //! Wakes clients that have something unacknowledged and wait for their own timer to say it again.
 //!
-//! A client that was sending when its server died repeats itself after 0.2, 0.6, 1.4, 3 … seconds; a session that is live
-//! again in between waits for the next of these. TCP knows that what looks like congestion may be a broken path: on an
-//! ICMP "host unreachable" that quotes its oldest unacknowledged segment, a sender takes one doubling of its timer back
-//! and, when the shorter time has passed already, repeats the segment at once (RFC 6069; Linux `tcp_ld_RTO_revert`).
-//! That is what happened here: the path was broken, and is not any more.
+//! A client that was sending when its server died repeats itself after 0.2, 0.6, 1.4, 3 … seconds; a session that is
+//! live again in between waits for the next of these. TCP knows that what looks like congestion may be a broken path:
+//! on an ICMP "host unreachable" that quotes its oldest unacknowledged segment, a sender takes one doubling of its
+//! timer back and, when the shorter time has passed already, repeats the segment at once (RFC 6069; Linux
+//! `tcp_ld_RTO_revert`). That is what happened here: the path was broken, and is not any more.
 //!
 //! Harmless: a client with nothing unacknowledged ignores it, and an established connection takes it for a soft error
-//! (RFC 1122, 4.2.3.9). Where ICMP is filtered nothing is won and nothing lost. IPv4 only: over IPv6 measurements showed no
-//! gain. See docs/decisions/0007.
+//! (RFC 1122, 4.2.3.9). Where ICMP is filtered nothing is won and nothing lost. IPv4 only: over IPv6 measurements
+//! showed no gain. See docs/decisions/0007.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -30,7 +30,8 @@ const NUDGES_MAX: u32 = 8;
 #[derive(Debug)]
 pub struct Nudger(Socket);
 
-/// How often a client must be nudged whose server was silent for `silent`: once for each time its timer can have doubled.
+/// How often a client must be nudged whose server was silent for `silent`: once for each time its timer can have
+/// doubled.
 pub fn doublings(silent: Duration) -> u32 {
     let rounds = (1..=NUDGES_MAX).take_while(|timeouts| SHORTEST_TIMER * ((1 << timeouts) - 1) <= silent);
     rounds.count() as u32

@@ -148,7 +148,12 @@ struct CampaignArguments {
     #[arg(long, value_delimiter = ',', default_value = "1,20,200")]
     sessions: Vec<u16>,
     /// What they do, in turn.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "paced,fast,upload,small,idle")]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "paced,fast,upload,small,idle,stalled,half-closed,fresh"
+    )]
     kinds: Vec<Kind>,
     /// Silence that counts as a hang.
     #[arg(long, default_value_t = 300)]

@@ -107,9 +107,9 @@ fn vcpus_stopped_between_two_instructions_lose_no_byte() {
 #[test]
 fn every_kind_of_session_in_both_families_survives_a_hard_lockup() {
     let out = Out::new("hang-download-hardlock");
-    let kinds = "paced,fast,upload,small,idle";
-    let sessions = ["--sessions", "10", "--kinds", kinds, "--ipv6", "--vcpus", "2"];
+    let kinds = "paced,fast,upload,small,idle,stalled,half-closed";
+    let sessions = ["--sessions", "14", "--kinds", kinds, "--ipv6", "--vcpus", "2"];
     let result = hang_download(&out, &[&["--fault", "hardlock", "--seed", "13"], &sessions[..]].concat());
-    check_result(&result, 10);
+    check_result(&result, 14);
     fs::remove_dir_all(&out.0).expect("the results are ours");
 }

@@ -47,6 +47,11 @@ impl<S: Read + Write> Connection<S> {
         Self { stream, ahead: Vec::new() }
     }
 
+    /// The stream underneath.
+    pub fn stream(&self) -> &S {
+        &self.stream
+    }
+
     /// Sends the head of a request; for `body_bytes` above zero the body follows by [`Self::send`].
     ///
     /// # Errors

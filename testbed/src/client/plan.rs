@@ -17,6 +17,12 @@ pub enum Kind {
     Small,
     /// Sends one request, stays silent for the whole fault, and sends another.
     Idle,
+    /// Asks for much and reads nothing until the recovery is over: the window is closed at the stop.
+    Stalled,
+    /// Says that nothing more will come, right after its request: the server's end is in CLOSE_WAIT.
+    HalfClosed,
+    /// A new connection for each small GET: a stop falls into accepting, closing, and what is between them.
+    Fresh,
 }
 
 impl Kind {
@@ -28,7 +34,15 @@ impl Kind {
             Self::Upload => "upload",
             Self::Small => "small",
             Self::Idle => "idle",
+            Self::Stalled => "stalled",
+            Self::HalfClosed => "half-closed",
+            Self::Fresh => "fresh",
         }
+    }
+
+    /// Whether each exchange has a connection of its own.
+    pub fn reconnects(self) -> bool {
+        matches!(self, Self::HalfClosed | Self::Fresh)
     }
 }
 
@@ -60,7 +74,9 @@ fn plan(kind: Kind, random: &mut StdRng) -> Plan {
         Kind::Paced => (random.random_range(400_000..900_000), Some(PACED_BYTES_PER_SECOND)),
         Kind::Fast => (random.random_range(4_000_000..9_000_000), None),
         Kind::Upload => (random.random_range(300_000..800_000), None),
-        Kind::Small => (random.random_range(200..3_000), None),
+        Kind::Stalled => (random.random_range(1_000_000..3_000_000), None),
+        Kind::HalfClosed => (random.random_range(400_000..900_000), Some(PACED_BYTES_PER_SECOND)),
+        Kind::Small | Kind::Fresh => (random.random_range(200..3_000), None),
         Kind::Idle => (random.random_range(1_000..20_000), None),
     };
     Plan { kind, seed, bytes, rate }

@@ -1,7 +1,7 @@
 //! One checking session, from connect to its last byte.
 
 use std::{
-    net::{SocketAddr, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
@@ -97,12 +97,7 @@ impl Session {
     }
 
     fn exchanges(&self, signals: &Signals, outcome: &mut Outcome) -> Result<(), HttpError> {
-        let stream = TcpStream::connect_timeout(&self.server, SILENCE_MAX)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(SILENCE_MAX))?;
-        stream.set_write_timeout(Some(SILENCE_MAX))?;
-        outcome.local = Some(stream.local_addr()?);
-        let mut connection = Connection::new(stream);
+        let mut connection = self.connect(outcome)?;
         loop {
             let last = signals.finish.load(Ordering::Relaxed);
             self.exchange(&mut connection, signals, outcome)?;
@@ -112,10 +107,22 @@ impl Session {
             }
             match self.plan.kind {
                 Kind::Idle => wait_for(&signals.finish),
-                Kind::Small => thread::sleep(BETWEEN_REQUESTS),
-                Kind::Paced | Kind::Fast | Kind::Upload => {}
+                Kind::Small | Kind::Fresh => thread::sleep(BETWEEN_REQUESTS),
+                Kind::Paced | Kind::Fast | Kind::Upload | Kind::Stalled | Kind::HalfClosed => {}
+            }
+            if self.plan.kind.reconnects() {
+                connection = self.connect(outcome)?;
             }
         }
+    }
+
+    fn connect(&self, outcome: &mut Outcome) -> Result<Connection<TcpStream>, HttpError> {
+        let stream = TcpStream::connect_timeout(&self.server, SILENCE_MAX)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(SILENCE_MAX))?;
+        stream.set_write_timeout(Some(SILENCE_MAX))?;
+        outcome.local = Some(stream.local_addr()?);
+        Ok(Connection::new(stream))
     }
 
     fn exchange(
@@ -179,12 +186,18 @@ impl Session {
     ) -> Result<(), HttpError> {
         let bytes = self.plan.bytes;
         connection.request("GET", target, 0)?;
+        if self.plan.kind == Kind::HalfClosed {
+            connection.stream().shutdown(Shutdown::Write)?;
+        }
         let head = connection.head()?;
         if head.body_bytes != bytes {
             return Err(HttpError::Response(format!("{} bytes announced, {bytes} asked for", head.body_bytes)));
         }
         let mut expected = Vec::new();
         connection.body(bytes, |offset, got| {
+            if self.plan.kind == Kind::Stalled && offset > 0 {
+                wait_for(&signals.finish);
+            }
             self.note(got.len(), signals, outcome);
             expected.resize(got.len(), 0);
             content::fill(seed, offset, &mut expected);
