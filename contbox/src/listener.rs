@@ -55,7 +55,7 @@ impl RecoverableListener {
 
     fn with(listener: TcpListener, service: Option<Service>) -> Self {
         if let Err(why) = keep_syn(listener.as_fd()) {
-            tracing::warn!(%why, "no SYN is kept: an upload cannot go on if the machine stops while it counts a segment");
+            tracing::warn!(%why, "no SYN is kept: an upload is lost if the machine stops while it counts a segment");
         }
         Self { listener, service }
     }

@@ -296,8 +296,8 @@ pub(crate) fn own_received(raw: std::os::fd::RawFd) -> OwnedFd {
     unsafe { std::os::fd::FromRawFd::from_raw_fd(raw) }
 }
 
-/// Has the kernel keep the SYN of each connection that `listener` accepts. Its sequence number never changes and tells a
-/// reader of dead memory where the client's stream begins, whatever the kernel was counting when it stopped.
+/// Has the kernel keep the SYN of each connection that `listener` accepts. Its sequence number never changes and tells
+/// a reader of dead memory where the client's stream begins, whatever the kernel was counting when it stopped.
 pub(crate) fn keep_syn(listener: BorrowedFd<'_>) -> io::Result<()> {
     let on: libc::c_int = 1;
     let length = size_of::<libc::c_int>() as libc::socklen_t;

@@ -7,6 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 use super::NETDEV;
+
+/// Receive buffers that each take a whole packet. With mergeable ones, QEMU before 9.1 can wait for a kick that the
+/// guest does not owe ("virtio-net: Fix network stall at the host side waiting for kick"), and the guest is deaf until
+/// it happens to make one: seen as a second without a single acknowledgement, before any fault.
+const WHOLE_BUFFERS: &str = "mrg_rxbuf=off,guest_tso4=off,guest_tso6=off,guest_ufo=off,guest_ecn=off";
 use crate::guest::CONTROL_PORT;
 
 /// Forces the accelerator: `kvm` or `tcg`.
@@ -192,7 +197,8 @@ pub(super) fn arguments(spec: &VmSpec, places: &Places, accel: Accel) -> Vec<Str
         };
         add("-netdev", format!("tap,id={NETDEV},{end}"));
         // No boot from the network, so no option ROM, which Debian packages apart.
-        add("-device", format!("virtio-net-pci,netdev={NETDEV},mac={},romfile=", spec.mac));
+        let mac = &spec.mac;
+        add("-device", format!("virtio-net-pci,netdev={NETDEV},mac={mac},romfile=,{WHOLE_BUFFERS}"));
     }
     for share in &spec.shares {
         let readonly = if share.writable { "off" } else { "on" };

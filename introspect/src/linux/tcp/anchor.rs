@@ -6,11 +6,11 @@
 //! ```
 //! `tcp_rcv_nxt_update` counts what was received twice: `bytes_received` is the stream offset, `rcv_nxt` the sequence
 //! number, and a machine stopped between its two stores has one that does not fit the other. The sequence number of the
-//! SYN never changes, and `copied_seq` is one store: their difference is the read offset modulo 2^32, whatever was being
-//! counted. `bytes_received` then only has to be right to within half of that.
+//! SYN never changes, and `copied_seq` is one store: their difference is the read offset modulo 2^32, whatever was
+//! being counted. `bytes_received` then only has to be right to within half of that.
 //!
-//! What memory says of the SYN is checked, not trusted: bounds, ports, flags, and that it fits what was counted. Without
-//! a SYN that passes, the count is believed where nobody held the socket, and nowhere else.
+//! What memory says of the SYN is checked, not trusted: bounds, ports, flags, and that it fits what was counted.
+//! Without a SYN that passes, the count is believed where nobody held the socket, and nowhere else.
 
 use remote_memory::{KernelVirt, LinkError};
 
@@ -88,8 +88,8 @@ fn sequence(layout: &SavedSynLayout, bytes: &[u8], ports: (u16, u16)) -> Result<
     }
 }
 
-/// Makes `bytes_received` fit `rcv_nxt`, given the sequence number of the client's SYN, and says whether the read offset
-/// that follows from them is certain. To be called before either is changed.
+/// Makes `bytes_received` fit `rcv_nxt`, given the sequence number of the client's SYN, and says whether the read
+/// offset that follows from them is certain. To be called before either is changed.
 ///
 /// Nobody counts unless he holds the socket, and what arrives at once is no longer than a buffer can be: a greater
 /// difference is damage of another kind.
