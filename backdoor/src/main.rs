@@ -1,7 +1,5 @@
 //! `backdoor --config FILE.toml`: serves one target's memory until it is told to end.
 
-mod service;
-
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,7 +7,6 @@ use anyhow::Context;
 use backdoor::config::Config;
 use backdoor::daemon::Daemon;
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
 
 /// Serves the memory of one virtual machine over RoCEv2, guards it, and fences the machine on request.
 #[derive(Parser)]
@@ -43,7 +40,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!("{}: good, for target {}", arguments.config.display(), config.target);
         return Ok(());
     }
-    start_logs(arguments.log_json);
+    service::start_logs(arguments.log_json);
     let signals = service::Signals::block().context("cannot wait for signals")?;
     let daemon = Daemon::start(&config)?;
     service::notify("READY=1");
@@ -51,10 +48,4 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     service::notify("STOPPING=1");
     drop(daemon);
     outcome
-}
-
-fn start_logs(json: bool) {
-    let filter = EnvFilter::try_from_env("BACKDOORS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if json { logs.json().init() } else { logs.init() }
 }

@@ -2,8 +2,6 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -101,7 +99,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    start_logs(arguments.json_logs);
+    service::start_logs(arguments.json_logs);
     match run(arguments) {
         Ok(code) => code,
         Err(error) => {
@@ -109,12 +107,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn start_logs(json: bool) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("BACKDOORS_LOG").unwrap_or_else(|_| "info".into());
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if json { logs.json().init() } else { logs.init() }
 }
 
 fn run(arguments: Arguments) -> Result<ExitCode> {
@@ -225,9 +217,7 @@ fn watch_all(config: &Config) -> Result<()> {
     }
     drop(journal);
     tracing::info!(monitor = %config.name, targets = config.targets.len(), period = ?config.period, "watching");
-    if let Err(error) = say_ready() {
-        tracing::warn!(%error, "the service manager was not told");
-    }
+    service::notify("READY=1");
     let signal = signals.wait().context("signals cannot be waited for")?;
     tracing::info!(%signal, "ending");
     stop.store(true, Ordering::Relaxed);
@@ -268,16 +258,6 @@ impl Drop for EndWithMe {
             std::process::abort();
         }
     }
-}
-
-/// Tells the service manager that started this daemon, if it wants to know, that it is up.
-fn say_ready() -> std::io::Result<()> {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
-    let address = match path.as_encoded_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name)?,
-        None => SocketAddr::from_pathname(&path)?,
-    };
-    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address).map(drop)
 }
 
 /// What one thread watches.

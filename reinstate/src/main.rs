@@ -1,7 +1,5 @@
 //! `reinstate --config FILE.toml`: stands by for targets and takes their sessions over when told to.
 
-mod service;
-
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
@@ -10,7 +8,6 @@ use reinstate::{
     config::Config,
     daemon::{self, Daemon},
 };
-use tracing_subscriber::EnvFilter;
 
 /// Takes over the sessions of fenced targets: rebuilds their connections here and hands them to the application.
 #[derive(Parser)]
@@ -48,7 +45,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!("{}: good, spare {}", arguments.config.display(), config.name);
         return Ok(());
     }
-    start_logs(arguments.log_json);
+    service::start_logs(arguments.log_json);
     if arguments.clean {
         let addresses = daemon::clean(&config)?;
         println!("{addresses} addresses of a killed daemon removed");
@@ -57,14 +54,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let signals = service::Signals::block().context("cannot wait for signals")?;
     let daemon = Daemon::start(&config)?;
     service::notify("READY=1");
-    let outcome = signals.wait();
+    let outcome = signals.wait_while(|| true);
     service::notify("STOPPING=1");
     drop(daemon);
     outcome
-}
-
-fn start_logs(json: bool) {
-    let filter = EnvFilter::try_from_env("BACKDOORS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if json { logs.json().init() } else { logs.init() }
 }

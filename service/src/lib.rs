@@ -1,4 +1,5 @@
-//! What a service manager expects: to be told when the daemon is ready, and to be obeyed when it shall end.
+//! What every daemon shares with its surroundings: logs, the signals that end it, and what a service manager expects
+//! to be told. It knows nothing of what the daemons do.
 
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
@@ -8,15 +9,20 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use tracing_subscriber::EnvFilter;
 
 /// How often the wait looks whether the daemon still works.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// The signals that end the daemon. Made before any thread, so that every thread leaves them to it.
+#[derive(Debug)]
 pub struct Signals(SignalFd);
 
 impl Signals {
     /// Takes SIGTERM and SIGINT out of the hands of all threads.
+    ///
+    /// # Errors
+    /// Those of the system.
     pub fn block() -> nix::Result<Self> {
         let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
         signals.thread_block()?;
@@ -24,6 +30,9 @@ impl Signals {
     }
 
     /// Waits for a signal, or until something has failed.
+    ///
+    /// # Errors
+    /// When `works` has said `false`, or signals cannot be waited for.
     pub fn wait_while(&self, works: impl Fn() -> bool) -> anyhow::Result<()> {
         let timeout = PollTimeout::try_from(LOOK_EVERY).unwrap_or(PollTimeout::ZERO);
         while works() {
@@ -48,4 +57,11 @@ pub fn notify(state: &str) {
     if let Err(error) = sent {
         tracing::warn!(%error, "the service manager was not told");
     }
+}
+
+/// Starts logging to standard error: as text, or as one JSON object per line. `BACKDOORS_LOG` filters.
+pub fn start_logs(json: bool) {
+    let filter = EnvFilter::try_from_env("BACKDOORS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json { logs.json().init() } else { logs.init() }
 }
