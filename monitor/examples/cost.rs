@@ -69,18 +69,6 @@ impl Memory for Boxes {
         }
         Ok(())
     }
-
-    fn write(&self, _: RemoteKey, _: u64, _: &[u8]) -> Result<(), Refusal> {
-        Err(Refusal::Access)
-    }
-
-    fn compare_swap(&self, _: RemoteKey, _: u64, _: u64, _: u64) -> Result<u64, Refusal> {
-        Err(Refusal::Access)
-    }
-
-    fn fetch_add(&self, _: RemoteKey, _: u64, _: u64) -> Result<u64, Refusal> {
-        Err(Refusal::Access)
-    }
 }
 
 fn main() -> anyhow::Result<()> {

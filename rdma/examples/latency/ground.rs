@@ -38,18 +38,6 @@ impl Memory for Zeroes {
         into.copy_from_slice(&self.0[addr as usize..][..into.len()]);
         Ok(())
     }
-
-    fn write(&self, _: RemoteKey, _: u64, _: &[u8]) -> Result<(), Refusal> {
-        Err(Refusal::Access)
-    }
-
-    fn compare_swap(&self, _: RemoteKey, _: u64, _: u64, _: u64) -> Result<u64, Refusal> {
-        Err(Refusal::Access)
-    }
-
-    fn fetch_add(&self, _: RemoteKey, _: u64, _: u64) -> Result<u64, Refusal> {
-        Err(Refusal::Access)
-    }
 }
 
 fn ip(arguments: &str) -> Result<()> {

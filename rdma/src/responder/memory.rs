@@ -24,6 +24,7 @@ pub enum Refusal {
 /// Shared by reference: the implementer brings its own synchronisation, because the same memory is changed by a
 /// running machine anyway. Every access is checked by the implementer itself; [`Memory::check`] is asked in addition
 /// once per message, so that a message that will fail later fails before its first byte.
+/// What an implementer does not say is refused: memory that only `check`s and `read`s is read-only.
 pub trait Memory {
     /// Whether `len` bytes from `addr` may be used with `rights`. Never called for a length of 0.
     ///
@@ -41,20 +42,26 @@ pub trait Memory {
     ///
     /// # Errors
     /// The [`Refusal`] that goes to the asker; nothing of `bytes` was written.
-    fn write(&self, key: RemoteKey, addr: u64, bytes: &[u8]) -> Result<(), Refusal>;
+    fn write(&self, _key: RemoteKey, _addr: u64, _bytes: &[u8]) -> Result<(), Refusal> {
+        Err(Refusal::Access)
+    }
 
     /// Replaces the 64-bit word (of this machine's byte order) at `addr` by `swap` if it is `expect`; returns what it
     /// was. `addr` is a multiple of 8; atomic with respect to every processor that maps the memory.
     ///
     /// # Errors
     /// The [`Refusal`] that goes to the asker.
-    fn compare_swap(&self, key: RemoteKey, addr: u64, expect: u64, swap: u64) -> Result<u64, Refusal>;
+    fn compare_swap(&self, _key: RemoteKey, _addr: u64, _expect: u64, _swap: u64) -> Result<u64, Refusal> {
+        Err(Refusal::Access)
+    }
 
     /// Adds `add`, modulo 2^64, to the word at `addr`; returns what it was. As [`Memory::compare_swap`] otherwise.
     ///
     /// # Errors
     /// The [`Refusal`] that goes to the asker.
-    fn fetch_add(&self, key: RemoteKey, addr: u64, add: u64) -> Result<u64, Refusal>;
+    fn fetch_add(&self, _key: RemoteKey, _addr: u64, _add: u64) -> Result<u64, Refusal> {
+        Err(Refusal::Access)
+    }
 }
 
 macro_rules! forward {
