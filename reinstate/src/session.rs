@@ -130,6 +130,10 @@ pub fn rebuildable(socket: &TcpSocket) -> Result<(), Loss> {
     if socket.bytes_received < unread {
         return Err(Loss::Damaged("count of received bytes"));
     }
+    // The client does not send again what was acknowledged.
+    if distance(socket.rcv_wup, socket.rcv_nxt) > i32::MAX as u32 {
+        return Err(Loss::Damaged("count of acknowledged bytes"));
+    }
     Ok(())
 }
 
@@ -339,6 +343,7 @@ pub(crate) mod tests {
         check(|socket| socket.write_seq += 1, "its send queue is not whole in the dead memory");
         check(|socket| socket.send_queue_complete = false, "its send queue is not whole in the dead memory");
         check(|socket| socket.rcv_nxt += 1, "its receive queue is not whole in the dead memory");
+        check(|socket| socket.rcv_wup += 1, "its count of acknowledged bytes is not whole in the dead memory");
         check(|socket| socket.bytes_received = 1, "its count of received bytes is not whole in the dead memory");
     }
 
