@@ -74,6 +74,9 @@ pub struct Session {
     pub written: u64,
     /// Bytes of regenerated output to swallow.
     pub discard: u64,
+    /// The dead kernel had not seen the end of the handshake. Only an answer of the client proves that there is a
+    /// connection; a client that still waits for the answer to its SYN gives none, and begins anew.
+    pub unproven: bool,
 }
 
 impl Session {
@@ -202,10 +205,11 @@ pub fn admit(socket: TcpSocket, image: BoxImage, silent: Duration) -> Result<Ses
         return Err(Loss::Damaged("receive log"));
     }
     let discard = image.discard(written)?;
+    let unproven = socket.state == State::SynReceived && !socket.accepted;
     if written < socket.send_queue.iter().map(|segment| segment.bytes.len() as u64).sum() {
         return Err(Loss::Damaged("count of written bytes"));
     }
-    Ok(Session { snapshot: snapshot(socket, silent), image, copied, written, discard })
+    Ok(Session { snapshot: snapshot(socket, silent), image, copied, written, discard, unproven })
 }
 
 /// The connection's values. `silent` is how long the target has been silent at most.
