@@ -148,8 +148,10 @@ impl Drop for Pool {
 fn map(fd: BorrowedFd<'_>, length: usize) -> Result<NonNull<u8>, PoolError> {
     let refused = |why| PoolError::Map { length, why };
     let size = NonZeroUsize::new(length).ok_or(refused(nix::Error::EINVAL))?;
+    // Populated: a spare fills hundreds of boxes while clients wait, and each page touched first would be a fault.
+    let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
     // SAFETY: a new mapping at an address of the kernel's choice aliases nothing of ours.
-    let start = unsafe { mmap(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, fd, 0) };
+    let start = unsafe { mmap(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags, fd, 0) };
     Ok(start.map_err(refused)?.cast::<u8>())
 }
 

@@ -124,18 +124,25 @@ impl BoxClient {
 
     /// Answers an order: the session is ours.
     pub fn resumed(&self, order: u64) {
-        self.answer(&FromApp::Resumed { order });
+        self.answer(&[(order, Ok(()))]);
     }
 
     /// Answers an order: we do not take the session.
     pub fn declined(&self, order: u64, why: &str) {
-        self.answer(&FromApp::Declined { order, why: why.to_owned() });
+        self.answer(&[(order, Err(why.to_owned()))]);
     }
 
-    fn answer(&self, message: &FromApp) {
+    /// Answers orders, all at once: whether each session is ours.
+    pub fn answer(&self, answers: &[(u64, Result<(), String>)]) {
+        let message = |(order, answer): &(u64, Result<(), String>)| match answer {
+            Ok(()) => FromApp::Resumed { order: *order },
+            Err(why) => FromApp::Declined { order: *order, why: why.clone() },
+        };
+        let messages: Vec<FromApp> = answers.iter().map(message).collect();
         let channel = self.lock().channel.clone();
-        if let Some(Err(why)) = channel.map(|channel| channel.send(message)) {
-            tracing::warn!(%why, ?message, "an answer to the box service got lost");
+        let sent = channel.map(|channel| channel.send_all(messages.iter().map(|message| (message, None))));
+        if let Some(Err(why)) = sent {
+            tracing::warn!(%why, ?answers, "answers to the box service got lost");
         }
     }
 
