@@ -30,6 +30,8 @@ pub struct TargetMetrics {
     pub late_samples: Counter,
     /// Time from posting a sample to its values.
     pub sample_seconds: Histogram,
+    /// How much later than planned samples began.
+    pub late_seconds: Histogram,
     /// Sensors beyond their bounds now.
     pub suspicious_sensors: Gauge,
     /// 1 while the path is lost.
@@ -64,6 +66,7 @@ macro_rules! families {
         #[derive(Debug)]
         struct Families {
             sample_seconds: Family<Labels, Histogram, fn() -> Histogram>,
+            late_seconds: Family<Labels, Histogram, fn() -> Histogram>,
             $($field: Family<Labels, $kind>,)*
         }
 
@@ -71,10 +74,13 @@ macro_rules! families {
             fn register(registry: &mut Registry) -> Self {
                 let families = Self {
                     sample_seconds: Family::new_with_constructor(latencies),
+                    late_seconds: Family::new_with_constructor(latencies),
                     $($field: Family::default(),)*
                 };
                 let help = "Time from posting a sample to its values";
                 registry.register("sample_seconds", help, families.sample_seconds.clone());
+                let help = "How much later than planned samples began";
+                registry.register("late_seconds", help, families.late_seconds.clone());
                 $(registry.register(stringify!($field), $help, families.$field.clone());)*
                 families
             }
@@ -82,6 +88,7 @@ macro_rules! families {
             fn of(&self, labels: &Labels) -> TargetMetrics {
                 TargetMetrics {
                     sample_seconds: self.sample_seconds.get_or_create(labels).clone(),
+                    late_seconds: self.late_seconds.get_or_create(labels).clone(),
                     $($field: self.$field.get_or_create(labels).clone(),)*
                 }
             }
