@@ -219,7 +219,7 @@ async fn a_connection_whose_slot_was_given_away_never_writes_to_it_again() {
 
     let other = Opening::fresh(99, "10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
     ContinuationBox::create(slot.clone(), &other).unwrap();
-    let before = slot.bytes(pool.geometry().slot_bytes);
+    let before = slot.bytes(0, pool.geometry().slot_bytes);
     peer.write_all(b"not for the other's log").unwrap();
     let mut read = [0; 23];
     stream.read_exact(&mut read).await.unwrap();
@@ -227,6 +227,6 @@ async fn a_connection_whose_slot_was_given_away_never_writes_to_it_again() {
     stream.session().export_state(b"nor its snapshot", 23, 0).unwrap();
     assert!(!stream.session().is_protected());
     drop(stream);
-    assert!(slot.bytes(pool.geometry().slot_bytes) == before);
+    assert!(slot.bytes(0, pool.geometry().slot_bytes) == before);
     client.stop();
 }
