@@ -15,7 +15,7 @@ use testbed::{
     demo,
     fault::Fault,
     sandbox,
-    scenario::{self, Order, Progress, Run},
+    scenario::{self, Order, Progress, Run, Stage},
     timeline::Timeline,
     topology::Topology,
     torn,
@@ -111,6 +111,9 @@ struct HangDownload {
     /// Every second client uses IPv6.
     #[arg(long)]
     ipv6: bool,
+    /// The spare is killed here, and a second one has to finish.
+    #[arg(long, value_enum)]
+    spare_dies: Option<Stage>,
     #[command(flatten)]
     guest: Guest,
     /// Where result, drawing and, after a failure, logs are left.
@@ -179,7 +182,13 @@ struct Guest {
 
 impl Guest {
     fn order(&self) -> Order {
-        Order { kernel: self.kernel.clone(), vcpus: self.vcpus, deadline_ms: self.deadline_ms, lockup_module: false }
+        Order {
+            kernel: self.kernel.clone(),
+            vcpus: self.vcpus,
+            deadline_ms: self.deadline_ms,
+            lockup_module: false,
+            spare_dies: None,
+        }
     }
 }
 
@@ -224,8 +233,9 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
 }
 
 fn hang_download(arguments: HangDownload) -> Result<ExitCode> {
-    let HangDownload { fault, sessions, kinds, ipv6, guest, out, keep_logs, capture } = arguments;
-    let (seed, order) = (guest.seed, guest.order());
+    let HangDownload { fault, sessions, kinds, ipv6, spare_dies, guest, out, keep_logs, capture } = arguments;
+    let seed = guest.seed;
+    let order = Order { spare_dies: spare_dies.map(|stage| (stage, seed)), ..guest.order() };
     let run = Run { fault, sessions: sessions.into(), kinds, ipv6, seed, order, out, keep_logs, capture };
     let (verdict, timeline) = scenario::hang_download::run(&run, Progress::begin())?;
     eprint!("\n{}", timeline.text(100));

@@ -207,6 +207,7 @@ fn direct(run: &Run, installation: &mut Installation, signals: &Signals, progres
         }
         thread::sleep(Duration::from_millis(20));
     }
+    installation.reborn()?;
     thread::sleep(AFTERWARDS);
     Ok(fault_ns)
 }
@@ -222,9 +223,21 @@ fn judge(
     let zero = clock.since_zero(incident.last_sign_ns.unwrap_or(fault_ns));
     let gaps = verdict::gaps(outcomes, zero);
     let wrong_bytes = outcomes.iter().map(|outcome| outcome.wrong_bytes).sum();
+    let dead = run.order.spare_dies;
     let mut why = incident.trouble.clone();
-    why.extend(incident.lost());
-    for (number, outcome) in outcomes.iter().enumerate() {
+    // A spare that was killed passes the order on; what it had said to clients is lost, and reported.
+    why.retain(|trouble| dead.is_none() || !trouble.starts_with("spare did not take over"));
+    let reported_lost = incident.lost();
+    let may_lose = dead.is_some_and(|(stage, _)| stage.may_have_spoken());
+    let lost = outcomes.iter().filter(|outcome| outcome.lost.is_some()).count();
+    if may_lose && lost > reported_lost.len() {
+        why.push(format!(
+            "{lost} clients lost their session, {} were reported: {reported_lost:?}",
+            reported_lost.len()
+        ));
+    }
+    why.extend(reported_lost.into_iter().filter(|_| !may_lose));
+    for (number, outcome) in outcomes.iter().enumerate().filter(|_| !may_lose) {
         why.extend(outcome.lost.iter().map(|reason| format!("session {number} ({:?}): {reason}", outcome.kind)));
     }
     if incident.report.is_none() {
@@ -234,7 +247,7 @@ fn judge(
         why.push(format!("{wrong_bytes} bytes were not the ones that belong there"));
     }
     // Somebody must have been carried over, or nothing was shown.
-    if incident.report.is_some() && incident.resumed() < outcomes.len() {
+    if incident.report.is_some() && incident.resumed() + incident.lost().len() < outcomes.len() {
         why.push(format!("{} of {} sessions were carried over", incident.resumed(), outcomes.len()));
     }
     Verdict {

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,8 +15,9 @@ use control::{
 };
 
 use super::{
-    configuration::{self, BACKDOOR_CONTROL, SPARE_CONTROL, TARGET},
+    configuration::{self, BACKDOOR_CONTROL, SECOND_CONTROL, SPARE_CONTROL, TARGET},
     daemon::{Daemon, program},
+    dying::{Dying, Stage},
     incident,
     progress::Progress,
 };
@@ -25,7 +26,7 @@ use crate::{
     fault,
     guest::{ImageSpec, Kernel},
     sandbox::SCRATCH,
-    topology::{GUEST, PREFIX_V4, PREFIX_V6, SERVICE, Topology, service_v4, service_v6},
+    topology::{GUEST, PREFIX_V4, PREFIX_V6, Place, SECOND_SPARE, SERVICE, SPARE, Topology, service_v4, service_v6},
     vm::{Share, Tap, Vm, VmSpec},
 };
 
@@ -52,6 +53,8 @@ pub struct Order {
     pub deadline_ms: u64,
     /// Whether the guest has the lock-up module.
     pub lockup_module: bool,
+    /// Where the spare dies, if it does, and the seed of the moment; there is a second one then.
+    pub spare_dies: Option<(Stage, u64)>,
 }
 
 /// Everything running; dropping it ends the processes and the guest.
@@ -59,10 +62,13 @@ pub struct Order {
 pub struct Installation {
     // Dropped in this order: healers before the guest, so that none sees it die at the end.
     daemons: Vec<Daemon>,
+    dying: Option<Dying>,
     /// The guest.
     pub vm: Vm,
     /// Its machines.
     pub topology: Topology,
+    /// A second spare's, if there is one.
+    second: Option<Place>,
     /// Release of the guest's kernel.
     pub kernel: String,
     /// The monitor's journal.
@@ -86,12 +92,15 @@ impl Installation {
         progress.step("networks");
         let topology = Topology::build()?;
         progress.step(format_args!("the guest boots: {} vCPU", order.vcpus));
+        let second = order.spare_dies.map(|_| topology.add("spare-b", SECOND_SPARE)).transpose()?;
         let vm = boot(&kernel, &image, order, &folder)?;
         topology.plug_tap(TAP)?;
         let mut installation = Self {
             daemons: Vec::new(),
+            dying: None,
             vm,
             topology,
+            second,
             kernel: kernel.release,
             journal: folder.join("journal.jsonl"),
             folder,
@@ -109,10 +118,39 @@ impl Installation {
         let topology = &self.topology;
         let backdoor = configured(&folder, "backdoor", &configuration::backdoor(&self.vm))?;
         self.daemons.push(Daemon::start(&topology.hypervisor, "backdoor", backdoor, &folder)?);
-        let reinstate = configured(&folder, "reinstate", &configuration::reinstate(&boxes))?;
-        self.daemons.push(Daemon::start(&topology.spare, "reinstate", reinstate, &folder)?);
-        let files = configuration::file_server(&boxes, &files(&folder));
+        let reinstate = configured(&folder, "reinstate", &configuration::reinstate("spare", SPARE, &boxes))?;
+        let level = self.second.as_ref().map(|_| "debug");
+        let spare = Daemon::start_logging(&topology.spare, "reinstate", "reinstate", reinstate, &folder, level)?;
+        self.daemons.push(spare);
+        let files = configuration::file_server(&boxes, &files_of(&folder));
         self.daemons.push(Daemon::start(&topology.spare, "file-server", files, &folder)?);
+        let Some(second) = &self.second else { return Ok(()) };
+        let boxes = folder.join("box-b.sock");
+        let reinstate = configured(&folder, "reinstate-b", &configuration::reinstate("spare-b", SECOND_SPARE, &boxes))?;
+        let spare = Daemon::start_logging(second, "reinstate-b", "reinstate", reinstate, &folder, None)?;
+        let arguments = configuration::file_server(&boxes, &files_of(&folder));
+        let files = Daemon::start_logging(second, "file-server-b", "file-server", arguments, &folder, None)?;
+        self.daemons.extend([spare, files]);
+        Ok(())
+    }
+
+    /// Lets the first spare die at `stage` of what comes.
+    fn doom(&mut self, (stage, seed): (Stage, u64)) -> Result<()> {
+        let found = self.daemons.iter().position(|daemon| daemon.name() == "reinstate");
+        let spare = self.daemons.swap_remove(found.context("there is no spare")?);
+        let arguments = vec!["--config".to_owned(), self.folder.join("reinstate.toml").display().to_string()];
+        let place = self.topology.spare.try_clone()?;
+        self.dying = Some(Dying::begin(spare, place, arguments, &self.folder, stage, seed));
+        Ok(())
+    }
+
+    /// The next life of a spare that was to die, if one was; it has died then.
+    ///
+    /// # Errors
+    /// When it did not get to where it was to die, or did not come back.
+    pub fn reborn(&mut self) -> Result<()> {
+        let Some(dying) = self.dying.take() else { return Ok(()) };
+        self.daemons.push(dying.next_life()?);
         Ok(())
     }
 
@@ -126,10 +164,21 @@ impl Installation {
     pub fn ready(&mut self, order: &Order, progress: Progress) -> Result<()> {
         progress.step("the spare learns the guest's kernel");
         let monitor = self.topology.monitor.try_clone()?;
-        self.daemon("reinstate")?
-            .wait_until("readiness of the spare", DAEMON_BOUND, || monitor.run(prepare).is_ok_and(|ready| ready))?;
+        self.daemon("reinstate")?.wait_until("readiness of the spare", DAEMON_BOUND, || {
+            monitor.run(|| prepare(SPARE_CONTROL)).is_ok_and(|ready| ready)
+        })?;
+        let mut more = String::new();
+        if self.second.is_some() {
+            self.daemon("reinstate-b")?.wait_until("readiness of the second spare", DAEMON_BOUND, || {
+                monitor.run(|| prepare(SECOND_CONTROL)).is_ok_and(|ready| ready)
+            })?;
+            more = configuration::second_spare();
+        }
+        if let Some(death) = order.spare_dies {
+            self.doom(death)?;
+        }
         progress.step("the monitor looks for the Sensor Box");
-        let text = configuration::monitor(&self.journal, order.deadline_ms);
+        let text = configuration::monitor(&self.journal, order.deadline_ms) + &more;
         let arguments = configured(&self.folder, "monitor", &text)?;
         self.daemons.push(Daemon::start(&monitor, "monitor", arguments, &self.folder)?);
         let journal = self.journal.clone();
@@ -202,12 +251,12 @@ fn images() -> PathBuf {
 }
 
 /// What guest and spare both serve, as they would from shared storage.
-fn files(folder: &Path) -> PathBuf {
+fn files_of(folder: &Path) -> PathBuf {
     folder.join("files")
 }
 
 fn boot(kernel: &Kernel, image: &Path, order: &Order, folder: &Path) -> Result<Vm> {
-    fs::create_dir_all(files(folder)).context("the folder of files")?;
+    fs::create_dir_all(files_of(folder)).context("the folder of files")?;
     let mut spec = VmSpec::new(TARGET, &kernel.vmlinuz, image);
     spec.cpus = order.vcpus;
     spec.tap = Some(Tap::Name(TAP.to_owned()));
@@ -219,7 +268,7 @@ fn boot(kernel: &Kernel, image: &Path, order: &Order, folder: &Path) -> Result<V
     ];
     spec.shares = vec![Share {
         tag: "files".to_owned(),
-        on_host: files(folder),
+        on_host: files_of(folder),
         in_guest: configuration::GUEST_FILES.to_owned(),
         writable: true,
     }];
@@ -227,8 +276,8 @@ fn boot(kernel: &Kernel, image: &Path, order: &Order, folder: &Path) -> Result<V
 }
 
 /// Asks the spare to get ready, as the monitor does; false while it is not. Call it in the monitor's place.
-fn prepare() -> Result<bool> {
-    let stream = TcpStream::connect_timeout(&SPARE_CONTROL, Duration::from_secs(2)).context("no spare yet")?;
+fn prepare(spare: SocketAddr) -> Result<bool> {
+    let stream = TcpStream::connect_timeout(&spare, Duration::from_secs(2)).context("no spare yet")?;
     stream.set_read_timeout(Some(DAEMON_BOUND))?;
     let mut channel = Channel::new(stream);
     match channel.ask(&Request::Hello(Hello::new("testbed")))? {

@@ -3,6 +3,7 @@
 
 mod configuration;
 mod daemon;
+mod dying;
 pub mod hang_download;
 pub mod incident;
 mod installation;
@@ -10,6 +11,7 @@ mod progress;
 mod verdict;
 
 pub use daemon::{Daemon, program};
+pub use dying::Stage;
 pub use hang_download::Run;
 pub use installation::{Installation, Order};
 pub use progress::Progress;
