@@ -75,7 +75,7 @@ impl Daemon {
         let log = folder.join(format!("{name}.log"));
         let file = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
         let mut command = Command::new(program(of)?);
-        command.envs(level.map(|level| ("BACKDOORS_LOG", level)));
+        command.env("NO_COLOR", "1").envs(level.map(|level| ("BACKDOORS_LOG", level)));
         command.args(arguments.into_iter().map(Into::into)).stdin(Stdio::null());
         command.stdout(file.try_clone()?).stderr(file);
         let child = place.spawn(&mut command)?;
