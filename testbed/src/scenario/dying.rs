@@ -59,20 +59,25 @@ impl Stage {
             Self::Resumed => ended("resume"),
         }
     }
-
-    /// Whether the spare may have spoken to clients in the service's name: those it spoke to are reset.
-    pub fn may_have_spoken(self) -> bool {
-        matches!(self, Self::Rebuilt | Self::Address | Self::Resumed)
-    }
 }
 
 fn ended(stage: &str) -> String {
     format!("a stage has ended stage=\"{stage}\"")
 }
 
+/// A spare that has died.
+#[derive(Debug)]
+pub(super) struct Died {
+    /// Its next life.
+    pub(super) next_life: Daemon,
+    /// Whether it had begun to take the addresses: clients may have heard it, or its kernel, which knows no session once
+    /// it is dead. They are reset then.
+    pub(super) may_have_spoken: bool,
+}
+
 /// The end of one spare, on its way.
 #[derive(Debug)]
-pub(super) struct Dying(JoinHandle<Result<Daemon>>);
+pub(super) struct Dying(JoinHandle<Result<Died>>);
 
 impl Dying {
     /// Lets `spare`, which runs in `place` with `arguments`, die at `stage`, be cleaned up after and be started again.
@@ -88,23 +93,16 @@ impl Dying {
         Self(thread::spawn(move || kill_at(spare, &place, &arguments, &folder, stage, seed)))
     }
 
-    /// Its next life, once it has died.
+    /// What became of it, once it has died.
     ///
     /// # Errors
     /// When it did not get to its stage, or did not come back.
-    pub(super) fn next_life(self) -> Result<Daemon> {
+    pub(super) fn over(self) -> Result<Died> {
         self.0.join().map_err(|_| anyhow!("who was to kill the spare panicked"))?
     }
 }
 
-fn kill_at(
-    spare: Daemon,
-    place: &Place,
-    arguments: &[String],
-    folder: &Path,
-    stage: Stage,
-    seed: u64,
-) -> Result<Daemon> {
+fn kill_at(spare: Daemon, place: &Place, arguments: &[String], folder: &Path, stage: Stage, seed: u64) -> Result<Died> {
     let (begin, marker) = (Instant::now(), stage.marker());
     while !spare.log().contains(&marker) {
         ensure!(begin.elapsed() < STAGE_BOUND, "the spare did not come to {stage:?}:\n{}", spare.tail());
@@ -112,13 +110,17 @@ fn kill_at(
     }
     let into = StdRng::seed_from_u64(seed).random_range(Duration::ZERO..INTO_STAGE);
     thread::sleep(into);
+    let log = folder.join(format!("{NAME}.log"));
     drop(spare); // SIGKILL
+    let said = std::fs::read_to_string(&log).with_context(|| format!("{}", log.display()))?;
+    let may_have_spoken = said.contains(&Stage::Rebuilt.marker());
     let clean: Vec<OsString> = arguments.iter().map(OsString::from).chain([OsString::from("--clean")]).collect();
     let mut cleaner = Daemon::start(place, NAME, clean, &folder_of(folder, "cleaning")?)?;
     while cleaner.ended()?.is_none() {
         thread::sleep(LOOK_AGAIN);
     }
-    Daemon::start(place, NAME, arguments, &folder_of(folder, "next-life")?)
+    let next_life = Daemon::start(place, NAME, arguments, &folder_of(folder, "next-life")?)?;
+    Ok(Died { next_life, may_have_spoken })
 }
 
 fn folder_of(folder: &Path, name: &str) -> Result<PathBuf> {

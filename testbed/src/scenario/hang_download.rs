@@ -125,7 +125,8 @@ fn carry_out(
         capture.finish()?;
     }
     let incident = Incident::of(&incident::read(&installation.journal)?);
-    let verdict = judge(run, installation, &outcomes, &incident, clock, fault_ns);
+    let may_lose = installation.reborn()?;
+    let verdict = judge(run, installation, &outcomes, &incident, clock, fault_ns, may_lose);
     let timeline = draw(run, installation, &outcomes, &incident, clock, fault_ns);
     Ok((verdict, timeline))
 }
@@ -207,7 +208,6 @@ fn direct(run: &Run, installation: &mut Installation, signals: &Signals, progres
         }
         thread::sleep(Duration::from_millis(20));
     }
-    installation.reborn()?;
     thread::sleep(AFTERWARDS);
     Ok(fault_ns)
 }
@@ -219,6 +219,7 @@ fn judge(
     incident: &Incident,
     clock: Clock,
     fault_ns: u64,
+    may_lose: bool,
 ) -> Verdict {
     let zero = clock.since_zero(incident.last_sign_ns.unwrap_or(fault_ns));
     let gaps = verdict::gaps(outcomes, zero);
@@ -228,7 +229,6 @@ fn judge(
     // A spare that was killed passes the order on; what it had said to clients is lost, and reported.
     why.retain(|trouble| dead.is_none() || !trouble.starts_with("spare did not take over"));
     let reported_lost = incident.lost();
-    let may_lose = dead.is_some_and(|(stage, _)| stage.may_have_spoken());
     let lost = outcomes.iter().filter(|outcome| outcome.lost.is_some()).count();
     if may_lose && lost > reported_lost.len() {
         why.push(format!(

@@ -17,7 +17,7 @@ use control::{
 use super::{
     configuration::{self, BACKDOOR_CONTROL, SECOND_CONTROL, SPARE_CONTROL, TARGET},
     daemon::{Daemon, program},
-    dying::{Dying, Stage},
+    dying::{Died, Dying, Stage},
     incident,
     progress::Progress,
 };
@@ -144,14 +144,15 @@ impl Installation {
         Ok(())
     }
 
-    /// The next life of a spare that was to die, if one was; it has died then.
+    /// Whether a spare that was to die may have spoken to clients before, if one was; it has died then.
     ///
     /// # Errors
     /// When it did not get to where it was to die, or did not come back.
-    pub fn reborn(&mut self) -> Result<()> {
-        let Some(dying) = self.dying.take() else { return Ok(()) };
-        self.daemons.push(dying.next_life()?);
-        Ok(())
+    pub fn reborn(&mut self) -> Result<bool> {
+        let Some(dying) = self.dying.take() else { return Ok(false) };
+        let Died { next_life, may_have_spoken } = dying.over()?;
+        self.daemons.push(next_life);
+        Ok(may_have_spoken)
     }
 
     /// Waits until the spare has learnt the guest's kernel, starts the monitor and waits until it watches.
