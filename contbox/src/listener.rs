@@ -1,7 +1,7 @@
 //! Accepts connections with boxes: new ones from a TCP listener, and sessions that a spare has reinstated.
 //!
-//! A connection never waits for the box service. Without one (or without a free slot) it is accepted unprotected and
-//! that is logged; sessions handed over are answered the moment they are accepted.
+//! A connection waits for the box service only where it has been asked for more slots and is about to answer. Without one
+//! (or without a free slot) it is accepted unprotected and that is logged; sessions handed over are answered the moment they are accepted.
 //!
 //! The listening socket gets TCP_SAVE_SYN: some hundred bytes of kernel memory per connection.
 
@@ -9,7 +9,7 @@ use crate::continuation::{ContinuationBox, Opening};
 use crate::layout::canonical;
 use crate::reader::Snapshot;
 use crate::service::{BoxClient, Handed};
-use crate::shared::keep_syn;
+use crate::shared::{Slot, keep_syn};
 use crate::stream::{Position, RecoverableStream};
 use std::io;
 use std::net::SocketAddr;
@@ -40,6 +40,8 @@ pub struct RecoverableListener {
 struct Service {
     client: Arc<BoxClient>,
     handed: UnboundedReceiver<Handed>,
+    /// Accepted by the kernel, without a box yet; kept here so that a caller who gives up waiting loses nobody.
+    newcomer: Option<(TcpStream, SocketAddr)>,
 }
 
 impl RecoverableListener {
@@ -50,7 +52,7 @@ impl RecoverableListener {
 
     /// A listener with what [`BoxClient::connect`] returned.
     pub fn new(listener: TcpListener, client: Arc<BoxClient>, handed: UnboundedReceiver<Handed>) -> Self {
-        Self::with(listener, Some(Service { client, handed }))
+        Self::with(listener, Some(Service { client, handed, newcomer: None }))
     }
 
     fn with(listener: TcpListener, service: Option<Service>) -> Self {
@@ -70,6 +72,12 @@ impl RecoverableListener {
             return Ok(Accepted { stream: RecoverableStream::unprotected(socket), peer, resumed: None });
         };
         loop {
+            if service.newcomer.is_some() {
+                let lease = service.client.lease_soon().await;
+                if let Some((socket, peer)) = service.newcomer.take() {
+                    return Ok(protect(socket, peer, &service.client, lease));
+                }
+            }
             // Handed sessions first: their clients have waited for longer.
             tokio::select! {
                 biased;
@@ -87,18 +95,15 @@ impl RecoverableListener {
                         }
                     }
                 }
-                accepted = self.listener.accept() => {
-                    let (socket, peer) = accepted?;
-                    return Ok(protect(socket, peer, &service.client));
-                }
+                accepted = self.listener.accept() => service.newcomer = Some(accepted?),
             }
         }
     }
 }
 
 /// Gives a new connection a box, if there is one.
-fn protect(socket: TcpStream, peer: SocketAddr, client: &Arc<BoxClient>) -> Accepted {
-    let Some((continuation, slot)) = socket.local_addr().ok().zip(client.lease()).map(|(local, (slot, owner))| {
+fn protect(socket: TcpStream, peer: SocketAddr, client: &Arc<BoxClient>, lease: Option<(Slot, u32)>) -> Accepted {
+    let Some((continuation, slot)) = socket.local_addr().ok().zip(lease).map(|(local, (slot, owner))| {
         let opening = Opening::fresh(owner, canonical(local), canonical(peer));
         (ContinuationBox::create(slot.clone(), &opening), slot)
     }) else {

@@ -1,7 +1,8 @@
 //! The application's half: keeps a stock of leased slots, receives reinstated sessions, and reconnects for ever.
 //!
-//! A connection never waits for the box service: [`BoxClient::lease`] gives a slot out of the stock or none. When the
-//! service restarts the mapping stays (the pool is the same memory), and every slot is announced again.
+//! A connection does not wait for the box service: [`BoxClient::lease`] gives a slot out of the stock or none. Only where
+//! a crowd has emptied the stock and more is on its way, [`BoxClient::lease_soon`] waits a moment. When the service
+//! restarts the mapping stays (the pool is the same memory), and every slot is announced again.
 
 use super::channel::{Channel, ChannelError};
 use super::message::{FromApp, Held, PROTOCOL, Resume, ToApp};
@@ -13,10 +14,15 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// Slots asked for at once: two per thousand system calls saved would do, running dry would cost protection.
 const STOCK: u32 = 64;
+/// More are asked for as soon as fewer are left: connections come faster than answers when a crowd arrives.
+const LOW_STOCK: usize = STOCK as usize / 2;
+/// For slots that have been asked for: a connection delayed by this is no loss, one without a box may be.
+const GRANT_PATIENCE: Duration = Duration::from_millis(50);
 /// Between attempts to reach a service that is not there.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -37,6 +43,7 @@ pub struct Handed {
 pub struct BoxClient {
     state: Mutex<State>,
     changed: Condvar,
+    granted: Notify,
     path: PathBuf,
     name: String,
     ports: Vec<u16>,
@@ -64,6 +71,7 @@ impl BoxClient {
         let client = Arc::new(Self {
             state: Mutex::new(State::default()),
             changed: Condvar::new(),
+            granted: Notify::new(),
             path: path.to_owned(),
             name: name.to_owned(),
             ports: ports.to_vec(),
@@ -103,7 +111,7 @@ impl BoxClient {
     pub fn lease(&self) -> Option<(Slot, u32)> {
         let mut state = self.lock();
         let index = state.stock.pop();
-        if state.stock.len() < STOCK as usize / 4 && !state.asked {
+        if state.stock.len() < LOW_STOCK && !state.asked {
             // A failing send ends the conversation elsewhere; the next one asks again.
             state.asked = state.channel.as_ref().is_some_and(|it| it.send(&FromApp::Want { slots: STOCK }).is_ok());
         }
@@ -111,6 +119,18 @@ impl BoxClient {
         let used = (slot.pool().name(), slot.index());
         state.used.insert(used);
         Some((slot, state.owner))
+    }
+
+    /// As [`Self::lease`]; where the stock is empty, waits for the answer that is due, [`GRANT_PATIENCE`] at most.
+    pub async fn lease_soon(&self) -> Option<(Slot, u32)> {
+        // Before the look at the stock: an answer that comes between the two counts.
+        let granted = self.granted.notified();
+        let at_once = self.lease();
+        if at_once.is_some() || !self.lock().asked {
+            return at_once.or_else(|| self.lease());
+        }
+        let _ = tokio::time::timeout(GRANT_PATIENCE, granted).await;
+        self.lease()
     }
 
     /// Takes a slot back whose connection has ended.
@@ -208,6 +228,7 @@ impl BoxClient {
         state.asked = false;
         drop(state);
         self.changed.notify_all();
+        self.granted.notify_waiters();
     }
 
     fn hand_on(

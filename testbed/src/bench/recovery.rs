@@ -25,6 +25,8 @@ pub(super) fn measure(out: &Path, order: &Order, runs: u64, progress: Progress) 
                 sessions,
                 kinds: vec![Kind::Paced],
                 ipv6: false,
+                aim: None,
+                afterwards: hang_download::AFTERWARDS,
                 seed,
                 order: order.clone(),
                 out: out.join(format!("recovery-{sessions}-{seed}")),
