@@ -107,7 +107,9 @@ pub fn save_guest(order: &Order, file: &Path, progress: Progress) -> Result<()> 
     topology.plug_tap(TAP)?;
     vm.wait_ready(BOOT_BOUND)?;
     // Aside and renamed: nobody goes on from half a guest.
-    let aside = file.with_extension("part");
+    let mut aside = file.as_os_str().to_owned();
+    aside.push(".part");
+    let aside = PathBuf::from(aside);
     vm.save(&aside)?;
     fs::rename(&aside, file).with_context(|| format!("naming {}", file.display()))
 }
