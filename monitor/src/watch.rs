@@ -204,7 +204,9 @@ impl<D: Door, C: Clock> Watch<D, C> {
 
     /// Moves the schedule on; a look that began late is counted.
     fn advance_tick(&mut self, begin_ns: u64, planned_ns: u64) {
-        if begin_ns.saturating_sub(planned_ns) > self.period_ns / 2 {
+        let late_ns = begin_ns.saturating_sub(planned_ns);
+        self.tools.metrics.late_seconds.observe(Duration::from_nanos(late_ns).as_secs_f64());
+        if late_ns > self.period_ns / 2 {
             self.tools.metrics.late_samples.inc();
         }
         if begin_ns >= self.next_tick_ns {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use testbed::{
-    bench,
+    bench::{self, Bench, Effort},
     campaign::{self, Campaign, Matrix},
     client::Kind,
     demo,
@@ -43,14 +43,20 @@ enum Action {
         #[command(flatten)]
         guest: Guest,
     },
-    /// Measures what the parts cost on this machine and prints a table.
+    /// Measures what the parts cost on this machine and prints a table, each figure beside its limit and its goal.
     Bench {
-        /// Where the drawings of the recoveries are left.
+        /// Where the drawings of the recoveries are left; the result beside it, as OUT.json.
         #[arg(long, default_value = "out/bench")]
         out: PathBuf,
+        /// Only these.
+        #[arg(long, value_enum, value_delimiter = ',')]
+        only: Vec<bench::Group>,
         /// Recoveries for each number of sessions.
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
         runs: u64,
+        /// Everything once and briefly: shows that it runs, the figures mean nothing.
+        #[arg(long)]
+        brief: bool,
         #[command(flatten)]
         guest: Guest,
     },
@@ -244,8 +250,9 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             let pass = demo::demo(&out, guest.order(), guest.seed)?;
             Ok(if pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Action::Bench { out, runs, guest } => {
-            bench::bench(&out, &guest.order(), runs)?;
+        Action::Bench { out, only, runs, brief, guest } => {
+            let effort = if brief { Effort::brief() } else { Effort::full(runs) };
+            bench::bench(&Bench { out, order: guest.order(), only, effort })?;
             Ok(ExitCode::SUCCESS)
         }
         Action::Run { scenario: Scenario::HangDownload(arguments) } => hang_download(arguments),

@@ -223,6 +223,11 @@ impl Requester {
         self.ops.len()
     }
 
+    /// Packets of answers that may be on their way.
+    pub fn packets_awaited(&self) -> u32 {
+        self.ahead(self.sent_end)
+    }
+
     /// When [`Requester::expire`] has to be called, if nothing arrives before.
     pub fn deadline(&self) -> Option<Duration> {
         match (self.timer.deadline(), self.hold_until) {

@@ -247,6 +247,7 @@ fn judge(
         fence_ms: incident.fence_ms(),
         extract_ms: incident.stage_ms("extract"),
         reinstate_ms: incident.reinstate_ms(),
+        verdict_to_live_ms: incident.verdict_to_live_ms(),
         gap_ms_p50: gaps.map(|(median, ..)| median),
         gap_ms_p99: gaps.map(|(_, high, _)| high),
         gap_ms_max: gaps.map(|(.., longest)| longest),

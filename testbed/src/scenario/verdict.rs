@@ -27,6 +27,8 @@ pub struct Verdict {
     pub extract_ms: Option<f64>,
     /// The whole order to the spare, extraction included: all sessions live.
     pub reinstate_ms: Option<f64>,
+    /// From the verdict to the end of the order: the last session lives.
+    pub verdict_to_live_ms: Option<f64>,
     /// The middle one of the clients' gaps.
     pub gap_ms_p50: Option<f64>,
     /// Nearly the longest gap.
