@@ -45,7 +45,7 @@ enum Action {
     },
     /// Measures what the parts cost on this machine and prints a table, each figure beside its limit and its goal.
     Bench {
-        /// Where the drawings of the recoveries are left; the result beside it, as OUT.json.
+        /// Where the drawings of the recoveries are left; the result beside it, as OUT.json and OUT.svg.
         #[arg(long, default_value = "out/bench")]
         out: PathBuf,
         /// Only these.
