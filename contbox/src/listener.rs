@@ -1,7 +1,8 @@
 //! Accepts connections with boxes: new ones from a TCP listener, and sessions that a spare has reinstated.
 //!
-//! A connection never waits for the box service. Without one (or without a free slot) it is accepted unprotected and
-//! that is logged; sessions handed over are answered the moment they are accepted.
+//! A connection waits for the box service only while the answer that brings more boxes is due. Without a service (or
+//! without a free slot) it is accepted unprotected and that is logged. Sessions handed over are taken and answered
+//! together, as many as are waiting: a spare has hundreds at once, and all their clients wait for the last.
 //!
 //! The listening socket gets TCP_SAVE_SYN: some hundred bytes of kernel memory per connection.
 
@@ -11,6 +12,7 @@ use crate::reader::Snapshot;
 use crate::service::{BoxClient, Handed};
 use crate::shared::keep_syn;
 use crate::stream::{Position, RecoverableStream};
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -40,6 +42,8 @@ pub struct RecoverableListener {
 struct Service {
     client: Arc<BoxClient>,
     handed: UnboundedReceiver<Handed>,
+    /// Sessions handed over, taken and not yet given out.
+    taken: VecDeque<Accepted>,
 }
 
 impl RecoverableListener {
@@ -50,7 +54,7 @@ impl RecoverableListener {
 
     /// A listener with what [`BoxClient::connect`] returned.
     pub fn new(listener: TcpListener, client: Arc<BoxClient>, handed: UnboundedReceiver<Handed>) -> Self {
-        Self::with(listener, Some(Service { client, handed }))
+        Self::with(listener, Some(Service { client, handed, taken: VecDeque::new() }))
     }
 
     fn with(listener: TcpListener, service: Option<Service>) -> Self {
@@ -70,30 +74,48 @@ impl RecoverableListener {
             return Ok(Accepted { stream: RecoverableStream::unprotected(socket), peer, resumed: None });
         };
         loop {
+            if let Some(accepted) = service.taken.pop_front() {
+                end_properly(&accepted);
+                return Ok(accepted);
+            }
             // Handed sessions first: their clients have waited for longer.
             tokio::select! {
                 biased;
-                Some(handed) = service.handed.recv() => {
-                    let (order, slot) = (handed.order.order, handed.slot.clone());
-                    match take_over(handed, &service.client) {
-                        Ok(accepted) => {
-                            service.client.resumed(order);
-                            return Ok(accepted);
-                        }
-                        Err(why) => {
-                            tracing::warn!(order, why, "a session handed over cannot be resumed");
-                            service.client.give_back(&slot);
-                            service.client.declined(order, &why);
-                        }
-                    }
-                }
-                accepted = self.listener.accept() => {
+                Some(handed) = service.handed.recv() => service.take(handed),
+                accepted = accept_with_stock(&self.listener, &service.client) => {
                     let (socket, peer) = accepted?;
                     return Ok(protect(socket, peer, &service.client));
                 }
             }
         }
     }
+}
+
+impl Service {
+    /// Takes `first` and all that wait behind it.
+    fn take(&mut self, first: Handed) {
+        let mut answers = Vec::new();
+        let mut next = Some(first);
+        while let Some(handed) = next {
+            let (order, slot) = (handed.order.order, handed.slot.clone());
+            let taken = take_over(handed, &self.client);
+            if let Err(why) = &taken {
+                tracing::warn!(order, why, "a session handed over cannot be resumed");
+                self.client.give_back(&slot);
+            }
+            answers.push((order, taken.as_ref().map(drop).map_err(Clone::clone)));
+            self.taken.extend(taken);
+            next = self.handed.try_recv().ok();
+        }
+        self.client.answer(&answers);
+    }
+}
+
+/// Leaves connections in the kernel's queue while more boxes are on their way: a burst of clients is not to go
+/// unprotected because the stock was for fewer.
+async fn accept_with_stock(listener: &TcpListener, client: &BoxClient) -> io::Result<(TcpStream, SocketAddr)> {
+    client.stocked().await;
+    listener.accept().await
 }
 
 /// Gives a new connection a box, if there is one.
@@ -125,14 +147,21 @@ fn take_over(handed: Handed, client: &Arc<BoxClient>) -> Result<Accepted, String
     let (continuation, snapshot) = imported.map_err(|why| why.to_string())?;
     let socket = std::net::TcpStream::from(socket);
     socket.set_nonblocking(true).map_err(|why| why.to_string())?;
-    // Until here it lingered for no time, so that a spare which dies with it in its hands resets the client.
-    let patient = nix::libc::linger { l_onoff: 0, l_linger: 0 };
-    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Linger, &patient)
-        .map_err(|why| why.to_string())?;
     let socket = TcpStream::from_std(socket).map_err(|why| why.to_string())?;
     let position = Position { read: snapshot.lsr, written: snapshot.lsw, discard: order.discard };
     let stream = RecoverableStream::protected(socket, continuation, position, Some(Arc::clone(client)));
     Ok(Accepted { stream, peer: order.peer, resumed: Some(snapshot) })
+}
+
+/// Until the application has it, a session's socket lingers for no time, so that whoever dies with it in his hands
+/// resets the client. From here on its end is what the application makes of it.
+fn end_properly(accepted: &Accepted) {
+    let patient = nix::libc::linger { l_onoff: 0, l_linger: 0 };
+    if let Err(why) =
+        nix::sys::socket::setsockopt(accepted.stream.socket(), nix::sys::socket::sockopt::Linger, &patient)
+    {
+        tracing::warn!(peer = %accepted.peer, %why, "a resumed session will end in a reset");
+    }
 }
 
 #[cfg(test)]

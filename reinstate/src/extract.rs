@@ -129,24 +129,20 @@ fn pair(
     let mut extracted = Extracted { damage, ..Extracted::default() };
     let plans = sockets.iter().map(|socket| boxes.plan(socket)).collect::<Vec<_>>();
     let images = read_plans(memory, pool, &plans)?;
-    for (socket, image) in sockets.into_iter().zip(images) {
-        // A lost session still needs its numbers, so that its client can be told.
-        let numbers = TcpSocket { send_queue: Vec::new(), receive_queue: Vec::new(), ..socket.clone() };
-        let admitted = match image {
+    for (socket, carried) in sockets.into_iter().zip(images) {
+        let image = match carried {
             Ok(Carried::ToItsEnd) => {
                 extracted.ending.push(session::ending(socket, silent));
                 continue;
             }
-            Ok(Carried::FromBox(image)) => session::admit(socket, image, silent),
-            Ok(Carried::Anew) => {
-                let image = session::fresh(&socket);
-                session::admit(socket, image, silent)
-            }
+            Ok(Carried::FromBox(image)) => Ok(image),
+            Ok(Carried::Anew) => Ok(session::fresh(&socket)),
             Err(why) => Err(why),
         };
-        match admitted {
-            Ok(session) => extracted.sessions.push(session),
-            Err(why) => extracted.lost.push(Lost { snapshot: session::snapshot(numbers, silent), why }),
+        match image.and_then(|image| session::agree(&socket, &image).map(|standing| (image, standing))) {
+            Ok((image, standing)) => extracted.sessions.push(session::admit(socket, image, standing, silent)),
+            // A lost session still needs its numbers, so that its client can be told.
+            Err(why) => extracted.lost.push(Lost { snapshot: session::numbers(socket, silent), why }),
         }
     }
     Ok(extracted)

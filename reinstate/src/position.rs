@@ -11,7 +11,7 @@
 
 use crate::{
     packet::Heard,
-    snapshot::{Snapshot, distance},
+    snapshot::{Snapshot, WINDOW_SCALE_MAX, distance},
 };
 
 /// Slack below `rcv_wup` within which a client's own sequence number is plausible: it may resend what was received
@@ -69,13 +69,21 @@ pub fn assumed(snapshot: &Snapshot) -> Start {
     Start { seq: snapshot.snd_una, window: snapshot.snd_wnd, proof: Proof::Kernel }
 }
 
+/// How far beyond `rcv_wup` the client may have sent. A kernel that runs out of memory takes its promise back, which a
+/// client learns later than what it sends: then the most that can ever have been promised.
+fn promised(snapshot: &Snapshot) -> u32 {
+    let taken_back = snapshot.rcv_wnd == 0;
+    let most = u32::from(u16::MAX) << snapshot.scales.map_or(0, |(_, ours)| ours.min(WINDOW_SCALE_MAX));
+    if taken_back { most } else { snapshot.rcv_wnd }
+}
+
 /// The start an answer implies.
 ///
 /// # Errors
 /// [`Refused`] if the answer cannot be this client's honest position.
 pub fn answered(snapshot: &Snapshot, heard: &Heard) -> Result<Start, Refused> {
     let earliest = snapshot.rcv_wup.wrapping_sub(RESEND_SLACK);
-    let room = RESEND_SLACK.saturating_add(snapshot.rcv_wnd).saturating_add(1);
+    let room = RESEND_SLACK.saturating_add(promised(snapshot)).saturating_add(1);
     if distance(earliest, heard.seq) > room {
         return Err(Refused::OutOfWindow { seq: heard.seq });
     }
@@ -157,6 +165,14 @@ mod tests {
         assert_eq!(answered(&snapshot, &heard(7000, 550)), Err(Refused::OutOfWindow { seq: 7000 }));
         let reset = Heard { flags: crate::packet::RST, ..heard(1000, 550) };
         assert_eq!(answered(&snapshot, &reset), Err(Refused::Reset));
+    }
+
+    #[test]
+    fn a_client_that_has_filled_a_window_since_taken_back_is_believed() {
+        let closed = Snapshot { rcv_wnd: 0, ..snapshot(500, 100) };
+        assert_eq!(answered(&closed, &heard(1000 + 300_000, 550)).unwrap().seq, 550);
+        let beyond = 1000 + (65_535 << 7) + 2;
+        assert_eq!(answered(&closed, &heard(beyond, 550)), Err(Refused::OutOfWindow { seq: beyond }));
     }
 
     #[test]

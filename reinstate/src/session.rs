@@ -16,7 +16,7 @@ use contbox::{
     continuation::Opening,
     reader::{BadBox, BoxHead},
 };
-use introspect::linux::tcp::{State, TcpSocket};
+use introspect::linux::tcp::{Segment, State, TcpSocket};
 
 use crate::{
     position::Start,
@@ -74,6 +74,9 @@ pub struct Session {
     pub written: u64,
     /// Bytes of regenerated output to swallow.
     pub discard: u64,
+    /// The dead kernel had not seen the end of the handshake. Only an answer of the client proves that there is a
+    /// connection; a client that still waits for the answer to its SYN gives none, and begins anew.
+    pub unproven: bool,
 }
 
 impl Session {
@@ -129,6 +132,10 @@ pub fn rebuildable(socket: &TcpSocket) -> Result<(), Loss> {
     }
     if socket.bytes_received < unread {
         return Err(Loss::Damaged("count of received bytes"));
+    }
+    // The client does not send again what was acknowledged.
+    if distance(socket.rcv_wup, socket.rcv_nxt) > i32::MAX as u32 {
+        return Err(Loss::Damaged("count of acknowledged bytes"));
     }
     Ok(())
 }
@@ -186,13 +193,21 @@ pub fn counted(socket: &TcpSocket) -> Result<(), Loss> {
     }
 }
 
-/// Puts a socket that is [`rebuildable`] and the image of its box together.
+/// Where a connection stands in the streams of its box.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    copied: u64,
+    written: u64,
+    discard: u64,
+}
+
+/// Holds a socket that is [`rebuildable`] against the image of its box.
 ///
 /// # Errors
 /// [`Loss`] if their numbers contradict each other.
-pub fn admit(socket: TcpSocket, image: BoxImage, silent: Duration) -> Result<Session, Loss> {
+pub fn agree(socket: &TcpSocket, image: &BoxImage) -> Result<Standing, Loss> {
     let offset = |base: u64, more: u64| base.checked_add(more).ok_or(Loss::Damaged("stream offset"));
-    let copied = copied_since(image.base_read, &socket)?;
+    let copied = copied_since(image.base_read, socket)?;
     let written = offset(image.base_written, socket.written_offset())?;
     if offset(image.snapshot.lsr, image.logged.len() as u64)? != copied {
         return Err(Loss::Damaged("receive log"));
@@ -201,7 +216,14 @@ pub fn admit(socket: TcpSocket, image: BoxImage, silent: Duration) -> Result<Ses
     if written < socket.send_queue.iter().map(|segment| segment.bytes.len() as u64).sum() {
         return Err(Loss::Damaged("count of written bytes"));
     }
-    Ok(Session { snapshot: snapshot(socket, silent), image, copied, written, discard })
+    Ok(Standing { copied, written, discard })
+}
+
+/// Puts a socket and the image of its box together, which [`agree`].
+pub fn admit(socket: TcpSocket, image: BoxImage, standing: Standing, silent: Duration) -> Session {
+    let Standing { copied, written, discard } = standing;
+    let unproven = socket.state == State::SynReceived && !socket.accepted;
+    Session { snapshot: snapshot(socket, silent), image, copied, written, discard, unproven }
 }
 
 /// The connection's values. `silent` is how long the target has been silent at most.
@@ -216,7 +238,7 @@ pub fn snapshot(socket: TcpSocket, silent: Duration) -> Snapshot {
         snd_nxt: socket.snd_nxt.wrapping_sub((socket.fin_queued && socket.snd_nxt == socket.write_seq).into()),
         closed: output_ended(&socket),
         peer_closed: socket.fin_received,
-        sending: socket.send_queue.into_iter().flat_map(|segment| segment.bytes).collect(),
+        sending: joined(socket.send_queue),
         rcv_nxt: socket.rcv_nxt.wrapping_sub(socket.fin_received.into()),
         receiving: socket.receive_queue,
         // The window's right edge stays where it is.
@@ -230,6 +252,21 @@ pub fn snapshot(socket: TcpSocket, silent: Duration) -> Snapshot {
         timestamp,
         mss_clamp: socket.mss_clamp,
     }
+}
+
+/// All bytes of a queue, copied at most once: there may be megabytes.
+fn joined(mut queue: Vec<Segment>) -> Vec<u8> {
+    if let [only] = queue.as_mut_slice() {
+        return std::mem::take(&mut only.bytes);
+    }
+    let mut bytes = Vec::with_capacity(queue.iter().map(|segment| segment.bytes.len()).sum());
+    queue.iter().for_each(|segment| bytes.extend_from_slice(&segment.bytes));
+    bytes
+}
+
+/// The values of a connection of which nothing but its numbers is needed, to end it at its client.
+pub fn numbers(socket: TcpSocket, silent: Duration) -> Snapshot {
+    snapshot(TcpSocket { send_queue: Vec::new(), receive_queue: Vec::new(), ..socket }, silent)
 }
 
 /// The values of a connection that nobody reads from any more: its kernel alone brings it to its end.
@@ -249,7 +286,6 @@ fn timestamp(socket: &TcpSocket, silent: Duration) -> u32 {
 #[cfg(test)]
 pub(crate) mod tests {
     use contbox::Snapshot as Export;
-    use introspect::linux::tcp::Segment;
     use proptest::prelude::*;
     use remote_memory::KernelVirt;
 
@@ -339,13 +375,14 @@ pub(crate) mod tests {
         check(|socket| socket.write_seq += 1, "its send queue is not whole in the dead memory");
         check(|socket| socket.send_queue_complete = false, "its send queue is not whole in the dead memory");
         check(|socket| socket.rcv_nxt += 1, "its receive queue is not whole in the dead memory");
+        check(|socket| socket.rcv_wup += 1, "its count of acknowledged bytes is not whole in the dead memory");
         check(|socket| socket.bytes_received = 1, "its count of received bytes is not whole in the dead memory");
     }
 
     #[test]
     fn a_box_that_contradicts_the_kernel_is_a_loss() {
         let dead = socket(100, 10, 20, 5, 8);
-        let admitted = |image| admit(dead.clone(), image, Duration::ZERO);
+        let admitted = |image| agree(&dead, &image);
         assert_eq!(admitted(image(&dead, (0, 0), 3, 15)).unwrap().discard, 5);
         let ahead = Loss::Box(BadBox::OutputAhead { lsw: 21, written: 20 });
         assert_eq!(admitted(image(&dead, (0, 0), 3, 21)), Err(ahead));
@@ -364,7 +401,7 @@ pub(crate) mod tests {
             let dead = TcpSocket { read_offset_certain: false, lock_held, ..whole.clone() };
             // The connection itself could be rebuilt: without an application behind it, it can still come to its end.
             assert_eq!(rebuildable(&dead), Ok(()));
-            let refused = admit(dead.clone(), image(&dead, (0, 0), 3, 15), Duration::ZERO);
+            let refused = agree(&dead, &image(&dead, (0, 0), 3, 15));
             assert_eq!(refused.unwrap_err().to_string(), reason);
             assert_eq!(counted(&dead).unwrap_err().to_string(), reason);
         }
@@ -396,7 +433,8 @@ pub(crate) mod tests {
             let lsw = (bases.1 + u64::from(written)).saturating_sub(back);
             let boxed = image(&dead, bases, lsr, lsw);
             prop_assert_eq!(rebuildable(&dead), Ok(()));
-            let session = admit(dead, boxed, Duration::ZERO).unwrap();
+            let standing = agree(&dead, &boxed).unwrap();
+            let session = admit(dead, boxed, standing, Duration::ZERO);
             let ahead = has.min(queued);
             let seq = session.snapshot.snd_una.wrapping_add(ahead);
             let start = Start { seq, ..position::assumed(&session.snapshot) };

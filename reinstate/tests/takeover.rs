@@ -300,6 +300,18 @@ fn unread_and_unheard_input_reaches_the_new_server() {
     session.take_over(&snapshot);
 }
 
+/// As a kernel without memory for input leaves it: the promise taken back, the send window updated beyond it.
+#[test]
+fn a_receive_window_that_was_taken_back_opens_again() {
+    let mut session = Session::begin(PLAIN);
+    session.wait_until_acknowledged();
+    session.wire.silence_server();
+    session.write_up(30_000);
+    let snapshot = session.snapshot();
+    let torn = Snapshot { rcv_wnd: 0, snd_wl1: snapshot.rcv_nxt.wrapping_add(9_000), ..snapshot };
+    assert_eq!(session.take_over(&torn).proof, Proof::Client);
+}
+
 #[test]
 fn a_client_with_a_closed_window_gets_the_rest_when_it_reads() {
     let mut session = Session::begin(Case { client_buffer: Some(4096), ..PLAIN });

@@ -44,7 +44,9 @@ pub struct Channel {
 #[derive(Debug, Default)]
 struct Receiving {
     bytes: Vec<u8>,
-    /// Bytes known to hold no line end.
+    /// Bytes at the front that have been taken.
+    taken: usize,
+    /// Bytes known to hold no line end that is not taken.
     scanned: usize,
     fds: VecDeque<OwnedFd>,
 }
@@ -114,7 +116,7 @@ impl Channel {
         loop {
             if let Some(line) = receiving.take_line() {
                 let message: M =
-                    serde_json::from_slice(&line).map_err(|why| ChannelError::Malformed(why.to_string()))?;
+                    serde_json::from_slice(line).map_err(|why| ChannelError::Malformed(why.to_string()))?;
                 if !carries_fd(&message) {
                     return Ok((message, None));
                 }
@@ -137,18 +139,16 @@ impl Channel {
 }
 
 impl Receiving {
-    fn take_line(&mut self) -> Option<Vec<u8>> {
+    fn take_line(&mut self) -> Option<&[u8]> {
         match self.bytes[self.scanned..].iter().position(|byte| *byte == b'\n') {
             Some(at) => {
-                let end = self.scanned + at;
-                let rest = self.bytes.split_off(end + 1);
-                let mut line = std::mem::replace(&mut self.bytes, rest);
-                line.pop();
-                self.scanned = 0;
-                Some(line)
+                let (start, end) = (self.taken, self.scanned + at);
+                (self.taken, self.scanned) = (end + 1, end + 1);
+                Some(&self.bytes[start..end])
             }
             None => {
-                self.scanned = self.bytes.len();
+                self.bytes.drain(..self.taken);
+                (self.taken, self.scanned) = (0, self.bytes.len());
                 None
             }
         }

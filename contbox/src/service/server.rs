@@ -125,7 +125,8 @@ impl BoxService {
 
     /// Hands sessions over, all orders before any answer, and returns the outcomes in the order of the handovers.
     ///
-    /// An application that does not answer within `patience` counts as declining.
+    /// An application that does not answer within `patience` counts as declining. Calls at the same time wait for each
+    /// other's answers, too.
     pub fn resume(&self, handovers: Vec<Handover>, patience: Duration) -> Vec<Result<(), Declined>> {
         let deadline = Instant::now() + patience;
         let placed: Vec<Placed> = {
@@ -133,11 +134,12 @@ impl BoxService {
             handovers.into_iter().map(|handover| state.place(handover)).collect()
         };
         self.send_orders(&placed);
-        let await_answer = |(socket, placing): Placed| {
-            let answer = placing.and_then(|(order, _)| self.shared.answer(order.order, deadline));
+        let mut state = self.shared.all_answered(deadline);
+        let answered = |(socket, placing): Placed| {
+            let answer = placing.and_then(|(order, _)| state.take_answer(order.order));
             answer.map_err(|why| Declined { why, socket })
         };
-        placed.into_iter().map(await_answer).collect()
+        placed.into_iter().map(answered).collect()
     }
 
     fn send_orders(&self, placed: &[Placed]) {
@@ -176,16 +178,13 @@ impl Shared {
         self.state.lock().expect("no thread of the box service panics with the state half-changed")
     }
 
-    fn answer(&self, order: u64, deadline: Instant) -> Result<(), String> {
+    /// Waits until no order is without an answer, or for `deadline`.
+    fn all_answered(&self, deadline: Instant) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         loop {
-            if let Some(answer) = state.answers.remove(&order) {
-                return answer;
-            }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                state.open_orders.remove(&order);
-                return Err("the application did not answer in time".into());
+            if state.open_orders.is_empty() || left.is_zero() {
+                return state;
             }
             let waited = self.answered.wait_timeout(state, left);
             state = waited.expect("no thread of the box service panics with the state half-changed").0;
@@ -220,6 +219,15 @@ impl State {
             return Err(why.to_string());
         }
         Ok((slot, owner))
+    }
+
+    /// The answer to an order; one that has none is not waited for any more.
+    fn take_answer(&mut self, order: u64) -> Result<(), String> {
+        if let Some(answer) = self.answers.remove(&order) {
+            return answer;
+        }
+        self.open_orders.remove(&order);
+        Err("the application did not answer in time".into())
     }
 
     fn note_answer(&mut self, owner: u32, order: u64, answer: Result<(), String>) {
@@ -348,8 +356,12 @@ fn converse(shared: &Shared, channel: &Channel, owner: u32) -> Result<(), Channe
         FromApp::Resumed { order } => state.note_answer(owner, order, Ok(())),
         FromApp::Declined { order, why } => state.note_answer(owner, order, Err(why)),
     }
+    // Who waits, waits for all: hundreds of answers are one wake-up.
+    let all_answered = state.open_orders.is_empty();
     drop(state);
-    shared.answered.notify_all();
+    if all_answered {
+        shared.answered.notify_all();
+    }
     Ok(())
 }
 

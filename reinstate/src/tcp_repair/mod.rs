@@ -32,7 +32,7 @@ use socket2::SockRef;
 
 use crate::{
     position::Start,
-    snapshot::{QUEUE_BYTES_MAX, Snapshot, WINDOW_SCALE_MAX},
+    snapshot::{QUEUE_BYTES_MAX, Snapshot, WINDOW_SCALE_MAX, distance},
 };
 use raw::{RepairOption, RepairWindow};
 
@@ -121,6 +121,27 @@ pub fn rebuild(snapshot: &Snapshot, start: Start, timestamp: Option<u32>) -> Res
     Ok(rebuilt)
 }
 
+/// The windows as `tcp_repair_set_window` takes them: it refuses a `snd_wl1` beyond the window promised from `rcv_nxt`
+/// on, and a `rcv_wup` after `rcv_nxt`.
+///
+/// A whole connection can have the former. A kernel without memory for a socket's input takes its promise back (6.12:
+/// `ICSK_ACK_NOMEM` in `tcp_select_window`), when a segment that lay inside the promise and behind a dropped one has
+/// updated the send window already. An earlier `snd_wl1` is always safe: the window in `start` is the newest one, and
+/// the client's next segment may change it, also one that it sends again.
+fn acceptable_windows(snapshot: &Snapshot, start: Start) -> RepairWindow {
+    let is_after = |a: u32, b: u32| distance(b, a) as i32 > 0;
+    let earlier = |seq: u32| if is_after(seq, snapshot.rcv_nxt) { snapshot.rcv_nxt } else { seq };
+    let rcv_wup = earlier(snapshot.rcv_wup);
+    RepairWindow {
+        snd_wl1: earlier(snapshot.snd_wl1),
+        snd_wnd: start.window,
+        max_window: snapshot.max_window.max(start.window),
+        // The right edge stays where it is.
+        rcv_wnd: snapshot.rcv_wnd.saturating_add(distance(rcv_wup, snapshot.rcv_wup)),
+        rcv_wup,
+    }
+}
+
 impl Rebuilt {
     fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -199,14 +220,14 @@ impl Rebuilt {
     }
 
     fn windows(&self, snapshot: &Snapshot, start: Start) -> Result<(), RepairError> {
-        let window = RepairWindow {
-            snd_wl1: snapshot.snd_wl1,
-            snd_wnd: start.window,
-            max_window: snapshot.max_window.max(start.window),
-            rcv_wnd: snapshot.rcv_wnd,
-            rcv_wup: snapshot.rcv_wup,
-        };
-        self.tcp(libc::TCP_REPAIR_WINDOW, &window, "TCP_REPAIR_WINDOW")
+        match self.tcp(libc::TCP_REPAIR_WINDOW, &acceptable_windows(snapshot, start), "TCP_REPAIR_WINDOW") {
+            // Left out, both windows are what connect() chose, and the client's next segment tells its own.
+            Err(error) if error.source.kind() == io::ErrorKind::InvalidInput => {
+                tracing::warn!(peer = %snapshot.peer, "this kernel does not take the windows of a connection");
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     /// Ends repair and sends the saved bytes from `start` on. The address must be local by now. The socket is
@@ -290,4 +311,32 @@ pub fn state(socket: BorrowedFd<'_>) -> io::Result<u8> {
 pub fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<(u32, u8)> {
     let info: raw::Info = raw::fetch(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
     Ok((info.unacked, info.retransmits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::{snapshot, tests::socket};
+
+    #[test]
+    fn windows_that_the_kernel_would_refuse_are_told_so_that_it_takes_them() {
+        let check = |rcv_wup: i32, rcv_wnd: u32, snd_wl1: i32, expected: (i32, u32, i32)| {
+            for received in [8, u32::MAX - 3, 1 << 31] {
+                let dead = socket(0, 0, 0, received, received);
+                let at = |offset: i32| received.wrapping_add_signed(offset);
+                let known =
+                    Snapshot { rcv_wup: at(rcv_wup), rcv_wnd, snd_wl1: at(snd_wl1), ..snapshot(dead, Duration::ZERO) };
+                let told = acceptable_windows(&known, crate::position::assumed(&known));
+                let (rcv_wup, rcv_wnd, snd_wl1) = expected;
+                assert_eq!((told.rcv_wup, told.rcv_wnd, told.snd_wl1), (at(rcv_wup), rcv_wnd, at(snd_wl1)));
+                assert!(told.max_window >= told.snd_wnd);
+            }
+        };
+        check(0, 1000, 0, (0, 1000, 0));
+        check(-700, 1000, -1448, (-700, 1000, -1448));
+        // Seen on 6.12 in an upload to a slow reader: no memory, so the window was taken back, though a segment behind
+        // the dropped one had updated the send window.
+        check(0, 0, 7240, (0, 0, 0));
+        check(5, 1000, 0, (0, 1005, 0));
+    }
 }
