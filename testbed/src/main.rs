@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, Parser, Subcommand};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use testbed::{
     bench::{self, Bench, Effort},
     campaign::{self, Campaign, Matrix},
@@ -16,7 +16,10 @@ use testbed::{
     demo,
     fault::Fault,
     sandbox,
-    scenario::{self, Aim, Order, Progress, Run, hang_download},
+    scenario::{
+        self, Aim, Order, Progress, Run, hang_download,
+        soak::{self, Load, Soak},
+    },
     timeline::Timeline,
     topology::{Topology, Wire},
     torn,
@@ -42,7 +45,7 @@ enum Action {
     },
     /// Measures what the parts cost on this machine and prints a table, each figure beside its limit and its goal.
     Bench {
-        /// Where the drawings of the recoveries are left; the result beside it, as OUT.json.
+        /// Where the drawings of the recoveries are left; the result beside it, as OUT.json and OUT.svg.
         #[arg(long, default_value = "out/bench")]
         out: PathBuf,
         /// Only these.
@@ -98,6 +101,15 @@ enum Action {
         /// The file.
         timeline: PathBuf,
     },
+    /// Draws the figures of detection from what soaks have left.
+    Figures {
+        /// The files `detection.json` of soaks.
+        #[arg(required = true)]
+        from: Vec<PathBuf>,
+        /// Where the drawings are left.
+        #[arg(long, default_value = "docs/figures")]
+        out: PathBuf,
+    },
     /// Runs a command in a machine of a fresh topology, to look around: hypervisor, spare, monitor or client.
     Enter {
         /// The machine.
@@ -112,6 +124,26 @@ enum Action {
 enum Scenario {
     /// Clients are served by a guest, the guest hangs, every client must get every byte exactly once.
     HangDownload(HangDownload),
+    /// A healthy guest under a load must not be taken for one that hangs; at the end it does hang, and must be.
+    Soak(SoakArguments),
+}
+
+#[derive(Args)]
+struct SoakArguments {
+    /// What keeps the guest busy; `all` is each in turn, in a guest of its own.
+    #[arg(long, default_value = "all", value_parser = ["idle", "cpu", "memory", "network", "all"])]
+    load: String,
+    /// How long, all loads together.
+    #[arg(long, default_value_t = 30.0)]
+    minutes: f64,
+    /// From one recorded sample to the next: a stall is seen shorter than it was by up to two of them.
+    #[arg(long, default_value_t = 1.0)]
+    period_ms: f64,
+    #[command(flatten)]
+    guest: Guest,
+    /// Where result and figures are left, and logs of what failed.
+    #[arg(long, default_value = "out/soak")]
+    out: PathBuf,
 }
 
 #[derive(Args)]
@@ -252,13 +284,16 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     if let Action::Draw { timeline } = &arguments.action {
         return draw(timeline);
     }
+    if let Action::Figures { from, out } = &arguments.action {
+        soak::draw(&soak::read_records(from)?, out)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Action::Campaign(arguments) = arguments.action {
         return run_campaign(arguments); // each of its runs has a sandbox of its own
     }
     sandbox::enter()?;
     match arguments.action {
-        Action::Draw { timeline } => draw(&timeline),
-        Action::Campaign(arguments) => run_campaign(arguments),
+        Action::Draw { .. } | Action::Campaign(_) | Action::Figures { .. } => unreachable!("done outside a sandbox"),
         Action::Demo { out, guest } => {
             let pass = demo::demo(&out, guest.order(), guest.seed)?;
             Ok(if pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -269,6 +304,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Action::Run { scenario: Scenario::HangDownload(arguments) } => run_hang_download(arguments),
+        Action::Run { scenario: Scenario::Soak(arguments) } => run_soak(arguments),
         Action::SaveGuest { file, pool_slots, guest } => {
             let order = Order { pool_slots, lockup_module: true, ..guest.order() };
             scenario::save_guest(&order, &file, Progress::begin())?;
@@ -296,6 +332,19 @@ fn run_hang_download(arguments: HangDownload) -> Result<ExitCode> {
     let run = Run { fault, sessions, kinds, ipv6, aim, afterwards, seed, order, out, keep_logs, capture };
     let (verdict, timeline) = hang_download::run(&run, Progress::begin())?;
     eprint!("\n{}", timeline.text(100));
+    println!("{}", serde_json::to_string(&verdict)?);
+    Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_soak(arguments: SoakArguments) -> Result<ExitCode> {
+    let SoakArguments { load, minutes, period_ms, guest, out } = arguments;
+    let loads = match load.as_str() {
+        "all" => Load::ALL.to_vec(),
+        one => vec![Load::from_str(one, false).map_err(|error| anyhow!("{one}: {error}"))?],
+    };
+    let length = Duration::try_from_secs_f64(minutes * 60.0).context("--minutes")? / loads.len() as u32;
+    let soak = Soak { loads, length, period_ms, seed: guest.seed, order: guest.order(), out };
+    let verdict = soak::run(&soak, Progress::begin())?;
     println!("{}", serde_json::to_string(&verdict)?);
     Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

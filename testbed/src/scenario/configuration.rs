@@ -24,6 +24,9 @@ pub(super) const BACKDOOR_CONTROL: SocketAddr = on_rdma_network(HYPERVISOR, cont
 /// Control plane of the spare.
 pub(super) const SPARE_CONTROL: SocketAddr = on_rdma_network(SPARE, control::reinstate::PORT);
 
+/// Where the monitor says what it counted.
+pub(super) const MONITOR_METRICS: SocketAddr = on_rdma_network(MONITOR, 9464);
+
 const fn on_rdma_network(number: u8, port: u16) -> SocketAddr {
     SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 78, 0, number), port))
 }
@@ -44,6 +47,7 @@ pub(super) fn monitor(journal: &Path, deadline_ms: u64) -> String {
 name = "monitor"
 local = "{local}"
 journal = "{journal}"
+metrics = "{MONITOR_METRICS}"
 
 [sampling]
 period_ms = {period_ms}

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::{Read, Write},
     net::TcpStream,
     path::{Path, PathBuf},
     time::Duration,
@@ -15,7 +16,7 @@ use control::{
 };
 
 use super::{
-    configuration::{self, BACKDOOR_CONTROL, SPARE_CONTROL, TARGET},
+    configuration::{self, BACKDOOR_CONTROL, MONITOR_METRICS, SPARE_CONTROL, TARGET},
     daemon::{Daemon, program},
     incident,
     progress::Progress,
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// Name of the guest's tap device in the hypervisor's namespace.
-const TAP: &str = "tap-guest";
+pub(super) const TAP: &str = "tap-guest";
 
 /// Generous: an emulated guest on a machine that also compiles.
 const BOOT_BOUND: Duration = Duration::from_secs(180);
@@ -103,7 +104,7 @@ pub fn save_guest(order: &Order, file: &Path, progress: Progress) -> Result<()> 
     let image = image(&kernel, order)?;
     let topology = Topology::build()?;
     progress.step(format_args!("a guest with Linux {} boots, to be saved", kernel.release));
-    let mut vm = boot(&kernel, &image, order, &folder)?;
+    let mut vm = boot(&kernel, &image, order, &folder, |_, _| Ok(()))?;
     topology.plug_tap(TAP)?;
     vm.wait_ready(BOOT_BOUND)?;
     // Aside and renamed: nobody goes on from half a guest.
@@ -136,6 +137,18 @@ impl Installation {
     /// # Errors
     /// When something is missing or does not start; quotes it.
     pub fn build(order: &Order, progress: Progress) -> Result<Self> {
+        Self::build_with(order, progress, |_, _| Ok(()))
+    }
+
+    /// As [`Self::build`], with a guest that `change` adds to; it may leave files in the installation's folder.
+    ///
+    /// # Errors
+    /// See [`Self::build`], and those of `change`.
+    pub fn build_with(
+        order: &Order,
+        progress: Progress,
+        change: impl FnOnce(&mut VmSpec, &Path) -> Result<()>,
+    ) -> Result<Self> {
         let folder = Path::new(SCRATCH).join("run");
         // Nothing of an earlier installation in this sandbox: its journal would be taken for this one's.
         let _ = fs::remove_dir_all(&folder);
@@ -147,7 +160,7 @@ impl Installation {
         let topology = Topology::with_wire(order.wire, order.seed)?;
         let how = if order.saved.is_some() { "goes on from where it was saved" } else { "boots" };
         progress.step(format_args!("the guest {how}: {} vCPU", order.vcpus));
-        let vm = boot(&kernel, &image, order, &folder)?;
+        let vm = boot(&kernel, &image, order, &folder, change)?;
         topology.plug_tap(TAP)?;
         let mut installation = Self {
             daemons: Vec::new(),
@@ -224,6 +237,42 @@ impl Installation {
         Capture::start(&self.topology.hypervisor, file)
     }
 
+    /// Records every sensor of the guest beside the monitor: a sample each `period_ms`, for `seconds`, then it ends.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn record(&self, period_ms: f64, seconds: u64) -> Result<(Daemon, PathBuf)> {
+        // A folder of its own: it is the same program, and the monitor's log has the same name.
+        let folder = self.folder.join("recorder");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let out = folder.join("recording.jsonl");
+        let words = [
+            ("--config", self.folder.join("monitor.toml").display().to_string()),
+            ("--target", TARGET.to_owned()),
+            ("--period-ms", period_ms.to_string()),
+            ("--seconds", seconds.to_string()),
+            ("--out", out.display().to_string()),
+        ];
+        let words = words.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        let arguments = std::iter::once("record".to_owned()).chain(words);
+        Ok((Daemon::start(&self.topology.monitor, "monitor", arguments, &folder)?, out))
+    }
+
+    /// What the monitor has counted, as Prometheus reads it.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn metrics(&self) -> Result<String> {
+        self.topology.monitor.run(|| {
+            let mut stream = TcpStream::connect_timeout(&MONITOR_METRICS, ANSWER_BOUND).context("the metrics")?;
+            stream.set_read_timeout(Some(ANSWER_BOUND))?;
+            write!(stream, "GET /metrics HTTP/1.1\r\nHost: monitor\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).context("the metrics")?;
+            Ok(text)
+        })
+    }
+
     /// Copies logs, configurations, journal and the guest's console to `out`.
     ///
     /// # Errors
@@ -284,7 +333,13 @@ fn files(folder: &Path) -> PathBuf {
     folder.join("files")
 }
 
-fn boot(kernel: &Kernel, image: &Path, order: &Order, folder: &Path) -> Result<Vm> {
+fn boot(
+    kernel: &Kernel,
+    image: &Path,
+    order: &Order,
+    folder: &Path,
+    change: impl FnOnce(&mut VmSpec, &Path) -> Result<()>,
+) -> Result<Vm> {
     fs::create_dir_all(files(folder)).context("the folder of files")?;
     let mut spec = VmSpec::new(TARGET, &kernel.vmlinuz, image);
     spec.cpus = order.vcpus;
@@ -303,6 +358,7 @@ fn boot(kernel: &Kernel, image: &Path, order: &Order, folder: &Path) -> Result<V
         at_boot: false,
         writable: true,
     }];
+    change(&mut spec, folder)?;
     Vm::start(spec)
 }
 

@@ -8,6 +8,7 @@ pub mod hang_download;
 pub mod incident;
 mod installation;
 mod progress;
+pub mod soak;
 mod verdict;
 
 pub use aim::Aim;
