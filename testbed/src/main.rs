@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use testbed::{
     bench::{self, Bench, Effort},
@@ -17,11 +17,11 @@ use testbed::{
     fault::Fault,
     sandbox,
     scenario::{
-        self, Order, Progress, Run,
+        self, Aim, Order, Progress, Run, hang_download,
         soak::{self, Load, Soak},
     },
     timeline::Timeline,
-    topology::Topology,
+    topology::{Topology, Wire},
     torn,
 };
 
@@ -45,7 +45,7 @@ enum Action {
     },
     /// Measures what the parts cost on this machine and prints a table, each figure beside its limit and its goal.
     Bench {
-        /// Where the drawings of the recoveries are left; the result beside it, as OUT.json.
+        /// Where the drawings of the recoveries are left; the result beside it, as OUT.json and OUT.svg.
         #[arg(long, default_value = "out/bench")]
         out: PathBuf,
         /// Only these.
@@ -64,6 +64,16 @@ enum Action {
     Run {
         #[command(subcommand)]
         scenario: Scenario,
+    },
+    /// Boots a guest, saves it and ends it; runs can begin there instead of booting, see `run hang-download --saved`.
+    SaveGuest {
+        /// Where it is saved.
+        file: PathBuf,
+        /// Continuation Boxes in its pool.
+        #[arg(long, default_value_t = 256)]
+        pool_slots: u32,
+        #[command(flatten)]
+        guest: Guest,
     },
     /// Runs the matrix of faults, kernels, processors and sessions again and again; goes on where it was stopped.
     Campaign(CampaignArguments),
@@ -150,6 +160,21 @@ struct HangDownload {
     /// Every second client uses IPv6.
     #[arg(long)]
     ipv6: bool,
+    /// How the clients' cable treats packets around the fault.
+    #[arg(long, value_enum, default_value = "good")]
+    wire: Wire,
+    /// Where a stop shall fall; with one vCPU.
+    #[arg(long, value_enum)]
+    aim: Option<Aim>,
+    /// How long sessions go on after the recovery.
+    #[arg(long, default_value_t = hang_download::AFTERWARDS.as_millis() as u64)]
+    afterwards_ms: u64,
+    /// Continuation Boxes in the guest; enough for the sessions if it is not said.
+    #[arg(long)]
+    pool_slots: Option<u32>,
+    /// A guest saved by `save-guest` with the same kernel, vCPUs and pool; it is booted without one.
+    #[arg(long)]
+    saved: Option<PathBuf>,
     #[command(flatten)]
     guest: Guest,
     /// Where result, drawing and, after a failure, logs are left.
@@ -191,12 +216,35 @@ struct CampaignArguments {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "paced,fast,upload,small,idle,stalled,half-closed,fresh"
+        default_value = "paced,fast,upload,small,idle,stalled,half-closed,fresh,queued"
     )]
     kinds: Vec<Kind>,
+    /// How the clients' cable is around the fault; one is drawn for each run.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "good,good,good,lossy,shuffled,rough")]
+    wires: Vec<Wire>,
+    /// Where stops are aimed, beside the faults.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "export,send,transmit,recv,receive,acknowledge,accept,handshake,close"
+    )]
+    aims: Vec<Aim>,
+    /// No aimed stops.
+    #[arg(long, conflicts_with = "aims")]
+    no_aims: bool,
     /// Silence that counts as a hang.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 200)]
     deadline_ms: u64,
+    /// Runs at the same time.
+    #[arg(long, default_value_t = 2)]
+    parallel: usize,
+    /// Runs that begin with the same boot of a guest.
+    #[arg(long, default_value_t = 25)]
+    runs_per_boot: usize,
+    /// A command put before that of each run, in words separated by commas: a lock, `taskset,-c,0`, …
+    #[arg(long, value_delimiter = ',')]
+    through: Vec<String>,
 }
 
 #[derive(Args)]
@@ -218,7 +266,7 @@ struct Guest {
 
 impl Guest {
     fn order(&self) -> Order {
-        Order { kernel: self.kernel.clone(), vcpus: self.vcpus, deadline_ms: self.deadline_ms, lockup_module: false }
+        Order::new(&self.kernel, self.vcpus, self.deadline_ms)
     }
 }
 
@@ -255,8 +303,13 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             bench::bench(&Bench { out, order: guest.order(), only, effort })?;
             Ok(ExitCode::SUCCESS)
         }
-        Action::Run { scenario: Scenario::HangDownload(arguments) } => hang_download(arguments),
+        Action::Run { scenario: Scenario::HangDownload(arguments) } => run_hang_download(arguments),
         Action::Run { scenario: Scenario::Soak(arguments) } => run_soak(arguments),
+        Action::SaveGuest { file, pool_slots, guest } => {
+            let order = Order { pool_slots, lockup_module: true, ..guest.order() };
+            scenario::save_guest(&order, &file, Progress::begin())?;
+            Ok(ExitCode::SUCCESS)
+        }
         Action::Torn { kernel, paths, visits, stride, phase } => {
             let order = torn::Order { kernel, paths, visits, stride: stride as usize, phase };
             let report = torn::explore(&order, Progress::begin())?;
@@ -267,11 +320,17 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     }
 }
 
-fn hang_download(arguments: HangDownload) -> Result<ExitCode> {
-    let HangDownload { fault, sessions, kinds, ipv6, guest, out, keep_logs, capture } = arguments;
-    let (seed, order) = (guest.seed, guest.order());
-    let run = Run { fault, sessions: sessions.into(), kinds, ipv6, seed, order, out, keep_logs, capture };
-    let (verdict, timeline) = scenario::hang_download::run(&run, Progress::begin())?;
+fn run_hang_download(arguments: HangDownload) -> Result<ExitCode> {
+    let HangDownload { fault, sessions, kinds, ipv6, wire, aim, guest, out, keep_logs, capture, .. } = arguments;
+    let (seed, afterwards) = (guest.seed, Duration::from_millis(arguments.afterwards_ms));
+    ensure!(aim.is_none() || (fault == Fault::Stop && guest.vcpus == 1), "--aim goes with --fault stop and one vCPU");
+    let mut order = guest.order();
+    order.wire = wire;
+    order.saved = arguments.saved;
+    order.pool_slots = arguments.pool_slots.unwrap_or_else(|| scenario::pool_for(sessions));
+    let sessions = sessions.into();
+    let run = Run { fault, sessions, kinds, ipv6, aim, afterwards, seed, order, out, keep_logs, capture };
+    let (verdict, timeline) = hang_download::run(&run, Progress::begin())?;
     eprint!("\n{}", timeline.text(100));
     println!("{}", serde_json::to_string(&verdict)?);
     Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -291,9 +350,12 @@ fn run_soak(arguments: SoakArguments) -> Result<ExitCode> {
 }
 
 fn run_campaign(arguments: CampaignArguments) -> Result<ExitCode> {
-    let CampaignArguments { runs, results, seed, kernels, faults, vcpus, sessions, kinds, deadline_ms } = arguments;
-    let matrix = Matrix { kernels, faults, vcpus, sessions, kinds };
-    let summary = campaign::campaign(&Campaign { results, runs, seed, matrix, deadline_ms })?;
+    let CampaignArguments { runs, results, seed, deadline_ms, parallel, runs_per_boot, through, .. } = arguments;
+    let CampaignArguments { kernels, faults, vcpus, sessions, kinds, wires, .. } = arguments;
+    let aims = if arguments.no_aims { Vec::new() } else { arguments.aims };
+    let matrix = Matrix { kernels, faults, vcpus, sessions, aims, kinds, wires };
+    let order = Campaign { results, runs, seed, matrix, deadline_ms, parallel, runs_per_boot, through };
+    let summary = campaign::campaign(&order)?;
     print!("{summary}");
     Ok(if summary.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

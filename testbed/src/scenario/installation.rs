@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use control::{
     Channel, Hello,
     reinstate::{Assignment, Reply, Request, Service},
@@ -26,7 +26,7 @@ use crate::{
     fault,
     guest::{ImageSpec, Kernel},
     sandbox::SCRATCH,
-    topology::{GUEST, PREFIX_V4, PREFIX_V6, SERVICE, Topology, service_v4, service_v6},
+    topology::{GUEST, PREFIX_V4, PREFIX_V6, SERVICE, Topology, Wire, service_v4, service_v6},
     vm::{Share, Tap, Vm, VmSpec},
 };
 
@@ -53,6 +53,64 @@ pub struct Order {
     pub deadline_ms: u64,
     /// Whether the guest has the lock-up module.
     pub lockup_module: bool,
+    /// Continuation Boxes in the guest's pool.
+    pub pool_slots: u32,
+    /// Connections that the guest's server takes at a time, if it has a limit; the spare's has none.
+    pub connections_max: Option<usize>,
+    /// How the clients' cable treats packets while it is bad.
+    pub wire: Wire,
+    /// Everything random in the installation follows from it.
+    pub seed: u64,
+    /// A saved guest (see [`save_guest`]) of this kernel, these vCPUs, with the lock-up module and this pool; it is
+    /// booted without one.
+    pub saved: Option<PathBuf>,
+}
+
+impl Order {
+    /// An installation as most are.
+    pub fn new(kernel: &str, vcpus: u32, deadline_ms: u64) -> Self {
+        Self {
+            kernel: kernel.to_owned(),
+            vcpus,
+            deadline_ms,
+            lockup_module: false,
+            pool_slots: POOL_SLOTS,
+            connections_max: None,
+            wire: Wire::Good,
+            seed: 0,
+            saved: None,
+        }
+    }
+}
+
+/// The agent's default, and most that its memory holds.
+const POOL_SLOTS: u32 = 256;
+const POOL_SLOTS_MAX: u32 = 2700;
+
+/// A pool for so many sessions: some of them connect anew all the time, and an ended connection keeps its box until the
+/// server has seen its end.
+pub fn pool_for(sessions: u16) -> u32 {
+    (3 * u32::from(sessions)).clamp(POOL_SLOTS, POOL_SLOTS_MAX)
+}
+
+/// Boots a guest, saves it to `file` and ends it: many runs can then begin where it stopped. Must be called in a
+/// sandbox.
+///
+/// # Errors
+/// When the guest does not boot or cannot be saved.
+pub fn save_guest(order: &Order, file: &Path, progress: Progress) -> Result<()> {
+    let folder = Path::new(SCRATCH).join("run");
+    let kernel = Kernel::cached(&order.kernel)?;
+    let image = image(&kernel, order)?;
+    let topology = Topology::build()?;
+    progress.step(format_args!("a guest with Linux {} boots, to be saved", kernel.release));
+    let mut vm = boot(&kernel, &image, order, &folder, |_, _| Ok(()))?;
+    topology.plug_tap(TAP)?;
+    vm.wait_ready(BOOT_BOUND)?;
+    // Aside and renamed: nobody goes on from half a guest.
+    let aside = file.with_extension("part");
+    vm.save(&aside)?;
+    fs::rename(&aside, file).with_context(|| format!("naming {}", file.display()))
 }
 
 /// Everything running; dropping it ends the processes and the guest.
@@ -97,8 +155,9 @@ impl Installation {
         progress.step(format_args!("guest image for Linux {}", kernel.release));
         let image = image(&kernel, order)?;
         progress.step("networks");
-        let topology = Topology::build()?;
-        progress.step(format_args!("the guest boots: {} vCPU", order.vcpus));
+        let topology = Topology::with_wire(order.wire, order.seed)?;
+        let how = if order.saved.is_some() { "goes on from where it was saved" } else { "boots" };
+        progress.step(format_args!("the guest {how}: {} vCPU", order.vcpus));
         let vm = boot(&kernel, &image, order, &folder, change)?;
         topology.plug_tap(TAP)?;
         let mut installation = Self {
@@ -110,7 +169,12 @@ impl Installation {
             folder,
         };
         // Only then the daemons: a spare that searches the memory of a booting kernel slows both down.
-        installation.vm.wait_ready(BOOT_BOUND)?;
+        match order.saved {
+            Some(_) => installation.vm.go_on(BOOT_BOUND)?,
+            None => installation.vm.wait_ready(BOOT_BOUND)?,
+        }
+        let served = installation.vm.run(&configuration::guest_serve(order.connections_max))?;
+        ensure!(served.status == 0, "the guest does not serve: {}", served.text());
         progress.step("the guest is up; backdoor and spare start");
         installation.start_daemons()?;
         Ok(installation)
@@ -149,6 +213,18 @@ impl Installation {
         self.daemon("monitor")?.wait_until("watching the guest", DAEMON_BOUND, || {
             incident::read(&journal).is_ok_and(|lines| incident::watches(&lines))
         })
+    }
+
+    /// How many frames the guest has sent so far.
+    ///
+    /// # Errors
+    /// When its network device is gone.
+    pub fn frames_from_guest(&self) -> Result<u64> {
+        // Not from sysfs, which shows the namespace in which it was mounted.
+        let table = fs::read_to_string("/proc/thread-self/net/dev").context("/proc/net/dev")?;
+        let line = table.lines().find_map(|line| line.trim_start().strip_prefix(TAP)?.strip_prefix(':'));
+        let received = line.and_then(|counters| counters.split_whitespace().nth(1)?.parse().ok());
+        received.with_context(|| format!("no counters of {TAP}"))
     }
 
     /// Records the RDMA network into `file` from now on.
@@ -239,7 +315,7 @@ fn image(kernel: &Kernel, order: &Order) -> Result<PathBuf> {
     if order.lockup_module {
         image = image.extra_module(&fault::build_lockup_module(kernel)?);
     }
-    for service in configuration::guest_services() {
+    for service in configuration::guest_services(order.pool_slots) {
         image = image.service(service);
     }
     image.build(&images())
@@ -272,10 +348,12 @@ fn boot(
         format!("{}/32", service_v4(SERVICE)),
         format!("{}/128", service_v6(SERVICE)),
     ];
+    spec.saved.clone_from(&order.saved);
     spec.shares = vec![Share {
-        tag: "files".to_owned(),
+        tag: configuration::FILES_TAG.to_owned(),
         on_host: files(folder),
         in_guest: configuration::GUEST_FILES.to_owned(),
+        at_boot: false,
         writable: true,
     }];
     change(&mut spec, folder)?;

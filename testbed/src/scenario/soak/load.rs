@@ -71,7 +71,13 @@ impl Load {
         let on_host = folder.join("churn");
         std::fs::create_dir_all(&on_host).with_context(|| format!("cannot make {}", on_host.display()))?;
         File::create(on_host.join("big")).and_then(|file| file.set_len(CHURN_BYTES)).context("the file to read")?;
-        spec.shares.push(Share { tag: "churn".into(), on_host, in_guest: "/srv/churn".into(), writable: false });
+        spec.shares.push(Share {
+            tag: "churn".into(),
+            on_host,
+            in_guest: "/srv/churn".into(),
+            at_boot: true,
+            writable: false,
+        });
         Ok(())
     }
 

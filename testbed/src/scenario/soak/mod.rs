@@ -255,7 +255,7 @@ fn break_guest(installation: &mut Installation, signals: &Signals, progress: Pro
 }
 
 fn verdict_ns(lines: &[Line]) -> Option<u64> {
-    lines.iter().find(|line| incident::is_verdict(line)).map(|line| line.mono_ns)
+    lines.iter().find(|line| matches!(line.event, Event::Verdict { .. })).map(|line| line.mono_ns)
 }
 
 /// The recording up to a verdict: after it the guest was fenced, and its silence is nobody's fault.
@@ -353,7 +353,7 @@ mod tests {
     use control::reinstate::Report;
 
     fn soak() -> Soak {
-        let order = Order { kernel: "6.1".into(), vcpus: 1, deadline_ms: 200, lockup_module: false };
+        let order = Order::new("6.1", 1, 200);
         let length = Duration::from_secs(100);
         Soak { loads: vec![Load::Cpu], length, period_ms: 1.0, seed: 1, order, out: PathBuf::new() }
     }
