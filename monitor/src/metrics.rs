@@ -30,6 +30,12 @@ pub struct TargetMetrics {
     pub late_samples: Counter,
     /// Time from posting a sample to its values.
     pub sample_seconds: Histogram,
+    /// How much later than planned samples began.
+    pub late_seconds: Histogram,
+    /// Requests for samples that had to be sent again.
+    pub repetitions: Counter,
+    /// 1 while that is so for more samples than a busy machine explains.
+    pub path_lossy: Gauge,
     /// Sensors beyond their bounds now.
     pub suspicious_sensors: Gauge,
     /// 1 while the path is lost.
@@ -64,6 +70,7 @@ macro_rules! families {
         #[derive(Debug)]
         struct Families {
             sample_seconds: Family<Labels, Histogram, fn() -> Histogram>,
+            late_seconds: Family<Labels, Histogram, fn() -> Histogram>,
             $($field: Family<Labels, $kind>,)*
         }
 
@@ -71,10 +78,13 @@ macro_rules! families {
             fn register(registry: &mut Registry) -> Self {
                 let families = Self {
                     sample_seconds: Family::new_with_constructor(latencies),
+                    late_seconds: Family::new_with_constructor(latencies),
                     $($field: Family::default(),)*
                 };
                 let help = "Time from posting a sample to its values";
                 registry.register("sample_seconds", help, families.sample_seconds.clone());
+                let help = "How much later than planned samples began";
+                registry.register("late_seconds", help, families.late_seconds.clone());
                 $(registry.register(stringify!($field), $help, families.$field.clone());)*
                 families
             }
@@ -82,6 +92,7 @@ macro_rules! families {
             fn of(&self, labels: &Labels) -> TargetMetrics {
                 TargetMetrics {
                     sample_seconds: self.sample_seconds.get_or_create(labels).clone(),
+                    late_seconds: self.late_seconds.get_or_create(labels).clone(),
                     $($field: self.$field.get_or_create(labels).clone(),)*
                 }
             }
@@ -94,6 +105,8 @@ families! {
     lost_samples: Counter, "Samples without an answer";
     unreadable_samples: Counter, "Samples that brought no Sensor Box";
     late_samples: Counter, "Samples that began more than half a period late";
+    repetitions: Counter, "Requests for samples that had to be sent again: the path lost a packet, or an end was busy";
+    path_lossy: Gauge, "1 while more samples need that than a busy machine explains; says nothing about the target";
     suspicious_sensors: Gauge, "Sensors beyond their bounds now";
     path_lost: Gauge, "1 while no sample succeeds; says nothing about the target";
     verdicts: Counter, "Targets found hung";
