@@ -16,7 +16,7 @@ use reinstate::{
     probe::{Patience, Prober, Verdict},
     snapshot::Snapshot,
 };
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use wire::{
     SERVICE, Wire, address,
     pair::{NEVER, Pair, hear, patient, say},
@@ -36,7 +36,7 @@ fn calling(wire: &Wire, v6: bool) -> (Socket, SocketAddr, u32) {
         let client = Socket::new(domain, Type::STREAM, None).unwrap();
         client.set_nonblocking(true).unwrap();
         assert!(client.connect(&service(v6).into()).is_err(), "nobody can have answered");
-        let from = client.local_addr().as_ref().and_then(SockAddr::as_socket).unwrap();
+        let from = client.local_addr().unwrap().as_socket().unwrap();
         let mut packet = [0; 128];
         loop {
             let len = ear.read(&mut packet).unwrap();
