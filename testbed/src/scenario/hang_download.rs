@@ -296,6 +296,16 @@ fn alive_after(installation: &mut Installation, sent_when_fenced: u64) -> Result
     Ok(spoke.into_iter().chain(runs).collect())
 }
 
+/// Why a session was lost, with what leads to it in the logs.
+fn loss(number: usize, outcome: &Outcome, zero: Duration) -> Option<String> {
+    let reason = outcome.lost.as_ref()?;
+    let address = outcome.local.map_or("not connected".to_owned(), |local| local.to_string());
+    let heard = outcome.arrivals.last().map_or("never heard".to_owned(), |last| {
+        format!("last heard at {:.0} ms", (last.at.as_secs_f64() - zero.as_secs_f64()) * 1e3)
+    });
+    Some(format!("session {number} ({:?}, {address}, {heard}): {reason}", outcome.kind))
+}
+
 fn judge(
     run: &Run,
     installation: &Installation,
@@ -326,7 +336,7 @@ fn judge(
     }
     why.extend(reported_lost.into_iter().filter(|_| !may_lose));
     for (number, outcome) in outcomes.iter().enumerate().filter(|_| !may_lose) {
-        why.extend(outcome.lost.iter().map(|reason| format!("session {number} ({:?}): {reason}", outcome.kind)));
+        why.extend(loss(number, outcome, zero));
     }
     if incident.report.is_none() {
         why.push("the recovery did not come to its end".to_owned());
