@@ -30,7 +30,7 @@ const ETH_P_ALL: u16 = 0x0003;
 /// A client whose SYN got no answer, and the number of that SYN.
 fn calling(wire: &Wire, v6: bool) -> (Socket, SocketAddr, u32) {
     wire.client.run(|| {
-        let mut ear = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(ETH_P_ALL.to_be().into()))).unwrap();
+        let mut ear = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(i32::from(ETH_P_ALL.to_be())))).unwrap();
         ear.set_read_timeout(Some(NEVER)).unwrap();
         let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
         let client = Socket::new(domain, Type::STREAM, None).unwrap();
@@ -117,7 +117,9 @@ fn begins_anew(v6: bool) {
 }
 
 fn both_ways(client: &TcpStream, server: &TcpStream) {
-    [client, server].map(patient);
+    for stream in [client, server] {
+        patient(stream);
+    }
     say(client, 3000);
     hear(server, 3000);
     say(server, 3000);
