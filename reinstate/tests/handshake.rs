@@ -16,7 +16,7 @@ use reinstate::{
     probe::{Patience, Prober, Verdict},
     snapshot::Snapshot,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use wire::{
     SERVICE, Wire, address,
     pair::{NEVER, Pair, hear, patient, say},
@@ -30,13 +30,13 @@ const ETH_P_ALL: u16 = 0x0003;
 /// A client whose SYN got no answer, and the number of that SYN.
 fn calling(wire: &Wire, v6: bool) -> (Socket, SocketAddr, u32) {
     wire.client.run(|| {
-        let mut ear = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(i32::from(ETH_P_ALL.to_be())))).unwrap();
+        let mut ear = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(ETH_P_ALL.to_be().into()))).unwrap();
         ear.set_read_timeout(Some(NEVER)).unwrap();
         let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
         let client = Socket::new(domain, Type::STREAM, None).unwrap();
         client.set_nonblocking(true).unwrap();
         assert!(client.connect(&service(v6).into()).is_err(), "nobody can have answered");
-        let from = client.local_addr().unwrap().as_socket().unwrap();
+        let from = client.local_addr().as_ref().and_then(SockAddr::as_socket).unwrap();
         let mut packet = [0; 128];
         loop {
             let len = ear.read(&mut packet).unwrap();
@@ -117,9 +117,7 @@ fn begins_anew(v6: bool) {
 }
 
 fn both_ways(client: &TcpStream, server: &TcpStream) {
-    for stream in [client, server] {
-        patient(stream);
-    }
+    [client, server].map(patient);
     say(client, 3000);
     hear(server, 3000);
     say(server, 3000);
