@@ -5,37 +5,33 @@
 //! evacuation can be refused without a trace; from there on it ends in a report, whatever happens to single sessions.
 
 use std::{
+    collections::HashMap,
     io,
     net::IpAddr,
     os::fd::{AsFd, OwnedFd},
+    sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
-use contbox::service::{BoxService, Handover};
-use control::{
-    backdoor::{FenceToken, RegionEntry},
-    reinstate::{Assignment, Evacuation, Outcome, Report, Session as Reported, Share, Stage},
-};
-use introspect::{
-    Extent, Kernel,
-    linux::tcp::{self, TcpFilter},
-};
-use link::{Link, Options};
-use remote_memory::{Region, RemoteKey};
+use contbox::service::{BoxService, Handover, Ordered};
+use control::reinstate::{Assignment, Evacuation, Outcome, Report, Session as Reported, Share, Stage};
+use introspect::linux::tcp::TcpFilter;
 
 use crate::{
     address::{Interface, StandBy},
     config::Config,
-    extract::{Extracted, Lost, extract},
+    extract::{Extracted, Lost},
     held::HeldFile,
     leftovers::{self, Connection},
     netlink::Netlink,
     nudge::{self, Nudger},
     position::Start,
-    probe::{Prober, Verdict},
+    probe::{Patience, Prober, Verdict},
     routes::RaisedRoutes,
-    session::{Loss, Session},
+    session::{self, Loss, Session},
     snapshot::Snapshot,
+    source::{Group, Source},
     tcp_repair::{self, Rebuilt},
 };
 
@@ -43,9 +39,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Prepared {
     assignment: Assignment,
-    link: Link,
-    incarnation: u64,
-    kernel: Kernel,
+    source: Source,
     netlink: Netlink,
     addresses: Vec<StandBy>,
     routes: Vec<RaisedRoutes>,
@@ -66,6 +60,13 @@ impl Keeper {
     fn snapshot(&self) -> &Snapshot {
         match self {
             Self::Application(session) => &session.snapshot,
+            Self::Kernel(snapshot) => snapshot,
+        }
+    }
+
+    fn snapshot_mut(&mut self) -> &mut Snapshot {
+        match self {
+            Self::Application(session) => &mut session.snapshot,
             Self::Kernel(snapshot) => snapshot,
         }
     }
@@ -104,19 +105,6 @@ fn named<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> Result<T,
     result.map_err(|error| format!("{what}: {error}"))
 }
 
-fn discover(link: &mut Link) -> Result<Kernel, String> {
-    let ram = named("backdoor", link.region("ram"))?;
-    let extents = extents(&ram);
-    named("kernel of the target", Kernel::discover(link.memory(), RemoteKey::new(ram.key), &extents))
-}
-
-fn extents(ram: &RegionEntry) -> Vec<Extent> {
-    match ram.extents.as_slice() {
-        [] => vec![Extent { start: ram.base, len: ram.len }],
-        some => some.iter().map(|extent| Extent { start: extent.start, len: extent.len }).collect(),
-    }
-}
-
 fn filter(assignment: &Assignment, part: &[IpAddr]) -> TcpFilter {
     let services = assignment.services.iter().filter(|service| part.contains(&service.address));
     let ports = services.flat_map(|service| service.ports.iter().copied());
@@ -129,13 +117,7 @@ impl Prepared {
     /// # Errors
     /// The sentence.
     pub fn make(config: &Config, assignment: &Assignment) -> Result<Self, String> {
-        let options = Options { port: config.roce_port, ..Options::new(format!("reinstate@{}", config.name)) };
-        let mut link = named("backdoor", Link::connect(assignment.backdoor, config.listen, options))?;
-        let welcome = link.welcome();
-        if welcome.target != assignment.target {
-            return Err(format!("the backdoor at {} serves {}", assignment.backdoor, welcome.target));
-        }
-        let kernel = discover(&mut link)?;
+        let source = Source::connect(config, assignment)?;
         let mut netlink = named("netlink", Netlink::open())?;
         let mut addresses: Vec<StandBy> = Vec::new();
         for service in &assignment.services {
@@ -148,9 +130,7 @@ impl Prepared {
         let nudger = named("speaking ICMP", Nudger::open())?;
         let mut prepared = Self {
             assignment: assignment.clone(),
-            link,
-            incarnation: welcome.incarnation,
-            kernel,
+            source,
             netlink,
             addresses,
             routes: Vec::new(),
@@ -175,7 +155,7 @@ impl Prepared {
 
     /// The target's kernel release.
     pub fn kernel(&self) -> &str {
-        &self.kernel.release
+        self.source.kernel()
     }
 
     /// Whether the service, or a part of it, is here.
@@ -202,30 +182,8 @@ impl Prepared {
     /// # Errors
     /// A sentence for people.
     pub fn refresh(&mut self) -> Result<(), String> {
-        named("backdoor", self.link.ping())?;
-        let incarnation = self.link.welcome().incarnation;
-        let ram = named("backdoor", self.link.region("ram"))?;
         let filter = filter(&self.assignment, &self.part(None));
-        let walked = tcp::walk(&self.kernel, self.link.memory(), RemoteKey::new(ram.key), &filter);
-        let (sockets, damage) = named("sockets of the target", walked)?;
-        // A busy machine tears a chain now and then; a rebooted one has nothing where it was.
-        if incarnation != self.incarnation || (sockets.is_empty() && !damage.is_empty()) {
-            self.kernel = discover(&mut self.link)?;
-            self.incarnation = incarnation;
-        }
-        Ok(())
-    }
-
-    /// Reads the sessions out of the fenced target.
-    ///
-    /// # Errors
-    /// A sentence for people; nothing has been changed then.
-    fn extract(&mut self, part: &[IpAddr], token: &FenceToken, silent: Duration) -> Result<Extracted, String> {
-        let regions = named("regions under the fence", self.link.regions(Some(token)))?;
-        let pool = regions.iter().find(|region| region.name == "cb").cloned().map(Region::from);
-        let ram = RemoteKey::new(token.ram_key);
-        let filter = filter(&self.assignment, part);
-        named("extraction", extract(&self.kernel, self.link.memory(), ram, pool.as_ref(), &filter, silent))
+        self.source.refresh(&filter)
     }
 
     /// Takes over. `order` is when the order arrived.
@@ -245,30 +203,56 @@ impl Prepared {
             return Ok(Report::default());
         }
         let silent = Duration::from_millis(evacuation.silent_ms);
-        let Extracted { sessions, ending, mut lost, damage } = self.extract(&part, &evacuation.token, silent)?;
+        let token = &evacuation.token;
+        let (mut survey, pool) = self.source.survey(token, &filter(&self.assignment, &part))?;
         stages.end("extract");
         // From here on clients' packets come to us.
         let ours = || self.addresses.iter().filter(|address| part.contains(&address.address()));
         for address in ours() {
             named("announcing the address", address.announce())?;
         }
-        let keepers = sessions.into_iter().map(Keeper::Application).chain(ending.into_iter().map(Keeper::Kernel));
-        let keepers: Vec<_> = keepers.collect();
-        let snapshots: Vec<_> = keepers.iter().map(Keeper::snapshot).collect();
+        let values: Vec<_> = survey.sockets.iter().map(|socket| session::values(socket, silent)).collect();
         let again = || ours().for_each(|address| drop(address.announce()));
-        let verdicts = self.prober.ask(&snapshots, order, config.probe.patience(), again).unwrap_or_else(|error| {
-            tracing::warn!(%error, "clients cannot be asked; going on with the target's numbers");
-            snapshots.iter().map(|snapshot| Ok(crate::position::assumed(snapshot))).collect()
+        let (source, prober) = (&mut self.source, &mut self.prober);
+        // Clients take their time to answer, and boxes take theirs to be read.
+        let (verdicts, extracted) = thread::scope(|scope| {
+            let asking = scope.spawn(|| (ask(prober, &values, order, config.probe.patience(), again), order.elapsed()));
+            let extracted = source.pair(&mut survey, pool.as_ref(), silent);
+            stages.end("boxes");
+            let (verdicts, heard) = joined(asking);
+            stages.note("probe", stages.of("extract"), heard);
+            (verdicts, extracted)
         });
-        stages.end("probe");
-        let silent_ones = rebuild(keepers, verdicts, order, &mut lost);
-        stages.end("rebuild");
-        self.take_addresses(&part)?;
-        stages.end("address");
-        let mut resumed = Resumed::default();
-        let live = speak(&self.prober, silent_ones, &mut resumed, &mut lost);
-        hand_over(service, live, Duration::from_millis(config.application_ms), &mut resumed, &mut lost);
-        stages.end("resume");
+        let Extracted { sessions, ending, mut lost, damage } = extracted?;
+        let keepers = keepers(sessions, ending);
+        let numbers: Vec<usize> = keepers.iter().map(|(number, _)| *number).collect();
+        let (taker, queues) = mpsc::channel();
+        let Self { source, netlink, addresses, routes, prober, held, .. } = self;
+        let done = thread::scope(|scope| {
+            let (survey, order_begun) = (&survey, order);
+            let reading = scope.spawn(move || {
+                source.read_queues(survey, token, numbers, &taker);
+                drop(taker);
+                order_begun.elapsed()
+            });
+            let mut silent_ones = rebuild(keepers, &verdicts, order, &mut lost);
+            stages.end("rebuild");
+            take_addresses(addresses, routes, netlink, held, &part)?;
+            stages.end("address");
+            let begun = stages.of("boxes");
+            let mut ending = Ending { resumed: Resumed::default(), lost: &mut lost };
+            let mut ordered = Orders::default();
+            for group in queues {
+                let silent_ones = given(group, &mut silent_ones, ending.lost);
+                let live = speak(prober, silent_ones, &mut ending);
+                ordered.add(service, live);
+            }
+            stages.note("queues", begun, joined(reading));
+            ordered.settle(service, Duration::from_millis(config.application_ms), &mut ending);
+            stages.end("resume");
+            Ok::<_, String>(ending.resumed)
+        });
+        let resumed = done.inspect_err(|_| self.release())?;
         self.end_lost(&lost, order);
         self.nudge(&resumed, silent + order.elapsed());
         Ok(report(&resumed, lost, damage, stages))
@@ -291,21 +275,6 @@ impl Prepared {
                 tracing::debug!(peer = %snapshot.peer, %error, "a client cannot be nudged");
             }
         }
-    }
-
-    fn take_addresses(&mut self, part: &[IpAddr]) -> Result<(), String> {
-        for address in self.addresses.iter_mut().filter(|address| part.contains(&address.address())) {
-            let noted = self.held.note(address.address(), address.interface());
-            if let Err(error) = noted.and_then(|()| address.take(&mut self.netlink)) {
-                // Sockets under repair end without a word when they are dropped; give back what we took.
-                self.release();
-                return Err(format!("taking the address over: {error}"));
-            }
-        }
-        for routes in self.routes.iter_mut().filter(|routes| part.contains(&routes.address())) {
-            let _ = routes.retire(&mut self.netlink);
-        }
-        Ok(())
     }
 
     /// Ends lost sessions at their clients: asked where it stands, a client answers, and this kernel, which has the
@@ -390,26 +359,113 @@ impl Stages {
         self.done.push(Stage { name: name.to_owned(), begin_us, end_us });
         self.begun = now;
     }
+
+    /// Notes a stage beside the others.
+    fn note(&mut self, name: &str, begun: Duration, ended: Duration) {
+        let (begin_us, end_us) = (begun.as_micros() as u64, ended.as_micros() as u64);
+        self.done.push(Stage { name: name.to_owned(), begin_us, end_us });
+    }
+
+    /// When stage `name` ended.
+    fn of(&self, name: &str) -> Duration {
+        let stage = self.done.iter().find(|stage| stage.name == name);
+        stage.map_or(Duration::ZERO, |stage| Duration::from_micros(stage.end_us))
+    }
 }
 
-fn rebuild(keepers: Vec<Keeper>, verdicts: Vec<Verdict>, order: Instant, lost: &mut Vec<Lost>) -> Vec<Silent> {
-    let mut rebuilt = Vec::with_capacity(keepers.len());
-    for (keeper, verdict) in keepers.into_iter().zip(verdicts) {
+/// What has become of connections.
+struct Ending<'a> {
+    resumed: Resumed,
+    lost: &'a mut Vec<Lost>,
+}
+
+/// Sessions handed over whose application has not been heard yet.
+#[derive(Default)]
+struct Orders {
+    sessions: Vec<Session>,
+    ordered: Vec<Ordered>,
+}
+
+fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Asks all clients where they stand; by their connections' numbers in the survey.
+fn ask(
+    prober: &mut Prober,
+    values: &[Snapshot],
+    order: Instant,
+    patience: Patience,
+    again: impl FnMut(),
+) -> Vec<Verdict> {
+    let values: Vec<&Snapshot> = values.iter().collect();
+    prober.ask(&values, order, patience, again).unwrap_or_else(|error| {
+        tracing::warn!(%error, "clients cannot be asked; going on with the target's numbers");
+        values.iter().map(|values| Ok(crate::position::assumed(values))).collect()
+    })
+}
+
+/// Who goes on, by number in the survey.
+fn keepers(sessions: Vec<Session>, ending: Vec<(usize, Snapshot)>) -> Vec<(usize, Keeper)> {
+    let sessions = sessions.into_iter().map(|session| (session.number, Keeper::Application(session)));
+    sessions.chain(ending.into_iter().map(|(number, snapshot)| (number, Keeper::Kernel(snapshot)))).collect()
+}
+
+fn take_addresses(
+    addresses: &mut [StandBy],
+    routes: &mut [RaisedRoutes],
+    netlink: &mut Netlink,
+    held: &HeldFile,
+    part: &[IpAddr],
+) -> Result<(), String> {
+    for address in addresses.iter_mut().filter(|address| part.contains(&address.address())) {
+        let noted = held.note(address.address(), address.interface());
+        // Sockets under repair end without a word when they are dropped.
+        named("taking the address over", noted.and_then(|()| address.take(netlink)))?;
+    }
+    for routes in routes.iter_mut().filter(|routes| part.contains(&routes.address())) {
+        let _ = routes.retire(netlink);
+    }
+    Ok(())
+}
+
+fn rebuild(
+    keepers: Vec<(usize, Keeper)>,
+    verdicts: &[Verdict],
+    order: Instant,
+    lost: &mut Vec<Lost>,
+) -> HashMap<usize, Silent> {
+    let mut rebuilt = HashMap::with_capacity(keepers.len());
+    for (number, keeper) in keepers {
         let snapshot = keeper.snapshot();
-        let built = verdict.map_err(Loss::from).and_then(|start| {
+        let built = verdicts[number].map_err(Loss::from).and_then(|start| {
             let socket = tcp_repair::rebuild(snapshot, start, snapshot.timestamp_after(order.elapsed()));
             socket.map(|socket| (start, socket)).map_err(|error| Loss::Repair(error.to_string()))
         });
         match built {
-            Ok((start, socket)) => rebuilt.push(Silent { keeper, start, socket }),
+            Ok((start, socket)) => drop(rebuilt.insert(number, Silent { keeper, start, socket })),
             Err(why) => lost.push(keeper.lost(why)),
         }
     }
     rebuilt
 }
 
+/// The rebuilt connections of a group, with what they have to send.
+fn given(group: Group, silent: &mut HashMap<usize, Silent>, lost: &mut Vec<Lost>) -> Vec<Silent> {
+    let mut given = Vec::with_capacity(group.len());
+    for (number, bytes) in group {
+        let Some(mut silent) = silent.remove(&number) else { continue };
+        match bytes.map(|bytes| silent.keeper.snapshot_mut().give(bytes)) {
+            Some(Ok(())) => given.push(silent),
+            // Its socket goes without a word; its client is told with those of the others that are lost.
+            _ => lost.push(silent.keeper.lost(Loss::Damaged("send queue"))),
+        }
+    }
+    given
+}
+
 /// Lets the sockets speak. Those that no application wants are left to the kernel.
-fn speak(prober: &Prober, silent: Vec<Silent>, resumed: &mut Resumed, lost: &mut Vec<Lost>) -> Vec<Live> {
+fn speak(prober: &Prober, silent: Vec<Silent>, ending: &mut Ending<'_>) -> Vec<Live> {
     let mut live = Vec::with_capacity(silent.len());
     for Silent { keeper, start, socket } in silent {
         let spoken = revive(prober, keeper.snapshot(), start, socket);
@@ -417,9 +473,9 @@ fn speak(prober: &Prober, silent: Vec<Silent>, resumed: &mut Resumed, lost: &mut
             (Ok(socket), Keeper::Application(session)) => live.push(Live { session, start, socket }),
             (Ok(socket), Keeper::Kernel(snapshot)) => {
                 tcp_repair::leave_to_kernel(socket);
-                resumed.ended.push(snapshot);
+                ending.resumed.ended.push(snapshot);
             }
-            (Err(why), keeper) => lost.push(keeper.lost(Loss::Repair(why))),
+            (Err(why), keeper) => ending.lost.push(keeper.lost(Loss::Repair(why))),
         }
     }
     live
@@ -440,22 +496,28 @@ pub fn revive(prober: &Prober, snapshot: &Snapshot, start: Start, socket: Rebuil
     Ok(socket)
 }
 
-fn hand_over(service: &BoxService, live: Vec<Live>, patience: Duration, resumed: &mut Resumed, lost: &mut Vec<Lost>) {
-    let mut sessions = Vec::with_capacity(live.len());
-    let mut handovers = Vec::with_capacity(live.len());
-    for Live { session, start, socket } in live {
-        handovers.push(Handover { opening: session.opening(start), discard: session.discard, socket });
-        sessions.push(session);
+impl Orders {
+    /// Hands live sessions over; their application is heard later.
+    fn add(&mut self, service: &BoxService, live: Vec<Live>) {
+        let mut handovers = Vec::with_capacity(live.len());
+        for Live { session, start, socket } in live {
+            handovers.push(Handover { opening: session.opening(start), discard: session.discard, socket });
+            self.sessions.push(session);
+        }
+        self.ordered.extend(service.order(handovers));
     }
-    for (session, answer) in sessions.into_iter().zip(service.resume(handovers, patience)) {
-        match answer {
-            Ok(()) => resumed.sessions.push(session),
-            Err(declined) => {
-                // An application that was merely slow must not go on with a session that is reported lost.
-                if let Err(error) = tcp_repair::reset(&declined.socket) {
-                    tracing::warn!(peer = %session.snapshot.peer, %error, "a declined session may live on");
+
+    fn settle(self, service: &BoxService, patience: Duration, ending: &mut Ending<'_>) {
+        for (session, answer) in self.sessions.into_iter().zip(service.outcomes(self.ordered, patience)) {
+            match answer {
+                Ok(()) => ending.resumed.sessions.push(session),
+                Err(declined) => {
+                    // An application that was merely slow must not go on with a session that is reported lost.
+                    if let Err(error) = tcp_repair::reset(&declined.socket) {
+                        tracing::warn!(peer = %session.snapshot.peer, %error, "a declined session may live on");
+                    }
+                    ending.lost.push(Lost { snapshot: session.snapshot, why: Loss::Declined(declined.why) });
                 }
-                lost.push(Lost { snapshot: session.snapshot, why: Loss::Declined(declined.why) });
             }
         }
     }
@@ -472,7 +534,7 @@ fn report(resumed: &Resumed, lost: Vec<Lost>, damage: Vec<String>, stages: Stage
     };
     let mut sessions: Vec<Reported> =
         resumed.sessions.iter().map(|session| went_on(&session.snapshot, session.bytes())).collect();
-    sessions.extend(resumed.ended.iter().map(|ended| went_on(ended, ended.sending.len() as u64)));
+    sessions.extend(resumed.ended.iter().map(|ended| went_on(ended, ended.queued() as u64)));
     sessions.extend(lost.iter().map(|lost| Reported {
         local: lost.snapshot.local,
         peer: lost.snapshot.peer,

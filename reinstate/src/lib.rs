@@ -31,4 +31,5 @@ pub mod probe;
 pub mod routes;
 pub mod session;
 pub mod snapshot;
+pub mod source;
 pub mod tcp_repair;
