@@ -5,16 +5,14 @@
 //! evacuation can be refused without a trace; from there on it ends in a report, whatever happens to single sessions.
 
 use std::{
-    collections::HashMap,
     io,
     net::IpAddr,
-    os::fd::{AsFd, OwnedFd},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
-use contbox::service::{BoxService, Handover, Ordered};
+use contbox::service::BoxService;
 use control::reinstate::{Assignment, Evacuation, Outcome, Report, Session as Reported, Share, Stage};
 use introspect::linux::tcp::TcpFilter;
 
@@ -26,13 +24,12 @@ use crate::{
     leftovers::{self, Connection},
     netlink::Netlink,
     nudge::{self, Nudger},
-    position::Start,
     probe::{Patience, Prober, Verdict},
+    resume::{Ending, Orders, Resumed, given, keepers, rebuild, speak},
     routes::RaisedRoutes,
-    session::{self, Loss, Session},
+    session,
     snapshot::Snapshot,
-    source::{Group, Source},
-    tcp_repair::{self, Rebuilt},
+    source::Source,
 };
 
 /// A spare that stands by for one target. Dropped, it gives back what it changed on this machine.
@@ -46,59 +43,6 @@ pub struct Prepared {
     prober: Prober,
     nudger: Nudger,
     held: HeldFile,
-}
-
-/// Who goes on with a connection.
-enum Keeper {
-    /// The application.
-    Application(Session),
-    /// This kernel alone: the application had closed it.
-    Kernel(Snapshot),
-}
-
-impl Keeper {
-    fn snapshot(&self) -> &Snapshot {
-        match self {
-            Self::Application(session) => &session.snapshot,
-            Self::Kernel(snapshot) => snapshot,
-        }
-    }
-
-    fn snapshot_mut(&mut self) -> &mut Snapshot {
-        match self {
-            Self::Application(session) => &mut session.snapshot,
-            Self::Kernel(snapshot) => snapshot,
-        }
-    }
-
-    fn lost(self, why: Loss) -> Lost {
-        let snapshot = match self {
-            Self::Application(session) => session.snapshot,
-            Self::Kernel(snapshot) => snapshot,
-        };
-        Lost { snapshot, why }
-    }
-}
-
-/// A rebuilt connection that cannot be heard yet.
-struct Silent {
-    keeper: Keeper,
-    start: Start,
-    socket: Rebuilt,
-}
-
-/// A session whose socket speaks.
-struct Live {
-    session: Session,
-    start: Start,
-    socket: OwnedFd,
-}
-
-/// What has become of the connections that were not lost.
-#[derive(Default)]
-struct Resumed {
-    sessions: Vec<Session>,
-    ended: Vec<Snapshot>,
 }
 
 fn named<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> Result<T, String> {
@@ -373,19 +317,6 @@ impl Stages {
     }
 }
 
-/// What has become of connections.
-struct Ending<'a> {
-    resumed: Resumed,
-    lost: &'a mut Vec<Lost>,
-}
-
-/// Sessions handed over whose application has not been heard yet.
-#[derive(Default)]
-struct Orders {
-    sessions: Vec<Session>,
-    ordered: Vec<Ordered>,
-}
-
 fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
@@ -405,12 +336,6 @@ fn ask(
     })
 }
 
-/// Who goes on, by number in the survey.
-fn keepers(sessions: Vec<Session>, ending: Vec<(usize, Snapshot)>) -> Vec<(usize, Keeper)> {
-    let sessions = sessions.into_iter().map(|session| (session.number, Keeper::Application(session)));
-    sessions.chain(ending.into_iter().map(|(number, snapshot)| (number, Keeper::Kernel(snapshot)))).collect()
-}
-
 fn take_addresses(
     addresses: &mut [StandBy],
     routes: &mut [RaisedRoutes],
@@ -427,100 +352,6 @@ fn take_addresses(
         let _ = routes.retire(netlink);
     }
     Ok(())
-}
-
-fn rebuild(
-    keepers: Vec<(usize, Keeper)>,
-    verdicts: &[Verdict],
-    order: Instant,
-    lost: &mut Vec<Lost>,
-) -> HashMap<usize, Silent> {
-    let mut rebuilt = HashMap::with_capacity(keepers.len());
-    for (number, keeper) in keepers {
-        let snapshot = keeper.snapshot();
-        let built = verdicts[number].map_err(Loss::from).and_then(|start| {
-            let socket = tcp_repair::rebuild(snapshot, start, snapshot.timestamp_after(order.elapsed()));
-            socket.map(|socket| (start, socket)).map_err(|error| Loss::Repair(error.to_string()))
-        });
-        match built {
-            Ok((start, socket)) => drop(rebuilt.insert(number, Silent { keeper, start, socket })),
-            Err(why) => lost.push(keeper.lost(why)),
-        }
-    }
-    rebuilt
-}
-
-/// The rebuilt connections of a group, with what they have to send.
-fn given(group: Group, silent: &mut HashMap<usize, Silent>, lost: &mut Vec<Lost>) -> Vec<Silent> {
-    let mut given = Vec::with_capacity(group.len());
-    for (number, bytes) in group {
-        let Some(mut silent) = silent.remove(&number) else { continue };
-        match bytes.map(|bytes| silent.keeper.snapshot_mut().give(bytes)) {
-            Some(Ok(())) => given.push(silent),
-            // Its socket goes without a word; its client is told with those of the others that are lost.
-            _ => lost.push(silent.keeper.lost(Loss::Damaged("send queue"))),
-        }
-    }
-    given
-}
-
-/// Lets the sockets speak. Those that no application wants are left to the kernel.
-fn speak(prober: &Prober, silent: Vec<Silent>, ending: &mut Ending<'_>) -> Vec<Live> {
-    let mut live = Vec::with_capacity(silent.len());
-    for Silent { keeper, start, socket } in silent {
-        let spoken = revive(prober, keeper.snapshot(), start, socket);
-        match (spoken, keeper) {
-            (Ok(socket), Keeper::Application(session)) => live.push(Live { session, start, socket }),
-            (Ok(socket), Keeper::Kernel(snapshot)) => {
-                tcp_repair::leave_to_kernel(socket);
-                ending.resumed.ended.push(snapshot);
-            }
-            (Err(why), keeper) => ending.lost.push(keeper.lost(Loss::Repair(why))),
-        }
-    }
-    live
-}
-
-/// Brings a socket to where its connection was: live, and closed in the directions that were closed.
-///
-/// # Errors
-/// A sentence for people; the client has then been reset.
-pub fn revive(prober: &Prober, snapshot: &Snapshot, start: Start, socket: Rebuilt) -> Result<OwnedFd, String> {
-    let socket = socket.go_live(snapshot, start).map_err(|error| error.to_string())?;
-    if snapshot.peer_closed {
-        named("saying that the client has closed", prober.end_input(snapshot, start))?;
-    }
-    if snapshot.closed {
-        named("closing", tcp_repair::close_output(socket.as_fd()))?;
-    }
-    Ok(socket)
-}
-
-impl Orders {
-    /// Hands live sessions over; their application is heard later.
-    fn add(&mut self, service: &BoxService, live: Vec<Live>) {
-        let mut handovers = Vec::with_capacity(live.len());
-        for Live { session, start, socket } in live {
-            handovers.push(Handover { opening: session.opening(start), discard: session.discard, socket });
-            self.sessions.push(session);
-        }
-        self.ordered.extend(service.order(handovers));
-    }
-
-    fn settle(self, service: &BoxService, patience: Duration, ending: &mut Ending<'_>) {
-        for (session, answer) in self.sessions.into_iter().zip(service.outcomes(self.ordered, patience)) {
-            match answer {
-                Ok(()) => ending.resumed.sessions.push(session),
-                Err(declined) => {
-                    // An application that was merely slow must not go on with a session that is reported lost.
-                    if let Err(error) = tcp_repair::reset(&declined.socket) {
-                        tracing::warn!(peer = %session.snapshot.peer, %error, "a declined session may live on");
-                    }
-                    ending.lost.push(Lost { snapshot: session.snapshot, why: Loss::Declined(declined.why) });
-                }
-            }
-        }
-    }
 }
 
 fn report(resumed: &Resumed, lost: Vec<Lost>, damage: Vec<String>, stages: Stages) -> Report {

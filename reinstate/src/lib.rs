@@ -28,6 +28,7 @@ pub mod nudge;
 pub mod packet;
 pub mod position;
 pub mod probe;
+pub mod resume;
 pub mod routes;
 pub mod session;
 pub mod snapshot;

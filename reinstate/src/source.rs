@@ -17,7 +17,7 @@ use introspect::{
     linux::tcp::{self, Survey, TcpFilter},
 };
 use link::{Link, Options};
-use remote_memory::{LinkError, Region, RemoteKey};
+use remote_memory::{Region, RemoteKey};
 
 use crate::{
     config::Config,
@@ -27,6 +27,10 @@ use crate::{
 /// Send queues are read in groups of about this many bytes: some hundred packets, so that a round trip does not count,
 /// and about a millisecond, so that whoever waits for a short queue need not wait for all.
 const GROUP_BYTES: usize = 512 << 10;
+
+/// Failures of the link, each followed by a new connection, before the queues that are left are given up: clients wait,
+/// and other sessions have begun to go on.
+const LINK_TRIES: u32 = 3;
 
 /// A target's memory and what is known of its kernel.
 #[derive(Debug)]
@@ -121,12 +125,19 @@ impl Source {
     pub fn read_queues(&mut self, survey: &Survey, token: &FenceToken, mut numbers: Vec<usize>, taker: &Sender<Group>) {
         let ram = RemoteKey::new(token.ram_key);
         numbers.sort_by_key(|number| survey.queued_bytes(*number));
+        let mut tries = LINK_TRIES;
         for group in groups(&numbers, |number| survey.queued_bytes(number)) {
-            let read = survey.read_queued(&self.kernel, self.link.memory(), ram, group);
-            let queues = read.unwrap_or_else(|error: LinkError| {
-                tracing::warn!(%error, queues = group.len(), "send queues cannot be read");
-                vec![None; group.len()]
-            });
+            let mut queues = None;
+            while tries > 0 && queues.is_none() {
+                match survey.read_queued(&self.kernel, self.link.memory(), ram, group) {
+                    Ok(read) => queues = Some(read),
+                    Err(error) => {
+                        tries -= 1;
+                        tracing::warn!(%error, tries, "send queues cannot be read");
+                    }
+                }
+            }
+            let queues = queues.unwrap_or_else(|| vec![None; group.len()]);
             if taker.send(group.iter().copied().zip(queues).collect()).is_err() {
                 return;
             }
