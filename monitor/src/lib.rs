@@ -27,6 +27,7 @@ pub mod fleet;
 pub mod journal;
 pub mod metrics;
 pub mod partner;
+pub mod quality;
 pub mod recording;
 pub mod sample;
 mod succession;

@@ -42,6 +42,11 @@ pub trait Door {
         None
     }
 
+    /// How often something had to be sent again on its way so far: what a path that loses packets shows.
+    fn repetitions(&self) -> u64 {
+        0
+    }
+
     /// Makes the connection anew after a read was given up: its late answers must not be taken for later ones'.
     fn renew(&mut self) {}
 

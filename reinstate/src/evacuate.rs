@@ -168,22 +168,24 @@ impl Prepared {
             (verdicts, extracted)
         });
         let Extracted { sessions, ending, mut lost, damage } = extracted?;
-        let keepers = keepers(sessions, ending);
+        let (keepers, begun): (Vec<_>, Vec<_>) = keepers(sessions, ending)
+            .into_iter()
+            .partition(|(number, keeper)| !keeper.never_came_about(&verdicts[*number]));
         let numbers: Vec<usize> = keepers.iter().map(|(number, _)| *number).collect();
         let (taker, queues) = mpsc::channel();
         let Self { source, netlink, addresses, routes, prober, held, .. } = self;
         let done = thread::scope(|scope| {
-            let (survey, order_begun) = (&survey, order);
+            let survey = &survey;
             let reading = scope.spawn(move || {
                 source.read_queues(survey, token, numbers, &taker);
                 drop(taker);
-                order_begun.elapsed()
+                order.elapsed()
             });
             let mut silent_ones = rebuild(keepers, &verdicts, order, &mut lost);
             stages.end("rebuild");
             take_addresses(addresses, routes, netlink, held, &part)?;
             stages.end("address");
-            let begun = stages.of("boxes");
+            let paired = stages.of("boxes");
             let mut ending = Ending { resumed: Resumed::default(), lost: &mut lost };
             let mut ordered = Orders::default();
             for group in queues {
@@ -191,13 +193,14 @@ impl Prepared {
                 let live = speak(prober, silent_ones, &mut ending);
                 ordered.add(service, live);
             }
-            stages.note("queues", begun, joined(reading));
+            stages.note("queues", paired, joined(reading));
             ordered.settle(service, Duration::from_millis(config.application_ms), &mut ending);
             stages.end("resume");
             Ok::<_, String>(ending.resumed)
         });
         let resumed = done.inspect_err(|_| self.release())?;
-        self.end_lost(&lost, order);
+        self.end(lost.iter().map(|lost| &lost.snapshot), order);
+        self.end(begun.iter().map(|(_, keeper)| keeper.snapshot()), order);
         self.nudge(&resumed, silent + order.elapsed());
         Ok(report(&resumed, lost, damage, stages))
     }
@@ -221,12 +224,13 @@ impl Prepared {
         }
     }
 
-    /// Ends lost sessions at their clients: asked where it stands, a client answers, and this kernel, which has the
-    /// address and no such socket, resets it with exactly the number the client accepts.
-    fn end_lost(&self, lost: &[Lost], order: Instant) {
-        for lost in lost {
-            if let Err(error) = self.prober.poke(&lost.snapshot, order.elapsed()) {
-                tracing::debug!(peer = %lost.snapshot.peer, %error, "a lost session's client cannot be told");
+    /// Ends connections at their clients: asked where it stands, a client answers, and this kernel, which has the
+    /// address and no such socket, resets it with exactly the number the client accepts. A client that still waits for
+    /// the answer to its SYN does not, and begins anew with the listener here when it repeats its SYN.
+    fn end<'a>(&self, connections: impl Iterator<Item = &'a Snapshot>, order: Instant) {
+        for snapshot in connections {
+            if let Err(error) = self.prober.poke(snapshot, order.elapsed()) {
+                tracing::debug!(peer = %snapshot.peer, %error, "the client of a lost session cannot be told");
             }
         }
     }
@@ -301,6 +305,7 @@ impl Stages {
         let now = self.order.elapsed();
         let (begin_us, end_us) = (self.begun.as_micros() as u64, now.as_micros() as u64);
         self.done.push(Stage { name: name.to_owned(), begin_us, end_us });
+        tracing::debug!(stage = name, end_us, "a stage has ended");
         self.begun = now;
     }
 

@@ -16,7 +16,7 @@ use contbox::service::{BoxService, Handover, Ordered};
 
 use crate::{
     extract::Lost,
-    position::Start,
+    position::{Proof, Start},
     probe::{Prober, Verdict},
     session::{Loss, Session},
     snapshot::Snapshot,
@@ -53,6 +53,12 @@ impl Keeper {
             Self::Kernel(snapshot) => snapshot,
         };
         Lost { snapshot, why }
+    }
+
+    /// Whether there is no connection: its handshake was under way, and the client does not say that it ended.
+    pub(crate) fn never_came_about(&self, verdict: &Verdict) -> bool {
+        let unproven = matches!(self, Self::Application(session) if session.unproven);
+        unproven && !verdict.as_ref().is_ok_and(|start| start.proof == Proof::Client)
     }
 }
 

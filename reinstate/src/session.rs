@@ -76,6 +76,9 @@ pub struct Session {
     pub written: u64,
     /// Bytes of regenerated output to swallow.
     pub discard: u64,
+    /// The dead kernel had not seen the end of the handshake. Only an answer of the client proves that there is a
+    /// connection; a client that still waits for the answer to its SYN gives none, and begins anew.
+    pub unproven: bool,
 }
 
 impl Session {
@@ -221,7 +224,8 @@ pub fn agree(socket: &TcpSocket, image: &BoxImage) -> Result<Standing, Loss> {
 /// Puts socket `number` of a survey and the image of its box together, which [`agree`].
 pub fn admit(number: usize, socket: TcpSocket, image: BoxImage, standing: Standing, silent: Duration) -> Session {
     let Standing { copied, written, discard } = standing;
-    Session { number, snapshot: snapshot(socket, silent), image, copied, written, discard }
+    let unproven = socket.state == State::SynReceived && !socket.accepted;
+    Session { number, snapshot: snapshot(socket, silent), image, copied, written, discard, unproven }
 }
 
 /// The connection's values with its bytes, as far as they were read. `silent` is how long the target has been silent

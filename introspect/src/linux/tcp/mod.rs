@@ -9,7 +9,7 @@
 //! ```
 //! Stages, each a few rounds for all connections together: table and chains (`tables`), sockets (`fields`), packet
 //! buffers (`skb`), the SYN each began with (`anchor`), where the buffers' bytes lie and the bytes (`payload`), cut and
-//! checked by `queue`.
+//! checked by `queue`; last the handshakes in progress (`request`).
 
 mod anchor;
 #[cfg(test)]
@@ -20,6 +20,7 @@ mod fields;
 mod layout;
 mod payload;
 mod queue;
+mod request;
 mod rescue;
 #[cfg(test)]
 mod scale_tests;
@@ -30,7 +31,7 @@ pub(crate) mod tables;
 
 pub(crate) use layout::TcpLayout;
 #[cfg(test)]
-pub(crate) use layout::{HeadLayout, SavedSynLayout, SharedLayout, SkbLayout, SockLayout};
+pub(crate) use layout::{HeadLayout, RequestLayout, SavedSynLayout, SharedLayout, SkbLayout, SockLayout};
 pub use socket::{Segment, State, TcpFilter, TcpSocket};
 pub use survey::Survey;
 pub(crate) use tables::TcpTable;
@@ -86,8 +87,7 @@ pub fn survey(
     let mut memory = Memory::new(mem, ram, &kernel.space.extents);
     let mut damage = Vec::new();
     let members = tables::members(kernel, &mut memory, filter, &mut damage)?;
-    let wanted: Vec<_> =
-        members.into_iter().filter_map(|member| Some((fields::state(member.state)?, member))).collect();
+    let wanted: Vec<_> = members.iter().filter_map(|member| Some((fields::state(member.state)?, member))).collect();
     let addresses: Vec<_> = wanted.iter().map(|(_, member)| member.address).collect();
     let bytes = kernel.space.fetch_equal(&mut memory, &addresses, kernel.tcp.sock.span())?;
     let init_net = kernel.symbols.get("init_net").copied();
@@ -110,7 +110,10 @@ pub fn survey(
         fields::settle_acknowledged(&kernel.tcp.sock, socket, bytes, queues);
     }
     anchor::settle_all(kernel, &mut memory, &socks, &mut sockets)?;
-    let queued = fill(kernel, &mut memory, &mut sockets, queues)?;
+    let mut queued = fill(kernel, &mut memory, &mut sockets, queues)?;
+    request::collect(kernel, &mut memory, &members, init_net, &mut sockets, &mut damage)?;
+    // A connection whose handshake was under way has sent nothing.
+    queued.resize_with(sockets.len(), Vec::new);
     Ok(Survey { sockets, damage, queued })
 }
 

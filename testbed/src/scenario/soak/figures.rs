@@ -111,7 +111,7 @@ fn counters(records: &[Record]) -> Figure {
         sensor("interrupts", "Interrupts", "1/s", Scale::Log, 1.0),
         sensor("switches", "Context switches, idle and user ticks", "1/s", Scale::Log, 1.0),
         panel(records, "Packets to the guest, counted at its tap", "1/s", Scale::Log, |record| record.packets.clone()),
-        sensor("forks", "Tasks made", "1/s", Scale::Log, 1.0),
+        sensor("forks", "Tasks made", "1/s", Scale::Linear, 1.0),
         sensor("agent", "The agent's heartbeat", "1/s", Scale::Linear, 1.0),
         sensor("tasks", "Tasks", "", Scale::Linear, 1.0),
         sensor("free-pages", "Free memory", "MiB", Scale::Linear, PAGE_BYTES / (1 << 20) as f64),

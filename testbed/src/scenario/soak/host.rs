@@ -33,11 +33,11 @@ const TICKS_PER_SECOND: f64 = 100.0;
 #[derive(Clone, Debug, PartialEq)]
 struct Moment {
     at_ns: u64,
-    /// Of each virtual processor: ran, waited.
-    vcpus: Vec<(u64, u64)>,
+    /// Of each virtual processor, and last of QEMU's main thread: ran, waited.
+    threads: Vec<(u64, u64)>,
 }
 
-/// What a virtual processor got within some time.
+/// What a thread of QEMU got within some time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Share {
     /// Time on a processor of the host, in milliseconds.
@@ -87,6 +87,8 @@ impl Vcpus {
             .filter_map(|cpu| Some((cpu["cpu-index"].as_u64()?, cpu["thread-id"].as_u64()?)))
             .collect();
         threads.sort_unstable();
+        // The main thread, whose number is the process's: an idle guest's timers go off there.
+        threads.push((u64::MAX, vm.pid().into()));
         let place = |(_, thread)| PathBuf::from(format!("/proc/{}/task/{thread}/schedstat", vm.pid()));
         let schedstats: Vec<_> = threads.into_iter().map(place).collect();
         for path in &schedstats {
@@ -100,8 +102,8 @@ impl Vcpus {
         let mut record = HostRecord { steal_ticks: (steal_ticks(), 0), ..HostRecord::default() };
         let mut slow = Instant::now();
         while !stop.load(Ordering::Relaxed) {
-            let vcpus = self.schedstats.iter().map(|path| schedstat(&fs::read_to_string(path).unwrap_or_default()));
-            record.moments.push(Moment { vcpus: vcpus.collect(), at_ns: Monotonic.now_ns() });
+            let threads = self.schedstats.iter().map(|path| schedstat(&fs::read_to_string(path).unwrap_or_default()));
+            record.moments.push(Moment { threads: threads.collect(), at_ns: Monotonic.now_ns() });
             if Instant::now() >= slow {
                 slow += SLOW_EVERY;
                 record.loads.extend(load_average());
@@ -117,9 +119,22 @@ impl Vcpus {
 impl HostRecord {
     /// What virtual processor `cpu` got from `begin_ns` to `end_ns`, to the resolution of the looks around them.
     pub(super) fn share(&self, cpu: usize, begin_ns: u64, end_ns: u64) -> Option<Share> {
+        if cpu < self.vcpus() { self.thread(cpu, begin_ns, end_ns) } else { None }
+    }
+
+    /// The same for QEMU's main thread.
+    pub(super) fn main_thread(&self, begin_ns: u64, end_ns: u64) -> Option<Share> {
+        self.thread(self.vcpus(), begin_ns, end_ns)
+    }
+
+    fn vcpus(&self) -> usize {
+        self.moments.first().map_or(0, |moment| moment.threads.len().saturating_sub(1))
+    }
+
+    fn thread(&self, index: usize, begin_ns: u64, end_ns: u64) -> Option<Share> {
         let first = self.moments.partition_point(|moment| moment.at_ns <= begin_ns).checked_sub(1)?;
         let last = self.moments.partition_point(|moment| moment.at_ns < end_ns).min(self.moments.len() - 1);
-        let (from, to) = (self.moments[first].vcpus.get(cpu)?, self.moments[last].vcpus.get(cpu)?);
+        let (from, to) = (self.moments[first].threads.get(index)?, self.moments[last].threads.get(index)?);
         let ms = |now: u64, then: u64| now.saturating_sub(then) as f64 / 1e6;
         Some(Share { ran_ms: ms(to.0, from.0), waited_ms: ms(to.1, from.1) })
     }
@@ -128,8 +143,7 @@ impl HostRecord {
     pub(super) fn summary(&self) -> Summary {
         let end_ns = self.moments.last().map_or(0, |moment| moment.at_ns);
         let begin_ns = self.moments.first().map_or(0, |moment| moment.at_ns);
-        let cpus = self.moments.first().map_or(0, |moment| moment.vcpus.len());
-        let shares = (0..cpus).filter_map(|cpu| self.share(cpu, begin_ns, end_ns));
+        let shares = (0..self.vcpus()).filter_map(|cpu| self.share(cpu, begin_ns, end_ns));
         let late = self.moments.windows(2).map(|pair| pair[1].at_ns - pair[0].at_ns).max().unwrap_or(0);
         Summary {
             vcpus: shares.fold(Share::default(), |all, one| Share {
@@ -187,12 +201,13 @@ mod tests {
         // Runs for a second, then waits for 100 ms without running.
         let moment = |at_ms: u64| {
             let (ran, waited) = (at_ms.min(1000) + at_ms.max(1100) - 1100, at_ms.clamp(1000, 1100) - 1000);
-            Moment { at_ns: at_ms * MS, vcpus: vec![(ran * MS, waited * MS)] }
+            Moment { at_ns: at_ms * MS, threads: vec![(ran * MS, waited * MS), (at_ms * MS, 0)] }
         };
         let record = HostRecord { moments: (0..200).map(|look| moment(look * 10)).collect(), ..HostRecord::default() };
         assert_eq!(record.share(0, 1005 * MS, 1095 * MS), Some(Share { ran_ms: 0.0, waited_ms: 100.0 }));
         assert_eq!(record.share(0, 500 * MS, 600 * MS), Some(Share { ran_ms: 100.0, waited_ms: 0.0 }));
         assert_eq!(record.share(1, 500 * MS, 600 * MS), None);
+        assert_eq!(record.main_thread(500 * MS, 600 * MS), Some(Share { ran_ms: 100.0, waited_ms: 0.0 }));
         assert_eq!(record.summary().vcpus.waited_ms, 100.0);
         assert_eq!(record.summary().sampler_late_ms, 0.0);
     }

@@ -21,8 +21,12 @@ pub struct Stall {
     pub at_s: f64,
     /// Between the samples that saw it move, in milliseconds.
     pub stood_ms: f64,
+    /// The longest time within it for which nothing was sampled, in milliseconds: then nobody knows what the tick did.
+    pub blind_ms: f64,
     /// What the host gave its virtual processor then; a little more than the stall is looked at.
     pub vcpu: Option<Share>,
+    /// And QEMU's main thread, which wakes processors that sleep.
+    pub main_thread: Option<Share>,
 }
 
 /// The longest stalls, longest first.
@@ -31,11 +35,14 @@ pub(super) fn longest(recordings: &[Recording], host: &HostRecord) -> Vec<Stall>
     for recording in recordings {
         for (index, sensor) in recording.head.sensors.iter().enumerate() {
             let Some(cpu) = sensor.name.strip_prefix(TICKS).and_then(|number| number.parse().ok()) else { continue };
-            stalls.extend(of_sensor(recording, index).into_iter().map(|(begin_ns, end_ns, at_s)| Stall {
+            let first_ns = recording.samples.first().map_or(0, |sample| sample.0);
+            stalls.extend(of_sensor(recording, index).into_iter().map(|stand| Stall {
                 sensor: sensor.name.clone(),
-                at_s,
-                stood_ms: (end_ns - begin_ns) as f64 / 1e6,
-                vcpu: host.share(cpu, begin_ns, end_ns),
+                at_s: (stand.begin_ns - first_ns) as f64 / 1e9,
+                stood_ms: stand.length_ns() as f64 / 1e6,
+                blind_ms: stand.blind_ns as f64 / 1e6,
+                vcpu: host.share(cpu, stand.begin_ns, stand.end_ns),
+                main_thread: host.main_thread(stand.begin_ns, stand.end_ns),
             }));
         }
     }
@@ -44,27 +51,36 @@ pub(super) fn longest(recordings: &[Recording], host: &HostRecord) -> Vec<Stall>
     stalls
 }
 
-/// Begin, end (monotonic) and place in the recording of the longest stalls of one sensor.
-fn of_sensor(recording: &Recording, index: usize) -> Vec<(u64, u64, f64)> {
-    let mut seen = recording
-        .samples
-        .iter()
-        .filter_map(|Sample(at_ns, _, values)| Some((*at_ns, values.as_ref()?.get(index).copied()??)));
-    let Some(first) = seen.next() else { return Vec::new() };
-    let (mut moved, mut stalls) = (first, Vec::new());
-    let mut note = |from_ns: u64, to_ns: u64| stalls.push((from_ns, to_ns, (from_ns - first.0) as f64 / 1e9));
-    let mut last_ns = first.0;
-    for (at_ns, value) in seen {
-        if value != moved.1 {
-            note(moved.0, at_ns);
-            moved = (at_ns, value);
-        }
-        last_ns = at_ns;
+/// One value that a sensor showed, from the first sample that brought it to the first that brought another.
+struct Stand {
+    begin_ns: u64,
+    end_ns: u64,
+    blind_ns: u64,
+}
+
+impl Stand {
+    fn length_ns(&self) -> u64 {
+        self.end_ns - self.begin_ns
     }
-    note(moved.0, last_ns);
-    stalls.sort_by_key(|(from_ns, to_ns, _)| std::cmp::Reverse(to_ns - from_ns));
-    stalls.truncate(REPORTED_MAX);
-    stalls
+}
+
+/// The longest stalls of one sensor.
+fn of_sensor(recording: &Recording, index: usize) -> Vec<Stand> {
+    let value_of = |Sample(at_ns, _, values): &Sample| Some((*at_ns, values.as_ref()?.get(index).copied()??));
+    let mut stands: Vec<Stand> = Vec::new();
+    let mut shown = None;
+    for (at_ns, value) in recording.samples.iter().filter_map(value_of) {
+        if let Some(stand) = stands.last_mut() {
+            stand.blind_ns = stand.blind_ns.max(at_ns - stand.end_ns);
+            stand.end_ns = at_ns;
+        }
+        if shown.replace(value) != Some(value) {
+            stands.push(Stand { begin_ns: at_ns, end_ns: at_ns, blind_ns: 0 });
+        }
+    }
+    stands.sort_by_key(|stand| std::cmp::Reverse(stand.length_ns()));
+    stands.truncate(REPORTED_MAX);
+    stands
 }
 
 #[cfg(test)]
@@ -86,7 +102,7 @@ mod tests {
         let head = Head { target: "web".into(), period_ns: 10_000_000, sensors: vec![sensor] };
         let stalls = longest(&[Recording { head, samples }], &HostRecord::default());
         assert_eq!((stalls[0].at_s, stalls[0].stood_ms), (0.4, 200.0));
-        assert_eq!((stalls[1].at_s, stalls[1].stood_ms), (0.1, 60.0));
+        assert_eq!((stalls[1].at_s, stalls[1].stood_ms, stalls[1].blind_ms), (0.1, 60.0, 10.0));
         assert_eq!(stalls.len(), REPORTED_MAX);
     }
 }
