@@ -91,7 +91,7 @@ impl Order {
 
 /// The agent's default, and most that its memory holds.
 const POOL_SLOTS: u32 = 256;
-const POOL_SLOTS_MAX: u32 = 2700;
+const POOL_SLOTS_MAX: u32 = 10_900;
 
 /// A pool for so many sessions: some of them connect anew all the time, and an ended connection keeps its box until the
 /// server has seen its end.
