@@ -95,6 +95,23 @@ enum Action {
 enum Scenario {
     /// Clients are served by a guest, the guest hangs, every client must get every byte exactly once.
     HangDownload(HangDownload),
+    /// A guest hangs and is evacuated; then it is looked at, reset, and given its address back, with clients all along.
+    RescueAndReturn(RescueAndReturn),
+}
+
+#[derive(Args)]
+struct RescueAndReturn {
+    /// What is done to the guest.
+    #[arg(long, value_enum, default_value = "panic")]
+    fault: Fault,
+    /// How many clients are carried over.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=200))]
+    sessions: u16,
+    #[command(flatten)]
+    guest: Guest,
+    /// Where result, timeline and, after a failure, logs are left.
+    #[arg(long, default_value = "out/rescue-and-return")]
+    out: PathBuf,
 }
 
 #[derive(Args)]
@@ -213,6 +230,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Action::Run { scenario: Scenario::HangDownload(arguments) } => hang_download(arguments),
+        Action::Run { scenario: Scenario::RescueAndReturn(arguments) } => rescue_and_return(arguments),
         Action::Torn { kernel, paths, visits, stride, phase } => {
             let order = torn::Order { kernel, paths, visits, stride: stride as usize, phase };
             let report = torn::explore(&order, Progress::begin())?;
@@ -231,6 +249,16 @@ fn hang_download(arguments: HangDownload) -> Result<ExitCode> {
     eprint!("\n{}", timeline.text(100));
     println!("{}", serde_json::to_string(&verdict)?);
     Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn rescue_and_return(arguments: RescueAndReturn) -> Result<ExitCode> {
+    let RescueAndReturn { fault, sessions, guest, out } = arguments;
+    let (seed, order) = (guest.seed, guest.order());
+    let run = scenario::rescue_and_return::Run { fault, sessions: sessions.into(), seed, order, out };
+    let (report, timeline) = scenario::rescue_and_return::run(&run, Progress::begin())?;
+    eprint!("\n{timeline}");
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(if report.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run_campaign(arguments: CampaignArguments) -> Result<ExitCode> {

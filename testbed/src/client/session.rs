@@ -105,6 +105,10 @@ impl Session {
             if last {
                 return Ok(());
             }
+            if self.plan.kind == Kind::Fresh {
+                // Between two connections it has none, as a client that comes now and then.
+                let _ = connection.stream().shutdown(Shutdown::Both);
+            }
             match self.plan.kind {
                 Kind::Idle => wait_for(&signals.finish),
                 Kind::Small | Kind::Fresh => thread::sleep(BETWEEN_REQUESTS),

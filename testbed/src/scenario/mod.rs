@@ -7,6 +7,7 @@ pub mod hang_download;
 pub mod incident;
 mod installation;
 mod progress;
+pub mod rescue_and_return;
 mod verdict;
 
 pub use daemon::{Daemon, program};
