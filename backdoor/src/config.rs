@@ -2,21 +2,18 @@
 //!
 //! `backdoor.example.toml` shows every key. Unknown keys are errors; every error names file, line and key.
 
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Deserializer, de::Error};
-
-/// Longest name of a target, in bytes: it stands in every log line.
-const NAME_BYTES_MAX: usize = 64;
+use serde::Deserialize;
+pub use service::config::ConfigError;
+use service::config::Source;
 
 /// What the file says.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Name of the target, as monitors know it.
-    #[serde(deserialize_with = "name")]
     pub target: String,
     /// Address at which memory and control are served.
     pub listen: Ipv4Addr,
@@ -86,36 +83,38 @@ impl From<PathBuf> for Ram {
     }
 }
 
-/// Why a configuration cannot be used: the writer's fault.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("{path}: {source}")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The file does not say what it must.
-    #[error("{path}: {source}")]
-    Content {
-        /// Which.
-        path: PathBuf,
-        /// Line, key and reason.
-        source: Box<toml::de::Error>,
-    },
-}
-
 impl Config {
     /// Reads the file at `path`.
     ///
     /// # Errors
-    /// See [`ConfigError`].
+    /// The file cannot be read, or [`Config::parse`]'s.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
-        let content = |source| ConfigError::Content { path: path.to_owned(), source: Box::new(source) };
-        toml::from_str(&text).map_err(content)
+        Self::parse(path, &service::config::read(path)?)
+    }
+
+    /// Checks the text of a configuration file.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let source = Source { file, text };
+        let config: Self = source.parse()?;
+        source.check_name("target", &config.target)?;
+        source.check_address("listen", config.listen)?;
+        let metrics = config.metrics_port.map(|port| ("metrics_port", port));
+        source.check_ports(&[("control_port", config.control_port)].into_iter().chain(metrics).collect::<Vec<_>>())?;
+        source.check_ports(&[("roce_port", config.roce_port)])?;
+        config.cpu.map_or(Ok(()), |cpu| source.check_cpu("cpu", cpu))?;
+        for (key, path) in [
+            ("vm.qmp", Some(&config.vm.qmp)),
+            ("vm.agent_port", config.vm.agent_port.as_ref()),
+            ("fence_record", config.fence_record.as_ref()),
+        ] {
+            if path.is_some_and(|path| path.as_os_str().is_empty()) {
+                return Err(source.error_at(key, "empty; name a file"));
+            }
+        }
+        Ok(config)
     }
 }
 
@@ -127,23 +126,21 @@ fn roce_port() -> u16 {
     rdma::soft::PORT
 }
 
-fn name<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    let name = String::deserialize(from)?;
-    let proper = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
-    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(proper) {
-        return Err(D::Error::custom("a target's name is 1 to 64 letters, digits, `-`, `_` and `.`"));
-    }
-    Ok(name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check(text: &str, expected: &[&str]) {
-        let error = toml::from_str::<Config>(text).unwrap_err().to_string();
-        for part in expected {
-            assert!(error.contains(part), "{part:?} is missing in:\n{error}");
+    const GOOD: &str = "target = \"a\"\nlisten = \"10.0.0.1\"\n[vm]\nqmp = \"q\"\n";
+
+    fn parsed(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new("b.toml"), text)
+    }
+
+    /// The good file with `old` replaced by `new` is refused with `expected`.
+    fn check(old: &str, new: &str, expected: &str) {
+        match parsed(&GOOD.replacen(old, new, 1)) {
+            Err(error) => assert_eq!(error.to_string(), expected),
+            Ok(_) => panic!("{new:?} was accepted"),
         }
     }
 
@@ -153,20 +150,40 @@ mod tests {
         let config = Config::read(&path).unwrap();
         assert_eq!((config.control_port, config.roce_port), (4790, 4791));
         assert_eq!(config.vm.ram, Ram::Auto);
-        let text = fs::read_to_string(path).unwrap();
+        let text = std::fs::read_to_string(path).unwrap();
         for key in ["peers", "metrics_port", "cpu", "agent_port", "pid_file", "fence_record"] {
             assert!(text.contains(key), "{key}");
         }
     }
 
     #[test]
-    fn an_error_names_line_and_key() {
-        let good = "target = \"a\"\nlisten = \"10.0.0.1\"\n[vm]\nqmp = \"q\"\n";
-        toml::from_str::<Config>(good).unwrap();
-        check(&good.replace("10.0.0.1", "10.0.0"), &["line 2", "listen"]);
-        check(&good.replace("target = \"a\"", "target = \"a b\""), &["line 1", "target"]);
-        check(&good.replace("qmp", "qnp"), &["line 4", "qnp"]);
-        check(&good.replace("\"q\"", "7"), &["line 4", "qmp"]);
-        check(&format!("metrics_port = 70000\n{good}"), &["line 1", "metrics_port"]);
+    fn malformed_configuration_is_refused_by_file_line_and_key() {
+        parsed(GOOD).unwrap();
+        check("10.0.0.1", "10.0.0", "b.toml:2: listen: invalid IPv4 address syntax");
+        check("qmp", "qnp", &format!("b.toml:4: vm.qnp: unknown field `qnp`, expected one of {VM_KEYS}"));
+        check("\"q\"", "7", "b.toml:4: vm.qmp: invalid type: integer `7`, expected path string");
+        check("listen = \"10.0.0.1\"\n", "", "b.toml: missing field `listen`");
+        let port = "b.toml:1: metrics_port: invalid value: integer `70000`, expected u16";
+        check("target", "metrics_port = 70000\ntarget", port);
+        check("[vm]", "peers = [\"10.0.0.2\", \"host\"]\n[vm]", "b.toml:3: peers: invalid IP address syntax");
+    }
+
+    const VM_KEYS: &str = "`qmp`, `agent_port`, `ram`, `pid_file`";
+
+    #[test]
+    fn impossible_configuration_is_refused_by_file_line_and_key() {
+        let no_name = "\"a b\" is no name; 1 to 64 letters, digits, `-`, `_` and `.` are";
+        check("\"a\"", "\"a b\"", &format!("b.toml:1: target: {no_name}"));
+        let no_address = "0.0.0.0 is no address of one interface; name the one that the others reach";
+        check("10.0.0.1", "0.0.0.0", &format!("b.toml:2: listen: {no_address}"));
+        let twice = "b.toml:3: metrics_port: 4790 is control_port already; give each its own";
+        check("[vm]", "metrics_port = 4790\n[vm]", twice);
+        let zero = "0 is no port that anybody could find; name one from 1 to 65535";
+        check("[vm]", "control_port = 0\n[vm]", &format!("b.toml:3: control_port: {zero}"));
+        check("[vm]", "roce_port = 0\n[vm]", &format!("b.toml:3: roce_port: {zero}"));
+        check("\"q\"", "\"\"", "b.toml:4: vm.qmp: empty; name a file");
+        check("[vm]", "fence_record = \"\"\n[vm]", "b.toml:3: fence_record: empty; name a file");
+        let error = parsed(&GOOD.replace("[vm]", "cpu = 100000\n[vm]")).unwrap_err().to_string();
+        assert!(error.starts_with("b.toml:3: cpu: this machine has CPUs 0 to "), "{error}");
     }
 }

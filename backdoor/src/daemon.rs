@@ -5,7 +5,7 @@
 //!   watch    Target::watch         finds the machine, follows its events
 //!   agent    agent_port::serve     what the guest registers
 //!   control  Plane::serve          one more thread for each peer
-//!   metrics  metrics::serve
+//!   metrics  service::metrics::Endpoint
 //! ```
 
 use std::io;
@@ -17,6 +17,7 @@ use std::thread::{self, JoinHandle};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use rdma::soft::{Options, Server, SocketError};
+use service::metrics::{Endpoint, text_of};
 
 use crate::config::Config;
 use crate::control::Plane;
@@ -44,7 +45,7 @@ pub enum StartError {
 pub struct Daemon {
     target: Arc<Target>,
     control: SocketAddr,
-    metrics: Option<SocketAddr>,
+    metrics: Option<Endpoint>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -65,14 +66,12 @@ impl Daemon {
         let target = Arc::new(Target::new(&config.target, places)?);
         let server = Server::bind(*listen, config.roce_port, target.memory(), Options::default())?;
         let control = listener(*listen, config.control_port)?;
-        let metrics = config.metrics_port.map(|port| listener(*listen, port)).transpose()?;
         let stop = Arc::new(AtomicBool::new(false));
         let plane = Plane::new(Arc::clone(&target), server.handle(), &config.peers, Arc::clone(&stop));
-        let address = |listener: &TcpListener| listener.local_addr().unwrap_or((*listen, 0).into());
         let mut daemon = Self {
             target: Arc::clone(&target),
-            control: address(&control),
-            metrics: metrics.as_ref().map(address),
+            control: control.local_addr().unwrap_or((*listen, 0).into()),
+            metrics: None,
             stop: Arc::clone(&stop),
             threads: Vec::new(),
         };
@@ -88,9 +87,10 @@ impl Daemon {
             let (target, stop) = (target.clone(), stop.clone());
             daemon.spawn("agent", move || agent_port::serve(&path, &target, &stop))?;
         }
-        if let Some(listener) = metrics {
-            let (registry, stop) = (metrics::registry(plane.clone()), stop.clone());
-            daemon.spawn("metrics", move || metrics::serve(&listener, &registry, &stop))?;
+        if let Some(port) = config.metrics_port {
+            let (at, registry) = ((*listen, port).into(), metrics::registry(plane.clone()));
+            let endpoint = Endpoint::start(at, move || text_of(&registry));
+            daemon.metrics = Some(endpoint.map_err(|error| StartError::Listen(at, error))?);
         }
         daemon.spawn("control", move || plane.serve(&control))?;
         tracing::info!(target = config.target, control = %daemon.control, roce = config.roce_port, "backdoor runs");
@@ -104,7 +104,7 @@ impl Daemon {
 
     /// Where Prometheus asks.
     pub fn metrics(&self) -> Option<SocketAddr> {
-        self.metrics
+        self.metrics.as_ref().map(Endpoint::address)
     }
 
     /// The target.

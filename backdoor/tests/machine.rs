@@ -304,6 +304,7 @@ fn the_memory_of_a_killed_qemu_can_be_fenced_and_read_and_its_successor_is_stopp
     let mut vm = Vm::start(&folder, "q35", 64, &[]);
     let watched = Watched::start(&vm);
     vm.monitor().wait_for_bios();
+    vm.monitor().execute("stop"); // the BIOS writes there while it runs
     let before = vm.monitor().save(&folder, 0xf0000, 0x10000);
     vm.kill();
     let token = watched.fence();

@@ -28,9 +28,7 @@ fn check_says_what_is_wrong_and_where() {
     let bad = check(&folder, &good.replace("listen", "lisen"));
     let said = String::from_utf8(bad.stderr).unwrap();
     assert!(!bad.status.success());
-    for part in ["config.toml", "line 2", "lisen"] {
-        assert!(said.contains(part), "{part} is missing in: {said}");
-    }
+    assert!(said.contains("config.toml:2: lisen: unknown field `lisen`"), "{said}");
 }
 
 #[test]

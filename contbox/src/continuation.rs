@@ -8,8 +8,8 @@
 //!                C  log below lsr(n+1) may be reused          only by receives that come after B
 //! ```
 //!
-//! Stores become visible in program order: a release fence separates A, B and C, and x86-64 keeps stores in order
-//! anyhow. So a reader finds `newest = n` with buffer `n&1` untouched during A (and all log bytes from lsr(n) on, for C
+//! A release fence separates A, B and C, and x86-64 keeps stores in order anyhow; inside A any order will do, so
+//! that A is a plain copy, at the speed of the memory. So a reader finds `newest = n` with buffer `n&1` untouched during A (and all log bytes from lsr(n) on, for C
 //! has not begun), or `newest = n+1` with buffer `(n+1)&1` complete. If the stop came between the end of A and B, the
 //! checksum of buffer n+1 holds already and the reader may take it: its log is a part of n's. Checksums cover
 //! generation, sequence, offsets and length, so neither a half-filled buffer nor one of the slot's previous
@@ -18,7 +18,7 @@
 //! What a box does not do: it knows no socket and no clock, and one writer at a time is its owner's promise.
 
 use crate::layout::{BufferHead, Geometry, SlotHead, SlotState, address_bytes};
-use crate::reader::{BadBox, Snapshot, read_slot};
+use crate::reader::{BadBox, Snapshot, read_own};
 use crate::shared::Slot;
 use std::mem::offset_of;
 use std::net::SocketAddr;
@@ -32,6 +32,14 @@ pub trait Words {
     fn store(&self, index: usize, value: u64);
     /// Stores before this become visible before stores after it.
     fn order(&self);
+    /// Stores bytes from word `first` on, in any order among themselves; the last word is filled up with zeroes.
+    fn store_bytes(&self, first: usize, bytes: &[u8]) {
+        for (index, chunk) in bytes.chunks(8).enumerate() {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.store(first + index, u64::from_le_bytes(word));
+        }
+    }
 }
 
 /// The application asked for what a box cannot hold.
@@ -157,8 +165,8 @@ impl<W: Words> Exporter<W> {
         };
         head.check = head.computed_check(self.generation, lws).into();
         let description = if sequence & 1 == 0 { offset_of!(SlotHead, even) } else { offset_of!(SlotHead, odd) };
-        self.store_bytes(description / 8, head.as_bytes());
-        self.store_bytes(self.geometry.lws_offset(sequence) as usize / 8, lws);
+        self.words.store_bytes(description / 8, head.as_bytes());
+        self.words.store_bytes(self.geometry.lws_offset(sequence) as usize / 8, lws);
         self.words.order();
         self.words.store(NEWEST, sequence);
         self.words.order();
@@ -193,15 +201,6 @@ impl<W: Words> Exporter<W> {
         let owner = self.words.load(STATE) & !u64::from(u32::MAX);
         self.words.store(STATE, state as u64 | owner);
         self.words.order();
-    }
-
-    /// Stores bytes as words; the last word is filled up with zeroes.
-    fn store_bytes(&self, first: usize, bytes: &[u8]) {
-        for (index, chunk) in bytes.chunks(8).enumerate() {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.words.store(first + index, u64::from_le_bytes(word));
-        }
     }
 }
 
@@ -254,9 +253,10 @@ impl ContinuationBox {
     /// [`BadBox`] if the slot does not hold what the service promised.
     pub fn import_state(slot: Slot, received: u64) -> Result<(Self, Snapshot), BadBox> {
         let geometry = slot.geometry();
-        let (head, image) = read_slot(&slot.bytes(geometry.slot_bytes), &geometry, received)?;
-        let exporter = Exporter::adopt(slot.clone(), geometry, &head, image.snapshot.lsr);
-        Ok((Self { exporter, slot, received, lost: false }, image.snapshot))
+        let copy = |offset, length| slot.bytes(offset, length);
+        let (head, snapshot) = read_own(&slot.head(), &geometry, received, copy)?;
+        let exporter = Exporter::adopt(slot.clone(), geometry, &head, snapshot.lsr);
+        Ok((Self { exporter, slot, received, lost: false }, snapshot))
     }
 
     /// Makes `lws` the newest snapshot; input before `lsr` is forgotten. No system call, no allocation.

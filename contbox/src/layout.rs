@@ -273,9 +273,12 @@ impl SlotHead {
 impl BufferHead {
     /// What `check` has to be for these LWS bytes in a box of this generation.
     pub fn computed_check(&self, generation: u32, lws: &[u8]) -> u32 {
+        const DESCRIBED: usize = std::mem::offset_of!(BufferHead, check);
+        let mut fixed = [0; 4 + DESCRIBED];
+        fixed[..4].copy_from_slice(&generation.to_le_bytes());
+        fixed[4..].copy_from_slice(&self.as_bytes()[..DESCRIBED]);
         let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&generation.to_le_bytes());
-        hasher.update(&self.as_bytes()[..std::mem::offset_of!(Self, check)]);
+        hasher.update(&fixed);
         hasher.update(lws);
         hasher.finalize()
     }

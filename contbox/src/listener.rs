@@ -1,8 +1,8 @@
 //! Accepts connections with boxes: new ones from a TCP listener, and sessions that a spare has reinstated.
 //!
-//! A connection never waits for the box service. Without one (or without a free slot) it is accepted unprotected and
-//! that is logged; sessions handed over are taken and answered together, as many as are waiting: a spare has hundreds
-//! at once, and all their clients wait for the last.
+//! A connection waits for the box service only while the answer that brings more boxes is due. Without a service (or
+//! without a free slot) it is accepted unprotected and that is logged. Sessions handed over are taken and answered
+//! together, as many as are waiting: a spare has hundreds at once, and all their clients wait for the last.
 //!
 //! The listening socket gets TCP_SAVE_SYN: some hundred bytes of kernel memory per connection.
 
@@ -82,7 +82,7 @@ impl RecoverableListener {
             tokio::select! {
                 biased;
                 Some(handed) = service.handed.recv() => service.take(handed),
-                accepted = self.listener.accept() => {
+                accepted = accept_with_stock(&self.listener, &service.client) => {
                     let (socket, peer) = accepted?;
                     return Ok(protect(socket, peer, &service.client));
                 }
@@ -109,6 +109,13 @@ impl Service {
         }
         self.client.answer(&answers);
     }
+}
+
+/// Leaves connections in the kernel's queue while more boxes are on their way: a burst of clients is not to go
+/// unprotected because the stock was for fewer.
+async fn accept_with_stock(listener: &TcpListener, client: &BoxClient) -> io::Result<(TcpStream, SocketAddr)> {
+    client.stocked().await;
+    listener.accept().await
 }
 
 /// Gives a new connection a box, if there is one.

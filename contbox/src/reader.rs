@@ -14,7 +14,7 @@
 use crate::layout::{self, BufferHead, Geometry, HEADER_BYTES, MAGIC, PoolHeader, SlotHead, SlotState, VERSION};
 use std::net::SocketAddr;
 use std::ops::Range;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// The application's part of a session at one instant.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -262,6 +262,16 @@ struct Candidate {
     at: Range<u64>,
 }
 
+impl Candidate {
+    fn is_whole(&self, generation: u32, lws: &[u8]) -> bool {
+        self.head.computed_check(generation, lws) == self.head.check.get()
+    }
+
+    fn snapshot(&self, lws: Vec<u8>) -> Snapshot {
+        Snapshot { lsr: self.head.lsr.get(), lsw: self.head.lsw.get(), lws }
+    }
+}
+
 /// The reads that one session needs, see [`BoxHead::plan`].
 #[derive(Clone, Debug)]
 pub struct BoxPlan {
@@ -292,9 +302,8 @@ impl BoxPlan {
         }
         let (buffers, log) = parts.split_at(self.candidates.len());
         let snapshot = self.candidates.iter().zip(buffers).find_map(|(candidate, lws)| {
-            let BufferHead { lsr, lsw, check, .. } = candidate.head;
-            let whole = candidate.head.computed_check(head.generation, lws.as_ref()) == check.get();
-            whole.then(|| Snapshot { lsr: lsr.get(), lsw: lsw.get(), lws: lws.as_ref().to_vec() })
+            let whole = candidate.is_whole(head.generation, lws.as_ref());
+            whole.then(|| candidate.snapshot(lws.as_ref().to_vec()))
         });
         let snapshot = snapshot.ok_or(BadBox::NoSnapshot { newest: head.newest })?;
         let (lsr, copied, log_bytes) = (snapshot.lsr, self.copied, self.log_bytes);
@@ -357,17 +366,27 @@ pub fn read_box(pool: &[u8], geometry: &Geometry, slot: u32, copied: u64) -> Res
     plan.finish(&head, &parts)
 }
 
-/// Reads one box out of the bytes of its own slot; also its raw head, for the one who goes on writing it.
-pub(crate) fn read_slot(slot: &[u8], geometry: &Geometry, copied: u64) -> Result<(SlotHead, BoxImage), BadBox> {
-    let truncated = BadBox::Truncated { need: size_of::<SlotHead>(), have: slot.len() };
-    let (raw, _) = SlotHead::read_from_prefix(slot).map_err(|_| truncated)?;
-    let head = BoxHead::parse(0, slot)?;
-    let plan = head.plan(geometry, copied)?;
+/// Reads the snapshot of a box in memory of our own, and its raw head for the one who goes on writing it. The logged
+/// input stays where it is. `copy` takes bytes out of the slot, by offset and length.
+pub(crate) fn read_own(
+    head: &[u8],
+    geometry: &Geometry,
+    received: u64,
+    copy: impl Fn(u32, u32) -> Vec<u8>,
+) -> Result<(SlotHead, Snapshot), BadBox> {
+    let truncated = BadBox::Truncated { need: size_of::<SlotHead>(), have: head.len() };
+    let (raw, _) = SlotHead::read_from_prefix(head).map_err(|_| truncated)?;
+    let head = BoxHead::parse(0, raw.as_bytes())?;
+    if head.state == SlotState::LostLog {
+        return Err(BadBox::LostLog);
+    }
     let start = geometry.slot(0).start;
-    let parts = plan.ranges().map(|range| {
-        let (from, need) = ((range.start - start) as usize, (range.end - start) as usize);
-        slot.get(from..need).ok_or(BadBox::Truncated { need, have: slot.len() })
+    let snapshot = head.candidates(geometry).find_map(|candidate| {
+        let lws = copy((candidate.at.start - start) as u32, (candidate.at.end - candidate.at.start) as u32);
+        candidate.is_whole(head.generation, &lws).then(|| candidate.snapshot(lws))
     });
-    let image = plan.finish(&head, &parts.collect::<Result<Vec<_>, _>>()?)?;
-    Ok((raw, image))
+    let snapshot = snapshot.ok_or(BadBox::NoSnapshot { newest: head.newest })?;
+    let (lsr, log_bytes) = (snapshot.lsr, geometry.log_bytes);
+    let logged = received.checked_sub(lsr).is_some_and(|length| length <= u64::from(log_bytes));
+    if logged { Ok((raw, snapshot)) } else { Err(BadBox::LogGap { lsr, copied: received, log_bytes }) }
 }

@@ -10,7 +10,7 @@
 #![allow(unsafe_code)]
 
 use crate::continuation::Words;
-use crate::layout::{Geometry, HEADER_BYTES, SlotState};
+use crate::layout::{Geometry, HEADER_BYTES, SLOT_HEAD_BYTES, SlotState};
 use crate::reader::{self, BadPool};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -195,13 +195,27 @@ impl Slot {
         fence(Ordering::Release);
     }
 
-    /// A copy of the slot's first `length` bytes.
-    pub fn bytes(&self, length: u32) -> Vec<u8> {
-        let length = length.min(self.geometry().slot_bytes);
-        let mut bytes = vec![0; length as usize];
-        let from = self.pointer(0, length);
-        // SAFETY: `pointer` vouches for `length` bytes, the vector has as many.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), bytes.as_mut_ptr(), bytes.len()) };
+    /// A copy of the slot's head.
+    pub fn head(&self) -> [u8; SLOT_HEAD_BYTES as usize] {
+        let mut head = [0; SLOT_HEAD_BYTES as usize];
+        let from = self.pointer(0, SLOT_HEAD_BYTES);
+        // SAFETY: `pointer` vouches for as many bytes as the array has.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), head.as_mut_ptr(), head.len()) };
+        head
+    }
+
+    /// A copy of `length` bytes at `offset` inside the slot.
+    ///
+    /// # Panics
+    /// If they are not inside the slot.
+    pub fn bytes(&self, offset: u32, length: u32) -> Vec<u8> {
+        let from = self.pointer(offset, length);
+        let mut bytes = Vec::with_capacity(length as usize);
+        // SAFETY: `pointer` vouches for `length` bytes, the vector has room for as many, and they are filled here.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from.as_ptr(), bytes.as_mut_ptr(), length as usize);
+            bytes.set_len(length as usize);
+        }
         bytes
     }
 
@@ -273,7 +287,8 @@ impl Slot {
     fn word(&self, index: usize) -> &AtomicU64 {
         let start = self.pointer(8 * index as u32, 8).cast::<AtomicU64>();
         // SAFETY: `pointer` vouches for 8 bytes; slots start at multiples of 8 (a sound geometry) of a page-aligned
-        // mapping; words of the head and of LWS buffers are only ever accessed as atomics while a box is open.
+        // mapping; the words that publish (state, newest) are only ever accessed as atomics while a box is open, and
+        // everything else of the slot by its one writer.
         unsafe { start.as_ref() }
     }
 }
@@ -289,6 +304,18 @@ impl Words for Slot {
 
     fn order(&self) {
         fence(Ordering::Release);
+    }
+
+    /// One copy instead of a store for each word: a fifth of the time for 10 KB.
+    fn store_bytes(&self, first: usize, bytes: &[u8]) {
+        let rest = bytes.len().next_multiple_of(8) - bytes.len();
+        let into = self.pointer(8 * first as u32, (bytes.len() + rest) as u32);
+        // SAFETY: `pointer` vouches for `bytes.len() + rest` bytes; `bytes` is ours and no part of the mapping, into
+        // which no reference exists.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), into.as_ptr(), bytes.len());
+            std::ptr::write_bytes(into.as_ptr().add(bytes.len()), 0, rest);
+        }
     }
 }
 

@@ -219,7 +219,7 @@ async fn a_connection_whose_slot_was_given_away_never_writes_to_it_again() {
 
     let other = Opening::fresh(99, "10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
     ContinuationBox::create(slot.clone(), &other).unwrap();
-    let before = slot.bytes(pool.geometry().slot_bytes);
+    let before = slot.bytes(0, pool.geometry().slot_bytes);
     peer.write_all(b"not for the other's log").unwrap();
     let mut read = [0; 23];
     stream.read_exact(&mut read).await.unwrap();
@@ -227,6 +227,28 @@ async fn a_connection_whose_slot_was_given_away_never_writes_to_it_again() {
     stream.session().export_state(b"nor its snapshot", 23, 0).unwrap();
     assert!(!stream.session().is_protected());
     drop(stream);
-    assert!(slot.bytes(pool.geometry().slot_bytes) == before);
+    assert!(slot.bytes(0, pool.geometry().slot_bytes) == before);
+    client.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_more_connections_than_are_in_stock_is_protected_as_far_as_the_pool_goes() {
+    const BOXES: usize = 300;
+    let scratch = Scratch::new("burst");
+    let (fd, pool) = Pool::memfd(Geometry::with(BOXES as u32, 64, 256), 1).unwrap();
+    let _service = BoxService::start(&scratch.socket(), Arc::clone(&pool), fd).unwrap();
+    let (mut listener, client, address) = recoverable(&scratch).await;
+    assert!(client.wait_ready(PATIENCE));
+    // In the kernel's queue before any is accepted, a hundred at a time: the queue is not longer.
+    let (mut peers, mut streams) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        peers.extend((0..100).map(|_| TcpStream::connect(address).unwrap()));
+        while streams.len() < peers.len() {
+            streams.push(listener.accept().await.unwrap().stream);
+        }
+    }
+    let protected = streams.iter().take_while(|stream| stream.session().is_protected()).count();
+    assert_eq!(protected, BOXES);
+    assert_eq!(streams.iter().filter(|stream| stream.session().is_protected()).count(), BOXES);
     client.stop();
 }

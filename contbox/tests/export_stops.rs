@@ -2,7 +2,7 @@
 
 use contbox::continuation::{Exporter, Words};
 use contbox::reader::{BadBox, Snapshot, read_box};
-use contbox::{Geometry, Opening};
+use contbox::{ContinuationBox, Geometry, Opening, Pool};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
@@ -115,4 +115,47 @@ fn a_refused_export_leaves_the_newest_snapshot_alone() {
     assert!(exporter.export_state(&[0; 65], 8, 8).is_err());
     assert!(exporter.export_state(b"back", 6, 8).is_err());
     assert_eq!(read_box(&memory.pool(&geometry), &geometry, 0, 2000).unwrap().snapshot.lws, b"good");
+}
+
+#[test]
+fn an_export_into_a_mapping_leaves_the_bytes_of_one_made_word_by_word() {
+    let geometry = Geometry::with(1, 64, 4096);
+    for length in (0..20).chain([63, 64]) {
+        let lws: Vec<u8> = (1..=length).collect();
+        let (_fd, pool) = Pool::memfd(geometry, 1).unwrap();
+        let slot = pool.slot(0).unwrap();
+        let mut mapped = ContinuationBox::create(slot.clone(), &opening("10.77.0.4:1")).unwrap();
+        let memory = Cut::new(&geometry, PLENTY);
+        memory.words.borrow_mut().fill(0);
+        let mut stored = Exporter::create(memory.clone(), geometry, &opening("10.77.0.4:1")).unwrap();
+        for number in 1..=3 {
+            let padded = [&lws[..], b"left over"].concat();
+            let longer = &padded[..padded.len().min(64)];
+            for words in [longer, &lws] {
+                mapped.export_state(words, 0, number).unwrap();
+                stored.export_state(words, 0, number).unwrap();
+            }
+        }
+        let word_by_word = &memory.pool(&geometry)[geometry.slot(0).start as usize..];
+        assert!(slot.bytes(0, geometry.slot_bytes) == word_by_word, "{length} bytes");
+    }
+}
+
+#[test]
+fn an_import_finds_the_newest_snapshot_and_refuses_a_log_with_a_gap() {
+    let geometry = Geometry::with(1, 64, 4096);
+    let (_fd, pool) = Pool::memfd(geometry, 1).unwrap();
+    let slot = pool.slot(0).unwrap();
+    let mut continuation = ContinuationBox::create(slot.clone(), &opening("10.77.0.4:1")).unwrap();
+    continuation.note_received(4000);
+    continuation.export_state(b"the newest", 100, 7).unwrap();
+    let import = |received| ContinuationBox::import_state(slot.clone(), received).map(|(_, snapshot)| snapshot);
+    let newest = Snapshot { lsr: 100, lsw: 7, lws: b"the newest".to_vec() };
+    assert_eq!(import(100), Ok(newest.clone()));
+    assert_eq!(import(100 + 4096), Ok(newest));
+    for copied in [99, 100 + 4097] {
+        assert_eq!(import(copied).unwrap_err(), BadBox::LogGap { lsr: 100, copied, log_bytes: 4096 });
+    }
+    continuation.give_up();
+    assert_eq!(import(100).unwrap_err(), BadBox::LostLog);
 }

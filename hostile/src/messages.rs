@@ -133,14 +133,15 @@ pub(crate) fn agent(input: &[u8]) -> bool {
 pub(crate) fn config(input: &[u8]) -> bool {
     let Some((whose, text)) = input.split_first() else { return false };
     let text = String::from_utf8_lossy(text);
+    let file = Path::new("hostile.toml");
     let error = match whose % 3 {
-        0 => toml::from_str::<backdoor::config::Config>(&text).err().map(|error| error.to_string()),
-        1 => monitor::config::parse(Path::new("hostile.toml"), &text).err().map(|error| {
-            assert!(error.to_string().contains("hostile.toml"), "an error without its file: {error}");
-            error.to_string()
-        }),
-        _ => toml::from_str::<reinstate::config::Config>(&text).err().map(|error| error.to_string()),
+        0 => backdoor::config::Config::parse(file, &text).err(),
+        1 => monitor::config::parse(file, &text).err(),
+        _ => reinstate::config::Config::parse(file, &text).err(),
     };
-    assert!(error.as_ref().is_none_or(|error| !error.is_empty()));
+    if let Some(error) = &error {
+        assert!(error.to_string().contains("hostile.toml") && !error.what.is_empty(), "no place or no word: {error}");
+        assert!(error.line.is_none_or(|line| line <= text.lines().count() + 1), "a line that is not there: {error}");
+    }
     error.is_none()
 }

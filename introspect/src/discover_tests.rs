@@ -7,7 +7,9 @@ use remote_memory::RemoteKey;
 use remote_memory::image::Image;
 
 use crate::linux::task::TaskLayout;
-use crate::linux::tcp::{self, HeadLayout, SavedSynLayout, SharedLayout, SkbLayout, SockLayout, TcpFilter};
+use crate::linux::tcp::{
+    self, HeadLayout, RequestLayout, SavedSynLayout, SharedLayout, SkbLayout, SockLayout, TcpFilter,
+};
 use crate::{DiscoverError, Extent, Kernel};
 
 const KEY: RemoteKey = RemoteKey::new(1);
@@ -97,7 +99,7 @@ fn btf(made: Made) -> Vec<u8> {
     let of_tables = ["inet_hashinfo.ehash", "inet_hashinfo.ehash_mask", "net.ipv4.tcp_death_row.hashinfo"];
     let page = ["page.a", "page.b", "page.c", "page.d", "page.e", "page.f", "page.g", "page.h"];
     let layouts = [TaskLayout::PATHS, HeadLayout::PATHS, SockLayout::PATHS, SkbLayout::PATHS, SharedLayout::PATHS];
-    let layouts = layouts.into_iter().chain([SavedSynLayout::PATHS]);
+    let layouts = layouts.into_iter().chain([SavedSynLayout::PATHS, RequestLayout::PATHS]);
     let paths = layouts.into_iter().flatten().chain(&frag).chain(&of_tables).chain(&page);
     let mut all = Members::default();
     for path in paths.filter(|path| made.without != Some(path)) {

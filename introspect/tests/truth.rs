@@ -72,6 +72,7 @@ fn end(text: &str) -> SocketAddr {
 
 fn state_number(state: State) -> u8 {
     match state {
+        State::SynReceived => 3,
         State::Established => 1,
         State::FinWait1 => 4,
         State::FinWait2 => 5,

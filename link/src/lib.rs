@@ -218,6 +218,11 @@ impl Link {
         &mut self.memory
     }
 
+    /// How often requests to the memory had to be sent again so far: the path lost a packet, or an end was busy.
+    pub fn repetitions(&self) -> u64 {
+        self.memory.queue().counters().go_backs
+    }
+
     /// Asks both halves for a sign of life: the way to tell a lost path from a dead target. A target that is dead or
     /// fenced answers as a healthy one does, because its backdoor does.
     ///

@@ -2,9 +2,11 @@
 //!
 //! `cost [--boxes N] [--period-ms P] [--seconds S]` in a network namespace of its own (`unshare -Urn` or root): boxes
 //! are served by an rdma server on the loopback device, by another thread of this process, whose cost is printed
-//! beside. The last line is JSON.
+//! beside. For one box the same is then asked of bare system calls: what a wake-up alone costs here, and what a
+//! wake-up, a datagram and its answer of the same size do. The last line is JSON.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use clap::Parser;
 use control::backdoor::{QueuePair, RegionEntry, Reply, Request};
 use control::reinstate::Assignment;
 use control::{Channel, VERSION};
-use monitor::clock::Monotonic;
+use monitor::clock::{Clock, Monotonic};
 use monitor::config::{self, Config, Target};
 use monitor::door::{self, LinkDoor};
 use monitor::evacuate::Standby;
@@ -26,10 +28,11 @@ use monitor::metrics::{Metrics, TargetMetrics};
 use monitor::partner::Partner;
 use monitor::watch::{Tools, Watch};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
 use nix::time::{ClockId, clock_gettime};
-use rdma::QpAttributes;
 use rdma::responder::{Memory, Refusal};
 use rdma::soft::{Hub, Options, PORT, Server, ServerHandle};
+use rdma::{PathMtu, QpAttributes};
 use remote_memory::{RemoteKey, Rights};
 use sensorbox::layout::RECORD_WORDS;
 use sensorbox::{Class, Description, Name, Producer};
@@ -91,12 +94,14 @@ fn main() -> anyhow::Result<()> {
     thread::sleep(Duration::from_secs(1));
     let late = || watched.metrics.iter().map(|one| one.late_samples.get()).sum::<u64>();
     let lost = || watched.metrics.iter().map(|one| one.lost_samples.get()).sum::<u64>();
-    let before = (watched.cpu(), serving.cpu(), samples(), late(), lost(), Instant::now());
+    let before =
+        (watched.cpu(), serving.cpu(), samples(), late(), lost(), Instant::now(), lateness(&watched.registry.text()));
     thread::sleep(Duration::from_secs(arguments.seconds));
     let seconds = before.5.elapsed().as_secs_f64();
     let share = |now: Duration, then: Duration| (now - then).as_secs_f64() / seconds * 100.0;
     let taken = samples() - before.2;
-    let result = serde_json::json!({
+    let monitor_us = (watched.cpu() - before.0).as_secs_f64() * 1e6 / taken.max(1) as f64;
+    let mut result = serde_json::json!({
         "boxes": arguments.boxes,
         "sensors": arguments.sensors,
         "period_ms": arguments.period_ms,
@@ -105,14 +110,93 @@ fn main() -> anyhow::Result<()> {
         "server_cpu_percent": share(serving.cpu(), before.1),
         "samples_per_second": taken as f64 / seconds,
         "wanted_per_second": arguments.boxes as f64 * 1e3 / arguments.period_ms,
-        "us_per_sample": (watched.cpu() - before.0).as_secs_f64() * 1e6 / taken.max(1) as f64,
+        "us_per_sample": monitor_us,
         "late": late() - before.3,
         "lost": lost() - before.4,
+        "late_us_at_most": late_distribution(&lateness(&watched.registry.text()), &before.6),
     });
     stop.store(true, Ordering::Relaxed);
     drop((watched.thread.join(), serving.thread.join(), ticking.join()));
+    if arguments.boxes == 1 {
+        let answer_bytes = (arguments.sensors as usize + 1) * RECORD_WORDS * 8;
+        let (sleep_us, exchange_us) = (bare(&arguments, None)?, bare(&arguments, Some(answer_bytes))?);
+        result["bare_sleep_us"] = sleep_us.into();
+        result["bare_exchange_us"] = exchange_us.into();
+        result["ratio_to_bare_exchange"] = (monitor_us / exchange_us).into();
+    }
     println!("{result}");
     Ok(())
+}
+
+/// Processor time, in us, of a thread that does nothing but wake up every period and, if there is an answer of so many
+/// bytes to be had, ask for it and wait: the least that sampling by these system calls costs on this machine.
+fn bare(arguments: &Arguments, answer_bytes: Option<usize>) -> anyhow::Result<f64> {
+    const PORT: u16 = 4790;
+    let period_ns = (arguments.period_ms * 1e6) as u64;
+    let ticks = (arguments.seconds * 1_000_000_000 / period_ns).max(1);
+    let server = UdpSocket::bind((SERVER, PORT))?;
+    let client = UdpSocket::bind(("127.0.0.1", PORT))?;
+    client.connect((SERVER, PORT))?;
+    let answering = thread::spawn(move || -> std::io::Result<()> {
+        let mut request = [0; 64];
+        loop {
+            let (len, asker) = server.recv_from(&mut request)?;
+            if len == 0 {
+                return Ok(());
+            }
+            let mut left = answer_bytes.unwrap_or(0);
+            while left > 0 {
+                let part = left.min(PathMtu::MAX.bytes());
+                server.send_to(&[7; PathMtu::MAX.bytes()][..part], asker)?;
+                left -= part;
+            }
+        }
+    });
+    let asking = thread::spawn(move || -> std::io::Result<f64> {
+        prctl::set_timerslack(1)?;
+        let cpu = || clock_gettime(own_clock()).map(Duration::from).unwrap_or_default();
+        let (mut answer, mut due_ns) = ([0; PathMtu::MAX.bytes()], Monotonic.now_ns());
+        let begin = cpu();
+        for _ in 0..ticks {
+            due_ns += period_ns;
+            Monotonic.sleep_until(due_ns);
+            if let Some(bytes) = answer_bytes {
+                client.send(&[1; 44])?;
+                let mut got = 0;
+                while got < bytes {
+                    got += client.recv(&mut answer)?;
+                }
+            }
+        }
+        let spent = cpu() - begin;
+        client.send(&[])?;
+        Ok(spent.as_secs_f64() * 1e6 / ticks as f64)
+    });
+    let spent_us = asking.join().expect("no panic")?;
+    answering.join().expect("no panic")?;
+    Ok(spent_us)
+}
+
+/// How many samples were late by at most so many us, over all targets.
+fn lateness(metrics: &str) -> BTreeMap<u64, u64> {
+    let mut buckets = BTreeMap::new();
+    for line in metrics.lines().filter_map(|line| line.strip_prefix("backdoors_monitor_late_seconds_bucket{le=\"")) {
+        let Some((bound, rest)) = line.split_once('"') else { continue };
+        let count: u64 = rest.rsplit(' ').next().and_then(|count| count.parse().ok()).unwrap_or(0);
+        let bound_us = bound.parse::<f64>().map_or(u64::MAX, |seconds| (seconds * 1e6).round() as u64);
+        *buckets.entry(bound_us).or_default() += count; // cumulative in each target, so also in the sum
+    }
+    buckets
+}
+
+/// By how many us samples were late at most since `before`, for shares of them in percent.
+fn late_distribution(now: &BTreeMap<u64, u64>, before: &BTreeMap<u64, u64>) -> serde_json::Value {
+    let counts: Vec<_> = now.iter().map(|(bound, count)| (*bound, count - before.get(bound).unwrap_or(&0))).collect();
+    let all = counts.last().map_or(0, |(_, count)| *count);
+    let at_most = |percent: f64| {
+        counts.iter().find(|(_, count)| *count as f64 >= all as f64 * percent / 100.0).map(|(bound_us, _)| *bound_us)
+    };
+    serde_json::json!({ "50": at_most(50.0), "99": at_most(99.0), "99.9": at_most(99.9), "100": at_most(100.0) })
 }
 
 /// A thread whose processor time can be asked for.
@@ -132,6 +216,7 @@ struct Watched {
     thread: thread::JoinHandle<()>,
     clock: ClockId,
     metrics: Vec<TargetMetrics>,
+    registry: Metrics,
 }
 
 impl Watched {
@@ -221,7 +306,7 @@ fn configured(arguments: &Arguments, server: &ServerHandle) -> anyhow::Result<Co
     let mut text = format!(
         "[monitor]\nname = \"m\"\nlocal = \"127.0.0.1\"\njournal = \"/dev/null\"\n\
          [sampling]\nperiod_ms = {}\npath_deadline_ms = 2000\n\
-         [[rule]]\nsensors = \"tick.cpu*\"\ndeadline_ms = 60000\nraises = \"hang\"\n",
+         [[rule]]\nsensors = \"tick.cpu*\"\ndeadline_ms = 10000\nraises = \"hang\"\n",
         arguments.period_ms
     );
     for number in 0..arguments.boxes {
@@ -244,12 +329,13 @@ fn watch(config: &Config, stop: &Arc<AtomicBool>) -> anyhow::Result<Watched> {
     let (say, clock) = std::sync::mpsc::channel();
     let thread = thread::spawn(move || {
         say.send(own_clock()).unwrap();
+        prctl::set_timerslack(1).unwrap(); // as the daemon's threads
         match <[_; 1]>::try_from(watches) {
             Ok([mut watch]) => watch.run(&stop),
             Err(watches) => Fleet::new(watches, hub, Monotonic, patience).run(&stop).unwrap(),
         }
     });
-    Ok(Watched { thread, clock: clock.recv()?, metrics })
+    Ok(Watched { thread, clock: clock.recv()?, metrics, registry })
 }
 
 fn one(

@@ -202,6 +202,12 @@ impl<D: Door, C: Clock> Watch<D, C> {
                     return;
                 }
                 Progress::Ordered { spare } => Event::Ordered { spare: spare.to_owned(), silent_ms },
+                // Unlike a refusal, this says that nothing happened earlier either.
+                Progress::Withdrawn { part, spare, why } => {
+                    tracing::warn!(target_name = %clock.target, spare, %why, "it has let go of the order");
+                    holders.lock().unwrap_or_else(PoisonError::into_inner).remove(&part);
+                    Event::Passed { spare: spare.to_owned(), why }
+                }
                 Progress::Passed { part, spare, why } => {
                     tracing::warn!(target_name = %clock.target, spare, %why, "passed");
                     if !was_held.contains_key(&part) {

@@ -90,6 +90,10 @@ impl Door for LinkDoor {
         self.link.as_mut().map(|link| link.memory().queue_mut() as &mut dyn Queue)
     }
 
+    fn repetitions(&self) -> u64 {
+        self.link.as_ref().map_or(0, |link| link.repetitions())
+    }
+
     fn renew(&mut self) {
         if let Some(Err(error)) = self.link.as_mut().map(|link| link.memory().queue_mut().reconnect()) {
             tracing::debug!(%error, "no new connection yet");

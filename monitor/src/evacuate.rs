@@ -3,7 +3,9 @@
 //! An order is given to one spare at a time, in the configured order, those that are ready first. The next one is
 //! asked only if a spare refused, could not be reached, or never got the whole order: it then did nothing. A spare that
 //! got the order and fell silent may be answering for the address already, so only it is asked again, under the same
-//! token: an order that was carried out gets the same report once more and is not carried out twice.
+//! token: an order that was carried out gets the same report once more and is not carried out twice. If another spare
+//! is ready, the silent one is asked to let go instead: its next life, or the same one once it listens again, says that
+//! it has not done the work and never will, and then the other one has the order. Without that word nobody has it.
 //!
 //! Spares that share an evacuation get their parts at the same time; what is said above then holds for each part.
 
@@ -27,6 +29,9 @@ const PREPARE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long an order waits for a spare that is busy preparing while another one is free.
 const BUSY_PATIENCE: Duration = Duration::from_millis(20);
+
+/// How often a spare that fell silent is asked to let go of an order: its next life may listen any moment.
+const WITHDRAW_AGAIN: Duration = Duration::from_millis(20);
 
 /// How far a spare has got.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +83,15 @@ pub enum Progress<'a> {
     Ordered {
         /// To whom.
         spare: &'a str,
+    },
+    /// A spare that fell silent has said that it did nothing and will not.
+    Withdrawn {
+        /// Which part of the work it was asked to take.
+        part: u32,
+        /// Which.
+        spare: &'a str,
+        /// Why it was asked.
+        why: String,
     },
     /// A spare did nothing.
     Passed {
@@ -236,7 +250,55 @@ impl Standby {
         let slot = self.slots.iter().find(|slot| slot.spare.name == spare);
         let ordered = slot.and_then(|slot| self.order_one(part, slot, locked(&slot.conversation), evacuation, note));
         let why = "it did not take the order again".to_owned();
-        ordered.unwrap_or_else(|| Ordered::Unknown { spare: spare.to_owned(), why })
+        match (ordered, slot) {
+            (Some(ordered), _) => ordered,
+            (None, Some(slot)) if self.is_another_ready(slot) => {
+                let withdrawn = self.withdraw(part, slot, evacuation, &why, Instant::now(), note);
+                withdrawn.unwrap_or_else(|| self.order(part, evacuation, note))
+            }
+            (None, _) => Ordered::Unknown { spare: spare.to_owned(), why },
+        }
+    }
+
+    /// Asks a spare that fell silent to let go of the order, until `deadline`. `None`: it has, and another may have it.
+    fn withdraw(
+        &self,
+        part: u32,
+        slot: &Slot,
+        evacuation: &Evacuation,
+        why: &str,
+        deadline: Instant,
+        note: &impl Fn(Progress<'_>),
+    ) -> Option<Ordered> {
+        let spare = slot.spare.name.as_str();
+        // What was ready is no more, whoever answers now.
+        *locked(&slot.readiness) = Readiness::NotReady { why: why.to_owned() };
+        let mut conversation = locked(&slot.conversation);
+        loop {
+            let answer = slot.ask_to_withdraw(&self.name, &mut conversation, evacuation, self.patience);
+            let why = match answer {
+                Ok(Reply::Withdrawn) => {
+                    note(Progress::Withdrawn { part, spare, why: why.to_owned() });
+                    return None;
+                }
+                Ok(Reply::Evacuated(report)) => {
+                    return Some(Ordered::Evacuated { spare: spare.to_owned(), report });
+                }
+                Ok(Reply::Refused { why } | Reply::NotReady { why }) => why,
+                Ok(other) => format!("it answered with {}", kind(&other)),
+                Err(_) if Instant::now() < deadline => {
+                    std::thread::sleep(WITHDRAW_AGAIN);
+                    continue;
+                }
+                Err(error) => format!("{why}; it does not let go of the order: {error}"),
+            };
+            return Some(Ordered::Unknown { spare: spare.to_owned(), why });
+        }
+    }
+
+    fn is_another_ready(&self, than: &Slot) -> bool {
+        let mut others = self.slots.iter().filter(|slot| slot.spare.name != than.spare.name);
+        others.any(|slot| matches!(*locked(&slot.readiness), Readiness::Ready { .. }))
     }
 
     /// Asks the spares called `holders`, all of them if there are none, what is left of the service. With `drain`, they
@@ -288,12 +350,17 @@ impl Standby {
         note: &impl Fn(Progress<'_>),
     ) -> Option<Ordered> {
         let spare = slot.spare.name.as_str();
+        let deadline = Instant::now() + self.patience;
         note(Progress::Ordering { part, spare });
         let outcome = slot.order(&self.name, &mut conversation, evacuation, self.patience, || {
             note(Progress::Ordered { spare });
         });
         match outcome {
             Ok(report) => Some(Ordered::Evacuated { spare: spare.to_owned(), report }),
+            Err(Failure::Unknown(why)) if self.is_another_ready(slot) => {
+                drop(conversation);
+                self.withdraw(part, slot, evacuation, &why, deadline, note)
+            }
             Err(Failure::Unknown(why)) => Some(Ordered::Unknown { spare: spare.to_owned(), why }),
             Err(Failure::Passed(why)) => {
                 note(Progress::Passed { part, spare, why });
@@ -373,6 +440,22 @@ impl Slot {
             }
         }
     }
+
+    fn ask_to_withdraw(
+        &self,
+        name: &str,
+        conversation: &mut Option<Channel<TcpStream>>,
+        evacuation: &Evacuation,
+        patience: Duration,
+    ) -> Result<Reply, String> {
+        let channel = warm(conversation, &self.spare, name)?;
+        let set = channel.stream().set_read_timeout(Some(patience)).map_err(FrameError::from);
+        let answer = set.and_then(|()| channel.ask(&Request::Withdraw(evacuation.clone())));
+        answer.map_err(|error| {
+            *conversation = None;
+            error.to_string()
+        })
+    }
 }
 
 fn ask_to_prepare(
@@ -433,6 +516,7 @@ fn kind(reply: &Reply) -> &'static str {
         Reply::Ready { .. } => "readiness",
         Reply::NotReady { .. } => "what stands in the way",
         Reply::Evacuated(_) => "a report",
+        Reply::Withdrawn => "an order taken back",
         Reply::GivenBack { .. } => "the end of a service",
         Reply::Draining { .. } => "what is left of a service",
         Reply::Refused { .. } => "a refusal",

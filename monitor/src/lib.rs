@@ -30,6 +30,7 @@ pub mod inspect;
 pub mod journal;
 pub mod metrics;
 pub mod partner;
+pub mod quality;
 pub mod recording;
 pub mod sample;
 mod succession;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use rdma::soft::Hub;
+use service::metrics::Endpoint;
 
 /// How often spares that are not ready are asked again.
 const PREPARE_AGAIN: Duration = Duration::from_secs(1);
@@ -214,6 +216,12 @@ fn record(config: &Config, target: &str, period: Option<Duration>, time: Duratio
     Ok(())
 }
 
+fn served(metrics: &Metrics, address: SocketAddr) -> Result<Endpoint> {
+    let metrics = metrics.clone();
+    let endpoint = Endpoint::start(address, move || metrics.text());
+    endpoint.with_context(|| format!("metrics cannot be served at {address}"))
+}
+
 fn read(journal: &Path) -> Result<Vec<Line>> {
     let file = File::open(journal).with_context(|| format!("{} cannot be opened", journal.display()))?;
     replay::lines(BufReader::new(file)).with_context(|| journal.display().to_string())
@@ -241,10 +249,7 @@ fn watch_all(config: &Config) -> Result<()> {
     signals.thread_block().context("signals cannot be blocked")?;
 
     let metrics = Metrics::default();
-    if let Some(address) = config.metrics {
-        let bound = metrics.serve(address).with_context(|| format!("metrics cannot be served at {address}"))?;
-        tracing::info!(%bound, "metrics");
-    }
+    let _scraped = config.metrics.map(|address| served(&metrics, address)).transpose()?;
     let inherited = heritage::inherit(&config.journal, Monotonic.now_ns());
     let mut inherited = inherited.with_context(|| format!("journal {}", config.journal.display()))?;
     let opened = Journal::open(&config.journal);

@@ -1,25 +1,16 @@
-//! Metrics in the Prometheus text format, served at `/metrics`.
+//! What a monitor counts, for Prometheus.
 //!
 //! Every target's handles are made once; counting is an atomic addition and never waits for a scrape.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-
-/// Most bytes of a request that are looked at: a scrape is one short line and some headers.
-const REQUEST_BYTES_MAX: u64 = 8 * 1024;
-
-/// How long a scrape may take.
-const SCRAPE_PATIENCE: Duration = Duration::from_secs(2);
+use service::metrics::text_of;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Labels {
@@ -39,6 +30,12 @@ pub struct TargetMetrics {
     pub late_samples: Counter,
     /// Time from posting a sample to its values.
     pub sample_seconds: Histogram,
+    /// How much later than planned samples began.
+    pub late_seconds: Histogram,
+    /// Requests for samples that had to be sent again.
+    pub repetitions: Counter,
+    /// 1 while that is so for more samples than a busy machine explains.
+    pub path_lossy: Gauge,
     /// Sensors beyond their bounds now.
     pub suspicious_sensors: Gauge,
     /// 1 while the path is lost.
@@ -73,6 +70,7 @@ macro_rules! families {
         #[derive(Debug)]
         struct Families {
             sample_seconds: Family<Labels, Histogram, fn() -> Histogram>,
+            late_seconds: Family<Labels, Histogram, fn() -> Histogram>,
             $($field: Family<Labels, $kind>,)*
         }
 
@@ -80,10 +78,13 @@ macro_rules! families {
             fn register(registry: &mut Registry) -> Self {
                 let families = Self {
                     sample_seconds: Family::new_with_constructor(latencies),
+                    late_seconds: Family::new_with_constructor(latencies),
                     $($field: Family::default(),)*
                 };
                 let help = "Time from posting a sample to its values";
                 registry.register("sample_seconds", help, families.sample_seconds.clone());
+                let help = "How much later than planned samples began";
+                registry.register("late_seconds", help, families.late_seconds.clone());
                 $(registry.register(stringify!($field), $help, families.$field.clone());)*
                 families
             }
@@ -91,6 +92,7 @@ macro_rules! families {
             fn of(&self, labels: &Labels) -> TargetMetrics {
                 TargetMetrics {
                     sample_seconds: self.sample_seconds.get_or_create(labels).clone(),
+                    late_seconds: self.late_seconds.get_or_create(labels).clone(),
                     $($field: self.$field.get_or_create(labels).clone(),)*
                 }
             }
@@ -103,6 +105,8 @@ families! {
     lost_samples: Counter, "Samples without an answer";
     unreadable_samples: Counter, "Samples that brought no Sensor Box";
     late_samples: Counter, "Samples that began more than half a period late";
+    repetitions: Counter, "Requests for samples that had to be sent again: the path lost a packet, or an end was busy";
+    path_lossy: Gauge, "1 while more samples need that than a busy machine explains; says nothing about the target";
     suspicious_sensors: Gauge, "Sensors beyond their bounds now";
     path_lost: Gauge, "1 while no sample succeeds; says nothing about the target";
     verdicts: Counter, "Targets found hung";
@@ -136,48 +140,7 @@ impl Metrics {
 
     /// Everything, as Prometheus reads it.
     pub fn text(&self) -> String {
-        let mut text = String::new();
-        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        // Writing to a string fails only if a metric's own encoder does.
-        encode(&mut text, &registry).unwrap_or_else(|_| text.clear());
-        text
-    }
-
-    /// Serves `/metrics` at `address` on a thread of its own for the life of the process; returns where, for port 0.
-    ///
-    /// # Errors
-    /// Those of binding the address.
-    pub fn serve(&self, address: SocketAddr) -> io::Result<SocketAddr> {
-        let listener = TcpListener::bind(address)?;
-        let bound = listener.local_addr()?;
-        let metrics = self.clone();
-        std::thread::Builder::new().name("metrics".into()).spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if let Err(error) = metrics.answer(stream) {
-                    tracing::debug!(%error, "a scrape failed");
-                }
-            }
-        })?;
-        Ok(bound)
-    }
-
-    fn answer(&self, mut stream: TcpStream) -> io::Result<()> {
-        stream.set_read_timeout(Some(SCRAPE_PATIENCE))?;
-        stream.set_write_timeout(Some(SCRAPE_PATIENCE))?;
-        let mut lines = BufReader::new((&stream).take(REQUEST_BYTES_MAX)).lines();
-        let request = lines.next().transpose()?.unwrap_or_default();
-        // The rest of the head is read so that closing does not reset the connection under the answer.
-        while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
-        let (status, body) = match request.split(' ').nth(1) {
-            Some("/metrics") => ("200 OK", self.text()),
-            _ => ("404 Not Found", "metrics are at /metrics\n".to_owned()),
-        };
-        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        let len = body.len();
-        let head =
-            format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n");
-        stream.write_all(head.as_bytes())?;
-        stream.write_all(body.as_bytes())
+        text_of(&self.registry.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -185,23 +148,13 @@ impl Metrics {
 mod tests {
     use super::*;
 
-    fn fetched(address: SocketAddr, path: &str) -> String {
-        let mut stream = TcpStream::connect(address).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: m\r\n\r\n").unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text
-    }
-
     #[test]
     fn a_scrape_shows_what_was_counted_for_each_target() {
         let metrics = Metrics::default();
         metrics.of("web").samples.inc_by(3);
         metrics.of("web").sample_seconds.observe(15e-6);
         metrics.of("db").path_lost.set(1);
-        let address = metrics.serve("127.0.0.1:0".parse().unwrap()).unwrap();
-        let text = fetched(address, "/metrics");
-        assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+        let text = metrics.text();
         for line in [
             "backdoors_monitor_samples_total{target=\"web\"} 3",
             "backdoors_monitor_path_lost{target=\"db\"} 1",
@@ -209,6 +162,5 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is missing in {text}");
         }
-        assert!(fetched(address, "/").starts_with("HTTP/1.1 404"));
     }
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use control::backdoor::{FenceState, FenceToken};
 use link::LinkFailure;
 use remote_memory::{AccessError, Completion, LinkError, Queue, Read, Region, RemoteRead, Request, Work};
-use sensorbox::layout::{RECORD_BYTES, RECORD_WORDS};
-use sensorbox::{Class as BoxClass, Description, FetchError, Header, SensorBox, fetch_sb, reader};
+use sensorbox::layout::{RECORD_BYTES, RECORD_WORDS, State, record, state_and_id};
+use sensorbox::{Class as BoxClass, Damage, Description, FetchError, Header, Reading, SensorBox, fetch_sb, reader};
 
 use crate::detect::{Class, DescribedSensor};
 
@@ -40,6 +40,11 @@ pub trait Door {
     /// Its memory as a queue, to read many targets at once without waiting; `None` where that is not offered.
     fn queue(&mut self) -> Option<&mut dyn Queue> {
         None
+    }
+
+    /// How often something had to be sent again on its way so far: what a path that loses packets shows.
+    fn repetitions(&self) -> u64 {
+        0
     }
 
     /// Makes the connection anew after a read was given up: its late answers must not be taken for later ones'.
@@ -101,7 +106,7 @@ pub enum Glance {
 pub struct BoxReader {
     region: Region,
     buffer: Vec<u8>,
-    planned: Vec<(u32, Description)>,
+    planned: Vec<Planned>,
     /// Stretches of the box that hold the header and what is planned, ascending and apart.
     stretches: Vec<Range<usize>>,
 }
@@ -124,7 +129,7 @@ impl BoxReader {
     /// Keeps the sensors at `places` of [`Opened::described`]; values come in that order.
     pub fn keep(&mut self, places: &[usize]) {
         self.planned = places.iter().map(|place| self.planned[*place]).collect();
-        self.stretches = stretches(self.planned.iter().map(|(id, _)| *id), self.buffer.len());
+        self.stretches = stretches(self.planned.iter().map(|planned| planned.id), self.buffer.len());
     }
 
     /// Takes one sample in one round trip; fills `values`, one for each sensor kept. `whole` fetches the records in
@@ -192,13 +197,12 @@ impl BoxReader {
         values.clear();
         let Ok(header) = Header::parse(&self.buffer) else { return Glance::Unreadable };
         let mut changed = header.len_bytes() != self.buffer.len() as u64;
-        for (id, planned) in &self.planned {
-            let record = words_of(&self.buffer, *id).map(|words| reader::parse_record(*id, &words));
-            values.push(match record {
-                Some(Ok(Some(reading))) if reading.description == *planned => Some(reading.value),
-                Some(Ok(_)) => {
-                    changed = true;
-                    None
+        for planned in &self.planned {
+            let record = words_of(&self.buffer, planned.id);
+            values.push(match record.map(|words| planned.value(&words)) {
+                Some(Ok(value)) => {
+                    changed |= value.is_none();
+                    value
                 }
                 Some(Err(_)) | None => None,
             });
@@ -274,8 +278,41 @@ fn stretches(ids: impl Iterator<Item = u32>, len: usize) -> Vec<Range<usize>> {
     stretches
 }
 
-fn records(found: &SensorBox) -> Vec<(u32, Description)> {
-    found.readings.iter().map(|reading| (reading.id, reading.description)).collect()
+/// A sensor that is kept.
+#[derive(Clone, Copy, Debug)]
+struct Planned {
+    id: u32,
+    description: Description,
+    /// Its record while it lives, with a value of zero: nearly every look finds just these words again.
+    words: [u64; RECORD_WORDS],
+}
+
+impl Planned {
+    /// The value in `words`, or `None` if they hold another sensor or none.
+    ///
+    /// # Errors
+    /// [`Damage`].
+    fn value(&self, words: &[u64; RECORD_WORDS]) -> Result<Option<u64>, Damage> {
+        let is_as_planned = words.iter().zip(&self.words).enumerate().all(|(at, (found, planned))| match at {
+            record::VALUE => true,
+            _ => found == planned,
+        });
+        if is_as_planned {
+            return Ok(Some(words[record::VALUE]));
+        }
+        let reading = reader::parse_record(self.id, words)?;
+        Ok(reading.filter(|reading| reading.description == self.description).map(|reading| reading.value))
+    }
+}
+
+fn records(found: &SensorBox) -> Vec<Planned> {
+    let planned = |reading: &Reading| {
+        let Reading { id, description, .. } = *reading;
+        let mut words = description.words(id);
+        words[record::STATE_AND_ID] = state_and_id(State::LIVE, id);
+        Planned { id, description, words }
+    };
+    found.readings.iter().map(planned).collect()
 }
 
 /// `tick` of processor 1 is `tick.cpu1` in rules, journals and metrics.

@@ -30,6 +30,7 @@ use crate::evacuate::Standby;
 use crate::journal::{Event, Heritage, Incident, Journal, Ring};
 use crate::metrics::TargetMetrics;
 use crate::partner::Partner;
+use crate::quality::{Noted, Quality};
 use crate::sample::{BoxReader, Door, Flight, Glance, Opened};
 
 /// How often a target is looked at that needs no detection any more, and how often a failed action is tried again.
@@ -130,6 +131,7 @@ pub struct Watch<D, C> {
     stall_due_ns: u64,
     replan_ns: u64,
     failures: u32,
+    quality: Quality,
 }
 
 impl<D: Door, C: Clock> Watch<D, C> {
@@ -171,6 +173,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             stall_due_ns: u64::MAX,
             replan_ns: now_ns,
             failures: 0,
+            quality: Quality::default(),
         };
         watch.tell_partner();
         watch
@@ -212,7 +215,9 @@ impl<D: Door, C: Clock> Watch<D, C> {
 
     /// Moves the schedule on; a look that began late is counted.
     fn advance_tick(&mut self, begin_ns: u64, planned_ns: u64) {
-        if begin_ns.saturating_sub(planned_ns) > self.period_ns / 2 {
+        let late_ns = begin_ns.saturating_sub(planned_ns);
+        self.tools.metrics.late_seconds.observe(Duration::from_nanos(late_ns).as_secs_f64());
+        if late_ns > self.period_ns / 2 {
             self.tools.metrics.late_samples.inc();
         }
         if begin_ns >= self.next_tick_ns {
@@ -321,6 +326,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 self.tools.metrics.samples.inc();
                 let took = Duration::from_nanos(end_ns.saturating_sub(begin_ns));
                 self.tools.metrics.sample_seconds.observe(took.as_secs_f64());
+                self.judge_path();
                 let findings = self.observe(begin_ns, end_ns, Some(identity));
                 self.look_for_new_sensors(end_ns, whole, changed);
                 findings
@@ -331,6 +337,18 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 self.reader = None;
                 self.fail(begin_ns, end_ns, false)
             }
+        }
+    }
+
+    /// Counts what had to be sent again for this sample.
+    fn judge_path(&mut self) {
+        let Noted { repetitions, turned } = self.quality.note(self.tools.door.repetitions());
+        if repetitions > 0 {
+            self.tools.metrics.repetitions.inc_by(repetitions);
+        }
+        if let Some((is_lossy, percent)) = turned {
+            self.tools.metrics.path_lossy.set(i64::from(is_lossy));
+            tracing::warn!(target_name = %self.target.name, is_lossy, percent, "samples that had to be asked again");
         }
     }
 

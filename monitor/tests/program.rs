@@ -69,7 +69,7 @@ fn a_check_says_what_is_right_and_what_is_wrong() {
     let output = monitor(&["--config", bad.to_str().unwrap(), "--check"]);
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
-    assert!(said.contains("monitor.toml:16: colour: unknown field `colour`"), "{said}");
+    assert!(said.contains("monitor.toml:16: target.colour: unknown field `colour`"), "{said}");
 }
 
 #[test]

@@ -2,7 +2,6 @@
 //! error names file, line and key.
 
 use std::{
-    fs,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     time::Duration,
@@ -10,6 +9,9 @@ use std::{
 
 use contbox::Geometry;
 use serde::Deserialize;
+use service::config::Source;
+
+pub use service::config::ConfigError;
 
 use crate::probe::Patience;
 
@@ -103,48 +105,65 @@ impl Boxes {
     }
 }
 
-/// Why a configuration cannot be used: the writer's fault.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("{path}: {source}")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The file does not say what it must.
-    #[error("{path}: {source}")]
-    Content {
-        /// Which.
-        path: PathBuf,
-        /// Line, key and reason.
-        source: Box<toml::de::Error>,
-    },
-    /// The boxes are too many or too large.
-    #[error("{path}: [boxes] asks for an impossible pool: {geometry:?}")]
-    Boxes {
-        /// Which.
-        path: PathBuf,
-        /// What it asks for.
-        geometry: Geometry,
-    },
-}
-
 impl Config {
     /// Reads the file at `path`.
     ///
     /// # Errors
-    /// See [`ConfigError`].
+    /// The file cannot be read, or [`Config::parse`]'s.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
-        let content = |source| ConfigError::Content { path: path.to_owned(), source: Box::new(source) };
-        let config: Self = toml::from_str(&text).map_err(content)?;
-        let geometry = config.boxes.geometry();
-        if geometry.is_sound() { Ok(config) } else { Err(ConfigError::Boxes { path: path.to_owned(), geometry }) }
+        Self::parse(path, &service::config::read(path)?)
+    }
+
+    /// Checks the text of a configuration file.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let source = Source { file, text };
+        let config: Self = source.parse()?;
+        source.check_name("name", &config.name)?;
+        source.check_address("listen", config.listen)?;
+        let metrics = config.metrics_port.map(|port| ("metrics_port", port));
+        source.check_ports(&[("control_port", config.control_port)].into_iter().chain(metrics).collect::<Vec<_>>())?;
+        source.check_ports(&[("roce_port", config.roce_port)])?;
+        config.check_limits(&source)?;
+        Ok(config)
+    }
+
+    fn check_limits(&self, source: &Source<'_>) -> Result<(), ConfigError> {
+        if self.box_socket.as_os_str().is_empty() {
+            return Err(source.error_at("box_socket", "empty; name a file"));
+        }
+        if self.interface.as_ref().is_some_and(|name| name.is_empty() || name.len() > INTERFACE_BYTES_MAX) {
+            return Err(source.error_at("interface", "no interface's name; `ip link` shows them"));
+        }
+        if RESERVED_TABLES.contains(&self.route_table) {
+            let what = format!("the kernel uses table {} itself; name one that nobody else uses", self.route_table);
+            return Err(source.error_at("route_table", what));
+        }
+        let (application, most, after) = (self.application_ms, self.probe.most_ms, self.probe.after_answer_ms);
+        for (key, ms) in [("application_ms", application), ("probe.most_ms", most), ("probe.after_answer_ms", after)] {
+            if ms > PATIENCE_MS_MAX || (ms == 0 && key == "application_ms") {
+                let what = format!("{ms} ms is no time to wait in an evacuation; 1 to {PATIENCE_MS_MAX} is");
+                return Err(source.error_at(key, what));
+            }
+        }
+        let geometry = self.boxes.geometry();
+        if !geometry.is_sound() {
+            return Err(source.error_at("boxes", format!("asks for an impossible pool: {geometry:?}")));
+        }
+        Ok(())
     }
 }
+
+/// `IFNAMSIZ` with its final zero, in bytes.
+const INTERFACE_BYTES_MAX: usize = 15;
+
+/// Unspecified, default, main and local: see rtnetlink(7).
+const RESERVED_TABLES: [u32; 4] = [0, 253, 254, 255];
+
+/// A minute: clients have given up long before.
+const PATIENCE_MS_MAX: u64 = 60_000;
 
 fn control_port() -> u16 {
     control::reinstate::PORT
@@ -175,18 +194,55 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("reinstate.example.toml");
         let config = Config::read(&path).unwrap();
         assert_eq!(config.listen, Ipv4Addr::new(10, 77, 0, 2));
-        let text = fs::read_to_string(path).unwrap();
+        let text = std::fs::read_to_string(path).unwrap();
         for key in ["control_port", "roce_port", "metrics_port", "peers", "box_socket", "interface", "route_table"] {
             assert!(text.contains(&format!("{key} =")), "{key} is not shown");
         }
     }
 
+    const GOOD: &str = "name = \"a\"\nlisten = \"10.0.0.1\"\n";
+
+    /// The good file with `more` behind it is refused with `expected`.
+    fn check(more: &str, expected: &str) {
+        match Config::parse(Path::new("r.toml"), &format!("{GOOD}{more}\n")) {
+            Err(error) => assert_eq!(error.to_string(), expected),
+            Ok(_) => panic!("{more:?} was accepted"),
+        }
+    }
+
     #[test]
-    fn errors_name_line_and_key() {
-        let error =
-            toml::from_str::<Config>("name = \"a\"\nlisten = \"10.0.0.1\"\nlissten = 3\n").unwrap_err().to_string();
-        assert!(error.contains("line 3") && error.contains("lissten"), "{error}");
-        let error = toml::from_str::<Config>("name = \"a\"\n").unwrap_err().to_string();
-        assert!(error.contains("listen"), "{error}");
+    fn malformed_configuration_is_refused_by_file_line_and_key() {
+        Config::parse(Path::new("r.toml"), GOOD).unwrap();
+        let probe_keys = "expected `most_ms` or `after_answer_ms`";
+        check("[probe]\nmost = 3", &format!("r.toml:4: probe.most: unknown field `most`, {probe_keys}"));
+        check("peers = [\"spare\"]", "r.toml:3: peers: invalid IP address syntax");
+        check("[boxes]\nslots = -1", "r.toml:4: boxes.slots: invalid value: integer `-1`, expected u32");
+        let error = Config::parse(Path::new("r.toml"), "name = \"a\"\n").unwrap_err().to_string();
+        assert_eq!(error, "r.toml: missing field `listen`");
+        let error = Config::parse(Path::new("r.toml"), &format!("{GOOD}lissten = 3\n")).unwrap_err().to_string();
+        assert!(error.starts_with("r.toml:3: lissten: unknown field `lissten`, expected one of `name`"), "{error}");
+    }
+
+    #[test]
+    fn impossible_configuration_is_refused_by_file_line_and_key() {
+        let twice = "r.toml:3: metrics_port: 4792 is control_port already; give each its own";
+        check("metrics_port = 4792", twice);
+        check(
+            "interface = \"a-name-beyond-all-measure\"",
+            "r.toml:3: interface: no interface's name; `ip link` shows them",
+        );
+        let table = "the kernel uses table 254 itself; name one that nobody else uses";
+        check("route_table = 254", &format!("r.toml:3: route_table: {table}"));
+        check("box_socket = \"\"", "r.toml:3: box_socket: empty; name a file");
+        let wait = "0 ms is no time to wait in an evacuation; 1 to 60000 is";
+        check("application_ms = 0", &format!("r.toml:3: application_ms: {wait}"));
+        let wait = "70000 ms is no time to wait in an evacuation; 1 to 60000 is";
+        check("[probe]\nmost_ms = 70000", &format!("r.toml:4: probe.most_ms: {wait}"));
+        let error = Config::parse(Path::new("r.toml"), &format!("{GOOD}[boxes]\nslots = 0\n")).unwrap_err();
+        assert!(error.to_string().starts_with("r.toml:3: boxes: asks for an impossible pool: "), "{error}");
+        for (old, new, key) in [("\"a\"", "\"\"", "1: name"), ("10.0.0.1", "0.0.0.0", "2: listen")] {
+            let error = Config::parse(Path::new("r.toml"), &GOOD.replace(old, new)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("r.toml:{key}: ")), "{error}");
+        }
     }
 }

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ::service::metrics::{Endpoint, text_of};
 use anyhow::Context;
 use contbox::{Pool, service::BoxService};
 use control::{
@@ -58,12 +59,15 @@ struct Spare {
     prepared: HashMap<String, Prepared>,
     /// The orders that were carried out.
     reports: HashMap<Order, Report>,
+    /// The orders that were taken back: one of them may still be on its way here.
+    withdrawn: HashSet<Order>,
     counts: Arc<Counts>,
 }
 
 /// A running spare. Dropped, it gives every address back.
 pub struct Daemon {
     spare: Arc<Mutex<Spare>>,
+    _metrics: Option<Endpoint>,
 }
 
 fn locked(spare: &Mutex<Spare>) -> MutexGuard<'_, Spare> {
@@ -92,17 +96,19 @@ impl Daemon {
         let held = HeldFile::beside(&config.box_socket);
         held.clean(config.route_table).context("what a killed daemon left cannot be removed")?;
         let counts = Arc::new(Counts::default());
-        if let Some(port) = config.metrics_port {
+        let registry = metrics::registry(Arc::clone(&counts));
+        let scraped = config.metrics_port.map(|port| {
             let at = SocketAddr::from((config.listen, port));
-            metrics::serve(at, Arc::clone(&counts)).with_context(|| format!("no metrics at {at}"))?;
-        }
-        let spare =
-            Spare { config: config.clone(), service, prepared: HashMap::new(), reports: HashMap::new(), counts };
+            Endpoint::start(at, move || text_of(&registry)).with_context(|| format!("no metrics at {at}"))
+        });
+        let metrics = scraped.transpose()?;
+        let (prepared, reports, withdrawn) = Default::default();
+        let spare = Spare { config: config.clone(), service, prepared, reports, withdrawn, counts };
         let spare = Arc::new(Mutex::new(spare));
         let (peers, accepting) = (config.peers.clone(), Arc::clone(&spare));
         std::thread::Builder::new().name("control".into()).spawn(move || accept(&listener, &peers, &accepting))?;
         tracing::info!(%at, box_socket = %config.box_socket.display(), "standing by");
-        Ok(Self { spare })
+        Ok(Self { spare, _metrics: metrics })
     }
 }
 
@@ -181,6 +187,7 @@ fn converse(stream: TcpStream, spare: &Arc<Mutex<Spare>>) -> Result<(), FrameErr
                 }
                 reply
             }
+            Request::Withdraw(evacuation) => locked(spare).withdraw(&evacuation),
             Request::GiveBack(order) => give_back(spare, &order),
             Request::Sessions { target } => {
                 let (recovered, others) = locked(spare).left(&target);
@@ -249,7 +256,11 @@ impl Spare {
             tracing::info!(token = ?evacuation.token, "an order that was carried out comes again");
             return Reply::Evacuated(report.clone());
         }
-        match self.take_over(evacuation, order) {
+        let outcome = match self.withdrawn.contains(&key) {
+            true => Err("this order was taken back".to_owned()),
+            false => self.take_over(evacuation, order),
+        };
+        match outcome {
             Ok(report) => {
                 self.count(&report);
                 self.reports.insert(key, report.clone());
@@ -261,6 +272,21 @@ impl Spare {
                 Reply::Refused { why }
             }
         }
+    }
+
+    /// Makes sure that an order without an answer will not be carried out here. What an earlier life of this daemon had
+    /// begun was removed when this one started; what this one has begun is over, or the lock would not be ours.
+    fn withdraw(&mut self, evacuation: &Evacuation) -> Reply {
+        let key = key(evacuation);
+        if let Some(report) = self.reports.get(&key) {
+            return Reply::Evacuated(report.clone());
+        }
+        if self.prepared.get(&evacuation.assignment.target).is_some_and(Prepared::holds_addresses) {
+            return Reply::Refused { why: format!("this spare serves for {}", evacuation.assignment.target) };
+        }
+        tracing::warn!(token = ?evacuation.token, "an order is taken back");
+        self.withdrawn.insert(key);
+        Reply::Withdrawn
     }
 
     fn take_over(&mut self, evacuation: &Evacuation, order: Instant) -> Result<Report, String> {

@@ -31,7 +31,7 @@ use crate::{
     leftovers::{self, Connection},
     netlink::Netlink,
     nudge::{self, Nudger},
-    position::Start,
+    position::{Proof, Start},
     probe::{Prober, Verdict},
     routes::RaisedRoutes,
     session::{Loss, Session},
@@ -76,6 +76,12 @@ impl Keeper {
             Self::Kernel(snapshot) => snapshot,
         };
         Lost { snapshot, why }
+    }
+
+    /// Whether there is no connection: its handshake was under way, and the client does not say that it ended.
+    fn never_came_about(&self, verdict: &Verdict) -> bool {
+        let unproven = matches!(self, Self::Application(session) if session.unproven);
+        unproven && !verdict.as_ref().is_ok_and(|start| start.proof == Proof::Client)
     }
 }
 
@@ -261,7 +267,9 @@ impl Prepared {
             snapshots.iter().map(|snapshot| Ok(crate::position::assumed(snapshot))).collect()
         });
         stages.end("probe");
-        let silent_ones = rebuild(keepers, verdicts, order, &mut lost);
+        let (existing, begun): (Vec<_>, Vec<_>) =
+            keepers.into_iter().zip(verdicts).partition(|(it, is)| !it.never_came_about(is));
+        let silent_ones = rebuild(existing, order, &mut lost);
         stages.end("rebuild");
         self.take_addresses(&part)?;
         stages.end("address");
@@ -269,7 +277,8 @@ impl Prepared {
         let live = speak(&self.prober, silent_ones, &mut resumed, &mut lost);
         hand_over(service, live, Duration::from_millis(config.application_ms), &mut resumed, &mut lost);
         stages.end("resume");
-        self.end_lost(&lost, order);
+        self.end(lost.iter().map(|lost| &lost.snapshot), order);
+        self.end(begun.iter().map(|(keeper, _)| keeper.snapshot()), order);
         self.nudge(&resumed, silent + order.elapsed());
         Ok(report(&resumed, lost, damage, stages))
     }
@@ -308,12 +317,13 @@ impl Prepared {
         Ok(())
     }
 
-    /// Ends lost sessions at their clients: asked where it stands, a client answers, and this kernel, which has the
-    /// address and no such socket, resets it with exactly the number the client accepts.
-    fn end_lost(&self, lost: &[Lost], order: Instant) {
-        for lost in lost {
-            if let Err(error) = self.prober.poke(&lost.snapshot, order.elapsed()) {
-                tracing::debug!(peer = %lost.snapshot.peer, %error, "a lost session's client cannot be told");
+    /// Ends connections at their clients: asked where it stands, a client answers, and this kernel, which has the
+    /// address and no such socket, resets it with exactly the number the client accepts. A client that still waits for
+    /// the answer to its SYN does not, and begins anew with the listener here when it repeats its SYN.
+    fn end<'a>(&self, connections: impl Iterator<Item = &'a Snapshot>, order: Instant) {
+        for snapshot in connections {
+            if let Err(error) = self.prober.poke(snapshot, order.elapsed()) {
+                tracing::debug!(peer = %snapshot.peer, %error, "the client of a lost session cannot be told");
             }
         }
     }
@@ -415,9 +425,9 @@ impl Stages {
     }
 }
 
-fn rebuild(keepers: Vec<Keeper>, verdicts: Vec<Verdict>, order: Instant, lost: &mut Vec<Lost>) -> Vec<Silent> {
+fn rebuild(keepers: Vec<(Keeper, Verdict)>, order: Instant, lost: &mut Vec<Lost>) -> Vec<Silent> {
     let mut rebuilt = Vec::with_capacity(keepers.len());
-    for (keeper, verdict) in keepers.into_iter().zip(verdicts) {
+    for (keeper, verdict) in keepers {
         let snapshot = keeper.snapshot();
         let built = verdict.map_err(Loss::from).and_then(|start| {
             let socket = tcp_repair::rebuild(snapshot, start, snapshot.timestamp_after(order.elapsed()));

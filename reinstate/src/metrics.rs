@@ -1,24 +1,18 @@
-//! Counters for Prometheus, over the least HTTP a scraper needs: one request, one reply, close.
+//! What a spare counts, for Prometheus.
 
 use std::{
     fmt,
-    io::{self, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
     sync::{Arc, atomic::Ordering},
-    time::Duration,
 };
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, text},
+    encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
 
 use crate::daemon::Counts;
-
-/// How long a scraper may take. One at a time is served.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 struct Source(Arc<Counts>);
@@ -47,40 +41,9 @@ impl Collector for Source {
     }
 }
 
-/// Serves `/metrics` at `at`, for as long as the process lives.
-///
-/// # Errors
-/// If nothing can listen there.
-pub fn serve(at: SocketAddr, counts: Arc<Counts>) -> io::Result<()> {
+/// All metrics of this spare.
+pub fn registry(counts: Arc<Counts>) -> Registry {
     let mut registry = Registry::with_prefix("reinstate");
     registry.register_collector(Box::new(Source(counts)));
-    let listener = TcpListener::bind(at)?;
-    let work = move || {
-        for stream in listener.incoming().flatten() {
-            if let Err(error) = answer(stream, &registry) {
-                tracing::debug!(%error, "a scraper has gone");
-            }
-        }
-    };
-    std::thread::Builder::new().name("metrics".into()).spawn(work).map(drop)
-}
-
-fn answer(mut stream: TcpStream, registry: &Registry) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut head = [0; 1024];
-    let len = stream.read(&mut head)?;
-    let mut body = String::new();
-    let status = if head[..len].starts_with(b"GET /metrics ") {
-        text::encode(&mut body, registry).map_err(io::Error::other)?;
-        "200 OK"
-    } else {
-        "404 Not Found"
-    };
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    write!(
-        stream,
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    )
+    registry
 }

@@ -74,6 +74,9 @@ pub struct Session {
     pub written: u64,
     /// Bytes of regenerated output to swallow.
     pub discard: u64,
+    /// The dead kernel had not seen the end of the handshake. Only an answer of the client proves that there is a
+    /// connection; a client that still waits for the answer to its SYN gives none, and begins anew.
+    pub unproven: bool,
 }
 
 impl Session {
@@ -219,7 +222,8 @@ pub fn agree(socket: &TcpSocket, image: &BoxImage) -> Result<Standing, Loss> {
 /// Puts a socket and the image of its box together, which [`agree`].
 pub fn admit(socket: TcpSocket, image: BoxImage, standing: Standing, silent: Duration) -> Session {
     let Standing { copied, written, discard } = standing;
-    Session { snapshot: snapshot(socket, silent), image, copied, written, discard }
+    let unproven = socket.state == State::SynReceived && !socket.accepted;
+    Session { snapshot: snapshot(socket, silent), image, copied, written, discard, unproven }
 }
 
 /// The connection's values. `silent` is how long the target has been silent at most.

@@ -116,6 +116,22 @@ fn a_part_that_cannot_be_is_refused_and_nothing_can_be_given_back_by_who_has_not
 }
 
 #[test]
+fn an_order_that_was_taken_back_is_not_carried_out_when_it_arrives_after_all() {
+    let folder = Folder::new("withdrawn");
+    let (_daemon, mut channel, _) = start(&folder);
+    let _: Reply = channel.ask(&Request::Hello(Hello::new("monitor"))).unwrap();
+    for _ in 0..2 {
+        assert_eq!(channel.ask::<_, Reply>(&Request::Withdraw(evacuation("web1"))).unwrap(), Reply::Withdrawn);
+    }
+    let Reply::Refused { why } = channel.ask(&Request::Evacuate(evacuation("web1"))).unwrap() else { panic!("taken") };
+    assert_eq!(why, "this order was taken back");
+    // Another part, and another fence, are other orders.
+    let other = Evacuation { share: Some(Share { index: 0, of: 2 }), ..evacuation("web1") };
+    let Reply::Refused { why } = channel.ask(&Request::Evacuate(other)).unwrap() else { panic!("taken") };
+    assert!(why.contains("backdoor"), "{why}");
+}
+
+#[test]
 fn a_spare_that_starts_again_reads_what_was_held_and_does_not_choke_on_garbage() {
     let folder = Folder::new("garbage");
     std::fs::write(folder.0.join("box.held"), "half a li").unwrap();

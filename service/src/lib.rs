@@ -1,5 +1,8 @@
-//! What every daemon shares with its surroundings: logs, the signals that end it, and what a service manager expects
-//! to be told. It knows nothing of what the daemons do.
+//! What every daemon shares with its surroundings: the file that configures it, logs, counters for Prometheus, the
+//! signals that end it, and what a service manager expects to be told. It knows nothing of what the daemons do.
+
+pub mod config;
+pub mod metrics;
 
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;

@@ -1,7 +1,9 @@
 //! The application's half: keeps a stock of leased slots, receives reinstated sessions, and reconnects for ever.
 //!
-//! A connection never waits for the box service: [`BoxClient::lease`] gives a slot out of the stock or none. When the
-//! service restarts the mapping stays (the pool is the same memory), and every slot is announced again.
+//! A connection never waits for a box service that is away or slow: [`BoxClient::lease`] gives a slot out of the stock
+//! or none. More connections at once than the stock holds wait for the answer that is due ([`BoxClient::stocked`]),
+//! some tens of microseconds. When the service restarts the mapping stays (the pool is the same memory), and every
+//! slot is announced again.
 
 use super::channel::{Channel, ChannelError};
 use super::message::{FromApp, Held, PROTOCOL, Resume, ToApp};
@@ -13,10 +15,16 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// Slots asked for at once: two per thousand system calls saved would do, running dry would cost protection.
 const STOCK: u32 = 64;
+/// How long connections wait for slots that were asked for: a thousand times what an answer takes, and
+/// waited for once: a service that does not answer is not waited for again.
+const LEASE_PATIENCE: Duration = Duration::from_millis(50);
+/// How long a pool that had no slot left is not asked again.
+const REFUSAL_REST: Duration = Duration::from_millis(50);
 /// Between attempts to reach a service that is not there.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -37,6 +45,7 @@ pub struct Handed {
 pub struct BoxClient {
     state: Mutex<State>,
     changed: Condvar,
+    answered: Notify,
     path: PathBuf,
     name: String,
     ports: Vec<u16>,
@@ -49,8 +58,23 @@ struct State {
     owner: u32,
     stock: Vec<u32>,
     used: BTreeSet<(u64, u32)>,
-    asked: bool,
+    /// When slots were asked for that have not come yet.
+    asked: Option<Instant>,
+    /// When the service last had none.
+    refused: Option<Instant>,
     stopping: bool,
+}
+
+impl State {
+    /// Asks for more slots, unless that was done or is hopeless.
+    fn ask(&mut self) {
+        let hopeless = self.refused.is_some_and(|at| at.elapsed() < REFUSAL_REST);
+        if self.asked.is_none() && !hopeless {
+            // A failing send ends the conversation elsewhere; the next one asks again.
+            let sent = self.channel.as_ref().is_some_and(|it| it.send(&FromApp::Want { slots: STOCK }).is_ok());
+            self.asked = sent.then(Instant::now);
+        }
+    }
 }
 
 impl BoxClient {
@@ -64,6 +88,7 @@ impl BoxClient {
         let client = Arc::new(Self {
             state: Mutex::new(State::default()),
             changed: Condvar::new(),
+            answered: Notify::new(),
             path: path.to_owned(),
             name: name.to_owned(),
             ports: ports.to_vec(),
@@ -103,14 +128,32 @@ impl BoxClient {
     pub fn lease(&self) -> Option<(Slot, u32)> {
         let mut state = self.lock();
         let index = state.stock.pop();
-        if state.stock.len() < STOCK as usize / 4 && !state.asked {
-            // A failing send ends the conversation elsewhere; the next one asks again.
-            state.asked = state.channel.as_ref().is_some_and(|it| it.send(&FromApp::Want { slots: STOCK }).is_ok());
+        if state.stock.len() < STOCK as usize / 4 {
+            state.ask();
         }
         let slot = state.pool.as_ref()?.slot(index?)?;
         let used = (slot.pool().name(), slot.index());
         state.used.insert(used);
         Some((slot, state.owner))
+    }
+
+    /// Waits until the stock is not empty, if the service is to answer soon.
+    pub(crate) async fn stocked(&self) {
+        loop {
+            let mut answered = std::pin::pin!(self.answered.notified());
+            answered.as_mut().enable();
+            let left = {
+                let mut state = self.lock();
+                if !state.stock.is_empty() {
+                    return;
+                }
+                state.ask();
+                state.asked.map_or(Duration::ZERO, |asked| LEASE_PATIENCE.saturating_sub(asked.elapsed()))
+            };
+            if left.is_zero() || tokio::time::timeout(left, answered).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Takes a slot back whose connection has ended.
@@ -170,7 +213,10 @@ impl BoxClient {
                 break heard;
             }
         };
-        self.lock().channel = None;
+        let mut state = self.lock();
+        (state.channel, state.asked) = (None, None);
+        drop(state);
+        self.answered.notify_waiters();
         ended
     }
 
@@ -211,10 +257,12 @@ impl BoxClient {
         }
         let unused = slots.iter().filter(|slot| !state.used.contains(&(pool, **slot))).copied();
         let unused: Vec<u32> = unused.collect();
+        state.refused = unused.is_empty().then(Instant::now);
         state.stock.extend(unused);
-        state.asked = false;
+        state.asked = None;
         drop(state);
         self.changed.notify_all();
+        self.answered.notify_waiters();
     }
 
     fn hand_on(

@@ -28,7 +28,7 @@ pub(super) struct Monitor {
     pub local: Ipv4Addr,
     pub journal: PathBuf,
     pub metrics: Option<SocketAddr>,
-    pub cpu: Option<Spanned<usize>>,
+    pub cpu: Option<usize>,
     pub threads: Option<Spanned<usize>>,
 }
 

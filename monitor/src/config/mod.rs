@@ -8,7 +8,6 @@
 //! See `monitor.example.toml` for every key; a test keeps that file valid.
 
 mod file;
-mod place;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,11 +17,11 @@ use std::time::Duration;
 
 use control::reinstate::Service;
 use serde::{Deserialize, Serialize};
+pub use service::config::ConfigError;
+use service::config::Source;
 use toml::Spanned;
 
 use crate::detect::{Quorum, Raises, Rule, samples_per_deadline};
-pub use place::ConfigError;
-use place::Source;
 
 /// The shortest sampling period: below it a round trip over a software path no longer fits.
 pub const PERIOD_MIN: Duration = Duration::from_micros(100);
@@ -172,13 +171,7 @@ pub struct Spare {
 /// # Errors
 /// [`ConfigError`], the first that is found.
 pub fn load(file: &Path) -> Result<Config, ConfigError> {
-    let text = std::fs::read_to_string(file).map_err(|error| ConfigError {
-        file: file.to_owned(),
-        line: None,
-        key: String::new(),
-        what: format!("cannot be read: {error}"),
-    })?;
-    parse(file, &text)
+    parse(file, &service::config::read(file)?)
 }
 
 /// Checks the text of a configuration file.
@@ -187,8 +180,7 @@ pub fn load(file: &Path) -> Result<Config, ConfigError> {
 /// [`ConfigError`], the first that is found.
 pub fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
     let source = Source { file, text };
-    let parsed: file::File = toml::from_str(text).map_err(|error| source.parse_error(&error))?;
-    Checker { source }.config(parsed)
+    Checker { source }.config(source.parse()?)
 }
 
 struct Checker<'a> {
@@ -204,12 +196,7 @@ impl Checker<'_> {
         let general = self.rules(&file.rule, "rule")?;
         if file.target.is_empty() {
             let what = "no target is named; add a [[target]] table with name, backdoor and on_hang";
-            return Err(ConfigError {
-                file: self.source.file.to_owned(),
-                line: None,
-                key: "target".into(),
-                what: what.into(),
-            });
+            return Err(self.source.whole("target", what));
         }
         let period = self.period(sampling, &file, samples)?;
         let path_deadline = match &sampling.path_deadline_ms {
@@ -221,13 +208,15 @@ impl Checker<'_> {
             return Err(self.source.error(value.span(), "sampling.path_deadline_ms", what));
         }
         let targets = self.targets(&file.target, &general)?;
+        self.source.check_address("monitor.local", file.monitor.local)?;
+        file.monitor.cpu.map_or(Ok(()), |cpu| self.source.check_cpu("monitor.cpu", cpu))?;
         Ok(Config {
             name: self.name(&file.monitor.name, "monitor.name")?,
             local: file.monitor.local,
             journal: file.monitor.journal,
             metrics: file.monitor.metrics,
             partner: self.partner(file.partner.as_ref())?,
-            cpu: self.cpu(file.monitor.cpu.as_ref())?,
+            cpu: file.monitor.cpu,
             threads: self.threads(file.monitor.threads.as_ref(), targets.len())?,
             period,
             samples_per_deadline: samples,
@@ -479,16 +468,6 @@ impl Checker<'_> {
             }
             Some(value) => Ok(*value.get_ref()),
         }
-    }
-
-    fn cpu(&self, value: Option<&Spanned<usize>>) -> Result<Option<usize>, ConfigError> {
-        let Some(value) = value else { return Ok(None) };
-        let count = std::thread::available_parallelism().map_or(1, usize::from);
-        if *value.get_ref() >= count {
-            let what = format!("this machine has CPUs 0 to {}; name one of them or leave the key out", count - 1);
-            return Err(self.source.error(value.span(), "monitor.cpu", what));
-        }
-        Ok(Some(*value.get_ref()))
     }
 }
 

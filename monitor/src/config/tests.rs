@@ -159,17 +159,17 @@ fn values_that_mean_nothing_are_refused() {
         "[sampling]\nlost_probability = 1.0\n[[rule]]",
         "m.toml:7: sampling.lost_probability: 1 is no probability to reckon with; above 0 and below 1 is",
     );
-    check("local = \"10.77.0.3\"", "local = \"10.77.0\"", "m.toml:3: local: invalid IPv4 address syntax");
+    check("local = \"10.77.0.3\"", "local = \"10.77.0\"", "m.toml:3: monitor.local: invalid IPv4 address syntax");
     check(
         "on_hang = \"evacuate\"",
         "on_hang = \"pray\"",
-        "m.toml:14: on_hang: unknown variant `pray`, expected `evacuate` or `report`",
+        "m.toml:14: target.on_hang: unknown variant `pray`, expected `evacuate` or `report`",
     );
-    check("name = \"monitor-a\"\n", "", "m.toml:1: [monitor]: missing field `name`");
+    check("name = \"monitor-a\"\n", "", "m.toml:1: monitor: missing field `name`");
     check(
         "journal =",
         "jornal =",
-        "m.toml:4: jornal: unknown field `jornal`, expected one of \
+        "m.toml:4: monitor.jornal: unknown field `jornal`, expected one of \
          `name`, `local`, `journal`, `metrics`, `cpu`, `threads`",
     );
 }

@@ -101,6 +101,35 @@ enum State {
     Pressure(Pressure),
 }
 
+impl State {
+    fn observe(&mut self, begin_ns: u64, end_ns: u64, value: Option<u64>) {
+        match (self, value) {
+            (_, None) => {}
+            (Self::Progress(progress), Some(value)) => progress.observe(begin_ns, end_ns, value),
+            (Self::Level(level), Some(value)) => level.observe(end_ns, value),
+            (Self::Pressure(pressure), Some(value)) => pressure.observe(end_ns, value),
+        }
+    }
+
+    /// The value, or the growth of pressure, that is beyond the bound.
+    fn excess(&self) -> Option<u64> {
+        match self {
+            Self::Progress(progress) => progress.stall().map(|stall| stall.value),
+            Self::Level(level) => level.excess(),
+            Self::Pressure(pressure) => pressure.excess(),
+        }
+    }
+}
+
+/// A sensor of the plan, with all that a sample needs in one place: a hundred of them are gone through in each.
+#[derive(Clone, Debug)]
+struct Track {
+    state: State,
+    is_suspicious: bool,
+    /// Whether its rule means a hang.
+    is_grave: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
     None,
@@ -112,8 +141,9 @@ enum Trouble {
 #[derive(Debug)]
 pub struct Detector {
     plan: Plan,
-    states: Vec<State>,
-    suspicious: Vec<bool>,
+    tracks: Vec<Track>,
+    suspicions: usize,
+    due_ns: Option<u64>,
     identity: Option<u64>,
     /// End of the last sample with values; the first observation sets it, whatever it brought.
     readable_ns: Option<u64>,
@@ -125,9 +155,16 @@ pub struct Detector {
 impl Detector {
     /// A detector without baselines.
     pub fn new(plan: Plan) -> Self {
-        let states = baselines(&plan);
-        let suspicious = vec![false; states.len()];
-        Self { plan, states, suspicious, identity: None, readable_ns: None, carried_ns: None, trouble: Trouble::None }
+        Self {
+            tracks: baselines(&plan),
+            plan,
+            suspicions: 0,
+            due_ns: None,
+            identity: None,
+            readable_ns: None,
+            carried_ns: None,
+            trouble: Trouble::None,
+        }
     }
 
     /// A detector that knows the target's identity from before.
@@ -147,14 +184,14 @@ impl Detector {
 
     /// Watches something else from now on; what is known of the path and of the target's identity stays.
     pub fn replan(&mut self, plan: Plan) {
-        self.states = baselines(&plan);
-        self.suspicious = vec![false; self.states.len()];
+        self.tracks = baselines(&plan);
+        (self.suspicions, self.due_ns) = (0, None);
         self.plan = plan;
     }
 
     /// Sensors beyond their bounds now.
     pub fn suspicions(&self) -> usize {
-        self.suspicious.iter().filter(|suspicious| **suspicious).count()
+        self.suspicions
     }
 
     /// Whether the path counts as lost now.
@@ -165,12 +202,7 @@ impl Detector {
     /// The earliest time at which one more sample could complete a hang: sampling then, and not at the next tick of
     /// the schedule, keeps the verdict within the deadline and one period of the target's last move.
     pub fn due_ns(&self) -> Option<u64> {
-        let states = self.states.iter().zip(&self.plan.sensors);
-        let due = states.filter_map(|(state, sensor)| match state {
-            State::Progress(progress) if self.plan.rules[sensor.rule].raises == Raises::Hang => progress.due_ns(),
-            _ => None,
-        });
-        due.min()
+        self.due_ns
     }
 
     /// Takes in one observation and says what it changed.
@@ -188,8 +220,7 @@ impl Detector {
                 self.trouble = Trouble::None;
                 self.readable_ns = Some(end_ns);
                 self.note_identity(identity, &mut findings);
-                self.note_values(begin_ns, end_ns, values);
-                self.judge(end_ns, &mut findings);
+                self.judge(begin_ns, end_ns, values, &mut findings);
             }
         }
         findings
@@ -217,11 +248,12 @@ impl Detector {
             self.trouble = Trouble::None;
             let after = Duration::from_nanos(end_ns.saturating_sub(before.unwrap_or(end_ns)));
             findings.push(Finding::PathBack { after });
-            for state in &mut self.states {
-                if let State::Progress(progress) = state {
+            for track in &mut self.tracks {
+                if let State::Progress(progress) = &mut track.state {
                     progress.rebase();
                 }
             }
+            self.due_ns = None; // nothing is counted before the next sample
         }
     }
 
@@ -229,36 +261,30 @@ impl Detector {
         match self.identity.replace(identity) {
             Some(was) if was != identity => {
                 findings.push(Finding::Restarted { was, is: identity });
-                self.states = baselines(&self.plan);
+                // Suspicions of the old life are cleared by the first sample of the new one.
+                for (track, fresh) in self.tracks.iter_mut().zip(baselines(&self.plan)) {
+                    track.state = fresh.state;
+                }
             }
             _ => {}
         }
     }
 
-    fn note_values(&mut self, begin_ns: u64, end_ns: u64, values: &[Option<u64>]) {
-        for (state, value) in self.states.iter_mut().zip(values) {
-            match (state, value) {
-                (_, None) => {}
-                (State::Progress(progress), Some(value)) => progress.observe(begin_ns, end_ns, *value),
-                (State::Level(level), Some(value)) => level.observe(end_ns, *value),
-                (State::Pressure(pressure), Some(value)) => pressure.observe(end_ns, *value),
-            }
-        }
-    }
-
-    fn judge(&mut self, end_ns: u64, findings: &mut Vec<Finding>) {
+    /// Takes in the values of a sample and says which bounds they left or came back to.
+    fn judge(&mut self, begin_ns: u64, end_ns: u64, values: &[Option<u64>], findings: &mut Vec<Finding>) {
         let mut is_stalled = false;
-        for (sensor, state) in self.states.iter().enumerate() {
-            let excess = match state {
-                State::Progress(progress) => {
-                    let stall = progress.stall();
-                    is_stalled |= stall.is_some();
-                    stall.map(|stall| stall.value)
-                }
-                State::Level(level) => level.excess(),
-                State::Pressure(pressure) => pressure.excess(),
-            };
-            let was = std::mem::replace(&mut self.suspicious[sensor], excess.is_some());
+        (self.suspicions, self.due_ns) = (0, None);
+        let values = values.iter().copied().chain(std::iter::repeat(None));
+        for ((sensor, track), value) in self.tracks.iter_mut().enumerate().zip(values) {
+            track.state.observe(begin_ns, end_ns, value);
+            let excess = track.state.excess();
+            if let State::Progress(progress) = &track.state {
+                is_stalled |= excess.is_some();
+                let due_ns = progress.due_ns().filter(|_| track.is_grave);
+                self.due_ns = self.due_ns.into_iter().chain(due_ns).min();
+            }
+            self.suspicions += usize::from(excess.is_some());
+            let was = std::mem::replace(&mut track.is_suspicious, excess.is_some());
             match excess {
                 Some(value) if !was => findings.push(Finding::Suspicious { sensor, value }),
                 None if was => findings.push(Finding::Cleared { sensor }),
@@ -276,7 +302,7 @@ impl Detector {
             let watched =
                 |sensor: &&PlannedSensor| sensor.rule == index && matches!(sensor.bound, Bound::Progress { .. });
             let watched = self.plan.sensors.iter().filter(watched).count();
-            let symptoms: Vec<_> = (0..self.states.len()).filter_map(|at| self.symptom(at, index)).collect();
+            let symptoms: Vec<_> = (0..self.tracks.len()).filter_map(|at| self.symptom(at, index)).collect();
             let is_fulfilled = match rule.quorum {
                 Quorum::Any => !symptoms.is_empty(),
                 Quorum::All => !symptoms.is_empty() && symptoms.len() == watched,
@@ -287,7 +313,8 @@ impl Detector {
 
     fn symptom(&self, at: usize, rule: usize) -> Option<Symptom> {
         let sensor = &self.plan.sensors[at];
-        let (State::Progress(progress), Bound::Progress { deadline_ns }) = (&self.states[at], sensor.bound) else {
+        let (State::Progress(progress), Bound::Progress { deadline_ns }) = (&self.tracks[at].state, sensor.bound)
+        else {
             return None;
         };
         let stall = progress.stall().filter(|_| sensor.rule == rule)?;
@@ -303,13 +330,17 @@ impl Detector {
     }
 }
 
-fn baselines(plan: &Plan) -> Vec<State> {
-    let state = |sensor: &PlannedSensor| match sensor.bound {
-        Bound::Progress { deadline_ns } => State::Progress(Progress::new(deadline_ns)),
-        Bound::Level { limit, hold_ns, floor } => State::Level(Level::new(limit, hold_ns, floor)),
-        Bound::Pressure { limit, window_ns } => State::Pressure(Pressure::new(limit, window_ns)),
+fn baselines(plan: &Plan) -> Vec<Track> {
+    let track = |sensor: &PlannedSensor| {
+        let state = match sensor.bound {
+            Bound::Progress { deadline_ns } => State::Progress(Progress::new(deadline_ns)),
+            Bound::Level { limit, hold_ns, floor } => State::Level(Level::new(limit, hold_ns, floor)),
+            Bound::Pressure { limit, window_ns } => State::Pressure(Pressure::new(limit, window_ns)),
+        };
+        let is_grave = plan.rules.get(sensor.rule).is_some_and(|rule| rule.raises == Raises::Hang);
+        Track { state, is_suspicious: false, is_grave }
     };
-    plan.sensors.iter().map(state).collect()
+    plan.sensors.iter().map(track).collect()
 }
 
 #[cfg(test)]

@@ -58,8 +58,8 @@ impl Ring {
         let brought = match look {
             Look::Values { identity, values } => {
                 let room = &mut self.values[at * self.sensors..(at + 1) * self.sensors];
-                room.fill(None);
-                room.iter_mut().zip(values).for_each(|(place, value)| *place = *value);
+                let values = values.iter().copied().chain(std::iter::repeat(None));
+                room.iter_mut().zip(values).for_each(|(place, value)| *place = value);
                 Brought::Values { identity }
             }
             Look::Unreadable => Brought::Unreadable,

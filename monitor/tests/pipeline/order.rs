@@ -79,6 +79,33 @@ fn a_spare_that_falls_silent_after_the_order_is_followed_by_nobody() {
 }
 
 #[test]
+fn a_spare_that_dies_half_way_is_followed_by_another_once_its_next_life_lets_go() {
+    let mut play = play(Part::DiesAndIsBack, Part::TakesOver);
+    play.standby.prepare();
+    play.run_until(10_000);
+    assert!(matches!(play.watch.standing(), Standing::Evacuated { .. }));
+    let told = play.told();
+    let steps: Vec<_> = told.iter().map(|what| what.split(", silent").next().unwrap()).collect();
+    assert_eq!(steps, ["fence: hang", "a: ordered", "a: asked to let go", "b: ordered"], "each once");
+    assert_eq!((play.metrics.evacuations.get(), play.metrics.sessions_resumed.get()), (1, 2));
+    let stages = stages(&play.end());
+    let end = ["passed", "ordered", "evacuated"];
+    let queued: Vec<_> = stages.iter().filter(|stage| *stage != "committed").collect();
+    assert_eq!(queued[queued.len() - 3..], end.iter().collect::<Vec<_>>(), "{stages:?}");
+}
+
+#[test]
+fn a_spare_that_did_the_work_keeps_it_when_it_is_asked_to_let_go() {
+    let mut play = play(Part::LosesAnAnswer, Part::TakesOver);
+    play.standby.prepare();
+    play.run_until(10_000);
+    assert!(matches!(play.watch.standing(), Standing::Evacuated { .. }));
+    let told = play.told();
+    assert!(told.iter().all(|what| !what.starts_with("b:")), "two machines for one address: {told:?}");
+    assert_eq!(play.metrics.evacuations.get(), 1);
+}
+
+#[test]
 fn a_lost_answer_is_asked_for_again() {
     let mut play = play(Part::LosesAnAnswer, Part::TakesOver);
     play.run_until(10_000);

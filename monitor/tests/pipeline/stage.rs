@@ -212,6 +212,8 @@ pub enum Part {
     FallsSilent,
     /// Takes over, and its first answer is lost.
     LosesAnAnswer,
+    /// Dies with the order; its next life, which comes a little later, knows nothing of it.
+    DiesAndIsBack,
 }
 
 /// A spare on the loopback device, answering until its connection ends.
@@ -231,8 +233,13 @@ impl Spare {
         let address = listener.local_addr().unwrap();
         let log = Arc::clone(log);
         let thread = std::thread::spawn(move || {
-            let mut orders = 0;
+            let (mut orders, mut lives) = (0, 0);
             for stream in listener.incoming() {
+                // The first two knocks after its death are at a closed door.
+                lives += usize::from(orders > 0);
+                if part == Part::DiesAndIsBack && (1..3).contains(&lives) {
+                    continue;
+                }
                 let mut channel = Channel::new(stream.unwrap());
                 while let Ok(request) = channel.receive::<Request>() {
                     let reply = match request {
@@ -249,6 +256,15 @@ impl Spare {
                         Request::Sessions { .. } => {
                             Reply::Draining { recovered: left.load(Ordering::Relaxed), others: 1 }
                         }
+                        Request::Withdraw(order) => {
+                            assert_eq!(order.token, token());
+                            log.lock().unwrap().push(format!("{name}: asked to let go"));
+                            match part {
+                                Part::DiesAndIsBack => Reply::Withdrawn,
+                                Part::LosesAnAnswer => Reply::Evacuated(report()),
+                                _ => break,
+                            }
+                        }
                         Request::Evacuate(order) => {
                             assert_eq!(order.token, token());
                             let share = order.share.map(|share| format!(" part {} of {}", share.index, share.of));
@@ -259,7 +275,7 @@ impl Spare {
                                 Part::LosesAnAnswer if orders == 1 => break,
                                 Part::TakesOver | Part::LosesAnAnswer => Reply::Evacuated(report()),
                                 Part::Refuses => Reply::Refused { why: "the service does not run here".into() },
-                                Part::FallsSilent => break,
+                                Part::FallsSilent | Part::DiesAndIsBack => break,
                             }
                         }
                     };

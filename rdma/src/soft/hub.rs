@@ -113,7 +113,7 @@ impl State {
     fn sort(&mut self) -> io::Result<usize> {
         let mut all = 0;
         loop {
-            let arrived = self.socket.receive()?;
+            let arrived = self.socket.receive(sys::BATCH)?;
             for index in 0..arrived {
                 self.deliver(index);
             }

@@ -28,6 +28,8 @@ pub struct SoftQueue {
     dialer: Option<Dialer>,
     connection: Option<Connection>,
     landing: Vec<u8>,
+    /// Something was sent, nothing was awaited before, and nobody has waited since: no answer can be there yet.
+    is_fresh: bool,
     /// Zero of the requester's clock.
     epoch: Instant,
     /// Of connections that are gone.
@@ -85,6 +87,7 @@ impl SoftQueue {
             connection: None,
             landing: vec![0; options.landing_bytes],
             options,
+            is_fresh: false,
             epoch: Instant::now(),
             past: requester::Counters::default(),
             dropped: 0,
@@ -147,7 +150,8 @@ impl SoftQueue {
 
     /// Hands every packet that has arrived to the requester. Returns how many were there.
     fn receive(&mut self, now: Duration, is_own_turn: bool) -> Result<usize, LinkError> {
-        let arrived = self.socket.receive(is_own_turn).map_err(local)?;
+        let packets = self.connection.as_ref().map_or(1, |connection| connection.requester.packets_awaited() as usize);
+        let arrived = self.socket.receive(packets + 1, is_own_turn).map_err(local)?;
         let Some(connection) = &mut self.connection else { return Ok(arrived) };
         for index in 0..arrived {
             match self.socket.arrived(index) {
@@ -226,6 +230,7 @@ impl Queue for SoftQueue {
         if let Some(Ended::Lost { tries }) = requester.ended() {
             return Err(LinkError::Lost { tries });
         }
+        self.is_fresh = requester.outstanding() == 0;
         let mut posted = 0;
         for request in requests {
             match requester.post(*request) {
@@ -244,8 +249,9 @@ impl Queue for SoftQueue {
         let began = self.epoch.elapsed();
         let mut last_packet = began;
         let mut now = began;
+        let mut is_too_early = std::mem::take(&mut self.is_fresh) && !wait.is_zero();
         loop {
-            let arrived = self.receive(now, !wait.is_zero())?;
+            let arrived = if std::mem::take(&mut is_too_early) { 0 } else { self.receive(now, !wait.is_zero())? };
             self.send(now, !wait.is_zero())?;
             let taken = self.harvest(completions)?;
             let outstanding = self.connection.as_ref().map_or(0, |connection| connection.requester.outstanding());

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use remote_memory::LinkError;
 
 use super::socket::{Bad, Socket};
-use super::{Options, SocketError, random};
+use super::{Options, SocketError, random, sys};
 use crate::responder::{Counters, Memory, Responder, Resumption};
 use crate::wire::packet;
 use crate::{PathMtu, QpAttributes};
@@ -147,7 +147,7 @@ impl<M: Memory> Server<M> {
 
     /// One batch in, one round of answers out. Returns whether there was anything to do.
     fn step(&mut self) -> std::io::Result<bool> {
-        let arrived = self.socket.receive()?;
+        let arrived = self.socket.receive(sys::BATCH)?;
         if arrived == 0 && self.turns.is_empty() {
             return Ok(false);
         }

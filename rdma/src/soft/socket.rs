@@ -119,9 +119,10 @@ impl Socket {
         u32::try_from(granted / each).unwrap_or(WINDOW_PACKETS_MAX).clamp(2, WINDOW_PACKETS_MAX)
     }
 
-    /// Receives one batch without waiting; returns the number of packets, to be looked at with [`Socket::arrived`].
-    pub(super) fn receive(&mut self) -> io::Result<usize> {
-        match self.received.receive(self.raw.as_fd()) {
+    /// Receives one batch of up to `packets_max` without waiting; returns the number of packets, to be looked at with
+    /// [`Socket::arrived`].
+    pub(super) fn receive(&mut self, packets_max: usize) -> io::Result<usize> {
+        match self.received.receive(self.raw.as_fd(), packets_max) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
             other => other,
         }

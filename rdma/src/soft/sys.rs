@@ -6,10 +6,11 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::mem::{size_of, zeroed};
+use std::mem::{MaybeUninit, size_of, zeroed};
 use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
+use std::slice;
 
 /// Packets per system call: enough to make its cost small beside that of the packets.
 pub(super) const BATCH: usize = 64;
@@ -57,29 +58,30 @@ impl Slots {
         self.filled = 0;
     }
 
-    /// One I/O vector per slot; `len_of` gives the bytes of it.
-    fn vectors(&mut self, len_of: impl Fn(usize) -> usize) -> [libc::iovec; BATCH] {
-        let base = self.bytes.as_mut_ptr();
-        std::array::from_fn(|slot| libc::iovec {
-            iov_base: base.wrapping_add(slot * self.slot_len).cast(),
-            iov_len: len_of(slot).min(self.slot_len),
-        })
+    /// Describes slot `index`, of which `len` bytes count, to the kernel.
+    fn vector(&mut self, index: usize, len: usize) -> libc::iovec {
+        let start = index * self.slot_len;
+        libc::iovec { iov_base: self.bytes[start..].as_mut_ptr().cast(), iov_len: len.min(self.slot_len) }
     }
 
-    /// Receives what is there, up to one batch, without waiting. A packet larger than its slot is cut, and its length
-    /// fields then give it away.
-    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+    /// Receives what is there, up to `packets_max` and one batch, without waiting. A packet larger than its slot is
+    /// cut, and its length fields then give it away.
+    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>, packets_max: usize) -> io::Result<usize> {
         self.filled = 0;
-        let slot_len = self.slot_len;
-        let mut vectors = self.vectors(|_| slot_len);
-        let mut headers = message_headers(&mut vectors, None);
-        // SAFETY: `headers` and what its elements point to (`vectors`, the slots) live until after the call, each
-        // vector describes bytes inside `self.bytes` that nobody else refers to, and BATCH is the array's length.
+        let count = packets_max.min(BATCH);
+        let mut messages = Messages::new();
+        for slot in 0..count {
+            let vector = self.vector(slot, self.slot_len);
+            messages.set(slot, vector, None);
+        }
+        let headers = messages.headers(count);
+        // SAFETY: `headers` are `count` initialised elements; they and what they point to (vectors in `messages`, the
+        // slots) live until after the call, and each vector describes bytes of `self.bytes` nobody else refers to.
         let got = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 headers.as_mut_ptr(),
-                BATCH as libc::c_uint,
+                headers.len() as libc::c_uint,
                 libc::MSG_DONTWAIT,
                 ptr::null_mut(),
             )
@@ -87,7 +89,7 @@ impl Slots {
         match usize::try_from(got) {
             Ok(got) => {
                 for (len, header) in self.lens.iter_mut().zip(&headers[..got]) {
-                    *len = (header.msg_len as usize).min(slot_len);
+                    *len = (header.msg_len as usize).min(self.slot_len);
                 }
                 self.filled = got;
                 Ok(got)
@@ -101,15 +103,15 @@ impl Slots {
 
     /// Sends the packets in use from number `first` on. Returns how many the kernel took.
     pub(super) fn send(&mut self, socket: BorrowedFd<'_>, first: usize) -> io::Result<usize> {
-        let count = self.filled.saturating_sub(first);
-        let lens = self.lens;
-        let mut vectors = self.vectors(|slot| lens[slot]);
-        let mut addresses = self.to.map(to_sockaddr);
-        let mut headers = message_headers(&mut vectors, Some(&mut addresses));
-        // SAFETY: as in `receive`; the kernel only reads. `first <= filled <= BATCH`, so `first + count` headers exist.
-        let sent = unsafe {
-            libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr().add(first.min(BATCH)), count as libc::c_uint, 0)
-        };
+        let mut messages = Messages::new();
+        for slot in first..self.filled {
+            let vector = self.vector(slot, self.lens[slot]);
+            messages.set(slot - first, vector, Some(to_sockaddr(self.to[slot])));
+        }
+        let headers = messages.headers(self.filled.saturating_sub(first));
+        // SAFETY: as in `receive`; the kernel only reads.
+        let sent =
+            unsafe { libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), headers.len() as libc::c_uint, 0) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 }
@@ -123,23 +125,54 @@ fn to_sockaddr(to: SocketAddrV4) -> libc::sockaddr_in {
     }
 }
 
-/// Message headers over `vectors`, one each. They point into their arguments without borrowing them: use them before
-/// those go out of scope.
-fn message_headers(
-    vectors: &mut [libc::iovec; BATCH],
-    mut addresses: Option<&mut [libc::sockaddr_in; BATCH]>,
-) -> [libc::mmsghdr; BATCH] {
-    std::array::from_fn(|slot| {
+/// Message headers with what they point to. Only as many are written as are used: a batch of 64 is 6 KB, and most
+/// batches are one packet.
+struct Messages {
+    headers: [MaybeUninit<libc::mmsghdr>; BATCH],
+    vectors: [MaybeUninit<libc::iovec>; BATCH],
+    addresses: [MaybeUninit<libc::sockaddr_in>; BATCH],
+    /// The first so many of each are written.
+    written: usize,
+}
+
+impl Messages {
+    fn new() -> Self {
+        Self {
+            headers: [const { MaybeUninit::uninit() }; BATCH],
+            vectors: [const { MaybeUninit::uninit() }; BATCH],
+            addresses: [const { MaybeUninit::uninit() }; BATCH],
+            written: 0,
+        }
+    }
+
+    /// Writes message `index`, which is the first one not written.
+    fn set(&mut self, index: usize, vector: libc::iovec, to: Option<libc::sockaddr_in>) {
+        assert_eq!(index, self.written, "messages are written in order");
+        self.vectors[index].write(vector);
         // SAFETY: `mmsghdr` consists of integers and pointers, for which all zeroes is a valid (null) value.
-        let mut header: libc::mmsghdr = unsafe { zeroed() };
-        header.msg_hdr.msg_iov = &raw mut vectors[slot];
+        let header = self.headers[index].write(unsafe { zeroed() });
         header.msg_hdr.msg_iovlen = 1;
-        if let Some(addresses) = addresses.as_deref_mut() {
-            header.msg_hdr.msg_name = (&raw mut addresses[slot]).cast();
+        if let Some(to) = to {
+            self.addresses[index].write(to);
             header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
         }
-        header
-    })
+        self.written += 1;
+    }
+
+    /// The first `count` messages, pointing into `self`: to be used before it moves.
+    fn headers(&mut self, count: usize) -> &mut [libc::mmsghdr] {
+        let count = count.min(self.written);
+        for index in 0..count {
+            // SAFETY: `index < self.written`, so `set` has written this header.
+            let header = unsafe { self.headers[index].assume_init_mut() };
+            header.msg_hdr.msg_iov = self.vectors[index].as_mut_ptr();
+            if header.msg_hdr.msg_namelen != 0 {
+                header.msg_hdr.msg_name = self.addresses[index].as_mut_ptr().cast();
+            }
+        }
+        // SAFETY: `count <= self.written`, so `set` has written these headers; `MaybeUninit` has their layout.
+        unsafe { slice::from_raw_parts_mut(self.headers.as_mut_ptr().cast(), count) }
+    }
 }
 
 fn set_option(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {

@@ -1,55 +1,115 @@
-//! `testbed bench`: what the parts cost on this machine, as a table that can be pasted into a report.
+//! `testbed bench`: what the parts cost on this machine, each beside the paper's figure, the limit of the same path and
+//! the goal. A table on standard output, `OUT.json`, `OUT.svg`, and drawings of the recoveries below `OUT`.
 //!
-//! Figures are of this machine at this commit; the head of the table names both. Nothing here passes or fails: bounds
-//! belong to docs/specification.md and to the tests it names.
+//! Figures are of this machine at this commit; the head of the table names both. A missed goal is a line that says so
+//! and no failure: what must hold is in the tests.
 
 mod boxes;
-mod path;
+mod files;
+mod line;
+mod monitor;
+mod read;
 mod recovery;
+mod result;
+mod sockets;
+mod svg;
+mod wrk;
 
 use std::{
-    path::Path,
-    process::Command,
-    time::{Duration, Instant},
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-use crate::scenario::{Host, Order, Progress};
+pub use line::{Goal, Group, Line, Sample, Unit};
+pub use result::BenchResult;
 
-/// Measures everything and prints the table; recoveries leave their drawings in `out`.
+use crate::scenario::{Order, Progress};
+
+/// What is measured, how thoroughly, and where results go.
+#[derive(Clone, Debug)]
+pub struct Bench {
+    /// Folder of the recoveries' drawings; the result lies beside it, as `OUT.json` and `OUT.svg`.
+    pub out: PathBuf,
+    /// The guests of the recoveries.
+    pub order: Order,
+    /// Only these; all if empty.
+    pub only: Vec<Group>,
+    /// How thoroughly.
+    pub effort: Effort,
+}
+
+/// How much is done for each line.
+#[derive(Clone, Debug)]
+pub struct Effort {
+    /// READs of each length, and echoes.
+    reads: usize,
+    /// Exports and imports of each size, in sixteens.
+    exports: usize,
+    /// Seconds that a monitor is watched, with 10 and with 100 ms between its samples.
+    monitor_s: [u64; 2],
+    /// Recoveries for each line.
+    recoveries: u64,
+    /// Sessions of one recovery, for the time from the verdict to the last of them.
+    crowd: usize,
+    /// Sessions of one recovery, for the gap that clients see.
+    gaps: [usize; 2],
+    /// Runs of wrk with boxes, each with one without beside it.
+    wrk_pairs: usize,
+}
+
+impl Effort {
+    /// What figures are taken with; some minutes.
+    pub fn full(recoveries: u64) -> Self {
+        Self { reads: 10_000, exports: 5_000, monitor_s: [5, 10], recoveries, crowd: 200, gaps: [1, 20], wrk_pairs: 5 }
+    }
+
+    /// Everything once and briefly: shows that it runs. The figures mean nothing.
+    pub fn brief() -> Self {
+        Self { reads: 100, exports: 10, monitor_s: [1, 1], recoveries: 1, crowd: 3, gaps: [1, 2], wrk_pairs: 1 }
+    }
+}
+
+/// Measures, prints the table and saves the result.
 ///
 /// # Errors
 /// When something cannot be measured.
-pub fn bench(out: &Path, order: &Order, runs: u64) -> Result<()> {
-    let progress = Progress::begin();
-    let host = Host::here();
-    println!("host     Linux {}, {} CPUs, guests by {}", host.kernel, host.cpus, host.accelerator);
-    println!("commit   {}{}", commit(), if cfg!(debug_assertions) { ", a debug build: use `make bench`" } else { "" });
-    progress.step("the path");
-    path::measure()?;
-    progress.step("Continuation Boxes");
-    boxes::measure()?;
-    recovery::measure(out, order, runs, progress)
+pub fn bench(bench: &Bench) -> Result<BenchResult> {
+    let (progress, began) = (Progress::begin(), Instant::now());
+    let mut result = BenchResult::begin();
+    for group in [Group::Read, Group::Boxes, Group::Monitor, Group::Files, Group::Recovery] {
+        if bench.only.is_empty() || bench.only.contains(&group) {
+            progress.step(format_args!("{group:?}"));
+            let lines = measure(group, bench, progress);
+            result.lines.extend(lines.with_context(|| format!("measuring {group:?}"))?);
+        }
+    }
+    result.took_s = began.elapsed().as_secs_f64();
+    save(&bench.out, &result)?;
+    print!("{result}");
+    Ok(result)
 }
 
-fn commit() -> String {
-    let asked = Command::new("git").args(["describe", "--always", "--dirty"]).output();
-    let said = asked.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
-    if said.is_empty() { "unknown".to_owned() } else { said }
+fn measure(group: Group, bench: &Bench, progress: Progress) -> Result<Vec<Line>> {
+    let effort = &bench.effort;
+    match group {
+        Group::Read => read::measure(effort),
+        Group::Boxes => boxes::measure(effort),
+        Group::Sessions => Ok(Vec::new()),
+        Group::Monitor => monitor::measure(effort),
+        Group::Files => files::measure(effort, progress),
+        Group::Recovery => recovery::measure(effort, &bench.out, &bench.order, progress),
+    }
 }
 
-/// Median and 99th percentile of `rounds` calls, after a tenth as many to warm up.
-fn measured(rounds: usize, mut once: impl FnMut() -> Result<()>) -> Result<(Duration, Duration)> {
-    for _ in 0..rounds / 10 {
-        once()?;
-    }
-    let mut times = Vec::with_capacity(rounds);
-    for _ in 0..rounds {
-        let began = Instant::now();
-        once()?;
-        times.push(began.elapsed());
-    }
-    times.sort_unstable();
-    Ok((times[rounds / 2], times[rounds * 99 / 100]))
+fn save(out: &Path, result: &BenchResult) -> Result<()> {
+    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let write = |extension: &str, text: String| {
+        let file = out.with_extension(extension);
+        fs::write(&file, text).with_context(|| format!("{}", file.display()))
+    };
+    write("json", serde_json::to_string_pretty(result)? + "\n")?;
+    write("svg", svg::draw(result))
 }

@@ -1,56 +1,71 @@
-//! What a whole recovery takes: `hang-download`, some runs for each number of sessions, the medians of each stage.
+//! What a whole recovery takes: real guests panic. The limit is what is not ours: QEMU's answer to the fence, and the
+//! system calls that make as many sockets.
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
+use super::{
+    Effort,
+    line::{Goal, Group, Line, Sample, Unit},
+    sockets,
+};
 use crate::{
     client::Kind,
     fault::Fault,
-    sandbox,
     scenario::{Order, Progress, Run, Verdict, hang_download},
 };
 
-/// Sessions carried over at once.
-const SESSIONS: [usize; 2] = [1, 20];
+/// The paper's longest reinstatement, in milliseconds, and our goal.
+const CROWD: (f64, f64) = (25.0, 10.0);
+/// The longest median gap beyond the deadline.
+const GAP_MS_MAX: f64 = 50.0;
+const BARE: &str = "QEMU's answer to the fence, and the system calls that make the sockets";
 
-pub(super) fn measure(out: &Path, order: &Order, runs: u64, progress: Progress) -> Result<()> {
-    debug_assert!(sandbox::entered());
-    println!("\nrecovery (ms, medians of {runs})    detect    fence  extract  reinstate  gap p50  gap max");
-    for sessions in SESSIONS {
-        let mut verdicts = Vec::new();
-        for seed in 1..=runs {
-            let run = Run {
-                fault: Fault::Panic,
-                sessions,
-                kinds: vec![Kind::Paced],
-                ipv6: false,
-                seed,
-                order: order.clone(),
-                out: out.join(format!("recovery-{sessions}-{seed}")),
-                keep_logs: false,
-                capture: None,
-            };
-            let (verdict, _) = hang_download::run(&run, progress)?;
-            ensure!(verdict.pass, "a recovery failed, its time means nothing: {:?}", verdict.why);
-            verdicts.push(verdict);
-        }
-        let of = |figure: fn(&Verdict) -> Option<f64>| median(verdicts.iter().filter_map(figure).collect());
-        println!(
-            "  {sessions:>4} sessions, deadline {:>4}  {:>7.1}  {:>7.1}  {:>7.1}  {:>9.1}  {:>7.1}  {:>7.1}",
-            order.deadline_ms,
-            of(|verdict| verdict.detect_ms),
-            of(|verdict| verdict.fence_ms),
-            of(|verdict| verdict.extract_ms),
-            of(|verdict| verdict.reinstate_ms),
-            of(|verdict| verdict.gap_ms_p50),
-            of(|verdict| verdict.gap_ms_max),
-        );
+pub(super) fn measure(effort: &Effort, out: &Path, order: &Order, progress: Progress) -> Result<Vec<Line>> {
+    let runs = effort.recoveries;
+    let recovered = |sessions| recoveries(sessions, runs, out, order, progress);
+    let (paper, goal) = CROWD;
+    let crowd = recovered(effort.crowd)?;
+    let name = format!("verdict to last of {} live", effort.crowd);
+    let mut lines =
+        vec![line(name, &crowd, |verdict| verdict.verdict_to_live_ms)?.paper(paper).goal(Goal::AtMost(goal))];
+    for sessions in effort.gaps {
+        let verdicts = recovered(sessions)?;
+        let name = format!("gap past the deadline, {sessions}");
+        let past = |verdict: &Verdict| Some(verdict.gap_ms_p50? - verdict.deadline_ms as f64);
+        lines.push(line(name, &verdicts, past)?.goal(Goal::AtMost(GAP_MS_MAX)));
     }
-    Ok(())
+    Ok(lines)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+fn recoveries(sessions: usize, runs: u64, out: &Path, order: &Order, progress: Progress) -> Result<Vec<Verdict>> {
+    let one = |seed| {
+        let run = Run {
+            fault: Fault::Panic,
+            sessions,
+            kinds: vec![Kind::Paced],
+            ipv6: false,
+            aim: None,
+            afterwards: hang_download::AFTERWARDS,
+            seed,
+            order: order.clone(),
+            out: out.join(format!("recovery-{sessions}-{seed}")),
+            keep_logs: false,
+            capture: None,
+        };
+        let (verdict, _) = hang_download::run(&run, progress)?;
+        ensure!(verdict.pass, "a recovery failed, its time means nothing: {:?}", verdict.why);
+        Ok(verdict)
+    };
+    (1..=runs).map(one).collect()
+}
+
+fn line(name: String, verdicts: &[Verdict], figure: impl Fn(&Verdict) -> Option<f64>) -> Result<Line> {
+    let of = |figure: &dyn Fn(&Verdict) -> Option<f64>| {
+        verdicts.iter().map(figure).collect::<Option<Vec<f64>>>().context("a recovery without one of its times")
+    };
+    let sessions = verdicts.first().map_or(0, |verdict| verdict.sessions);
+    let bare_ms = Sample::of(of(&|verdict| verdict.fence_ms)?).median + sockets::rebuilt(sessions)?.as_secs_f64() * 1e3;
+    Ok(Line::new(Group::Recovery, name, Unit::Millis, &Sample::of(of(&figure)?), bare_ms, BARE))
 }

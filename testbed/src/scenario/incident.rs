@@ -46,9 +46,9 @@ pub fn watches(lines: &[Line]) -> bool {
     lines.iter().any(|line| matches!(line.event, Event::Watching { .. }))
 }
 
-/// Whether a line says that the target is ill.
-pub fn is_verdict(line: &Line) -> bool {
-    matches!(line.event, Event::Verdict { .. })
+/// Whether a line says that the target is ill, or that something is done about it.
+pub fn is_act(line: &Line) -> bool {
+    matches!(line.event, Event::Verdict { .. } | Event::Fenced { .. } | Event::Ordered { .. })
 }
 
 impl Incident {
@@ -103,6 +103,11 @@ impl Incident {
     pub fn reinstate_ms(&self) -> Option<f64> {
         let (_, report) = self.report.as_ref()?;
         report.stages.iter().map(|stage| stage.end_us as f64 / 1e3).reduce(f64::max)
+    }
+
+    /// From the verdict to the end of the spare's last stage, in milliseconds: fence and order included.
+    pub fn verdict_to_live_ms(&self) -> Option<f64> {
+        Some(millis_between(self.verdict_ns?, self.ordered_ns?) + self.reinstate_ms()?)
     }
 
     /// Sessions the spare could not resume, with its reasons.
@@ -167,8 +172,11 @@ mod tests {
         let token = FenceToken { target: "guest".into(), epoch: 2, ram_key: 7, secret: 9 };
         let report =
             Report { stages: vec![stage("extract", 0, 2_000), stage("resume", 2_000, 5_500)], ..Report::default() };
+        let (illness, rule) = ("hang".into(), "tick.cpu*".into());
+        let verdict = Event::Verdict { illness, rule, raised_ns: 1_058_900_000, symptoms: Vec::new(), watched: 1 };
         vec![
             line(1000, Event::LastSign { known: true }),
+            line(1059, verdict),
             line(1060, Event::Fenced { token, asked_ns: 1_059_000_000 }),
             line(1061, Event::Ordered { spare: "spare".into(), silent_ms: 61 }),
             line(1067, Event::Evacuated { spare: "spare".into(), resumed: 0, lost: 0, report }),
@@ -182,6 +190,7 @@ mod tests {
         assert_eq!(incident.fence_ms(), Some(1.0));
         assert_eq!(incident.stage_ms("extract"), Some(2.0));
         assert_eq!(incident.reinstate_ms(), Some(5.5));
+        assert_eq!(incident.verdict_to_live_ms(), Some(2.0 + 5.5));
         let stages = incident.stages(1_000_000_000);
         assert_eq!(stages.last(), Some(&Stage { name: "resume".into(), begin_ms: 63.0, end_ms: 66.5 }));
     }

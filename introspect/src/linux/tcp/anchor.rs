@@ -10,11 +10,13 @@
 //! being counted. `bytes_received` then only has to be right to within half of that.
 //!
 //! What memory says of the SYN is checked, not trusted: bounds, ports, flags, and that it fits what was counted.
-//! Without a SYN that passes, the count is believed where nobody held the socket, and nowhere else.
+//! Without a SYN that passes, the count is believed where nobody can have been counting, and nowhere else. Segments are
+//! counted under the spinlock, or out of the backlog by the thread that owns the socket: `__release_sock` takes the list
+//! first and sets `sk_backlog.len` to zero when it is done.
 
 use remote_memory::{KernelVirt, LinkError};
 
-use super::layout::SavedSynLayout;
+use super::layout::{SavedSynLayout, SockLayout};
 use super::payload::SKB_BYTES_MAX;
 use super::socket::TcpSocket;
 use crate::memory::{Memory, word};
@@ -59,8 +61,8 @@ pub(crate) fn settle_all(
             }
         }
     }
-    for (socket, syn) in sockets.iter_mut().zip(first) {
-        settle(socket, syn);
+    for ((socket, (_, bytes)), syn) in sockets.iter_mut().zip(socks).zip(first) {
+        settle(socket, syn, may_be_counted(&kernel.tcp.sock, bytes));
     }
     Ok(())
 }
@@ -88,15 +90,22 @@ fn sequence(layout: &SavedSynLayout, bytes: &[u8], ports: (u16, u16)) -> Result<
     }
 }
 
+/// Whether somebody may be counting what was received: whoever has the spinlock, or the owner with the backlog.
+fn may_be_counted(layout: &SockLayout, bytes: &[u8]) -> bool {
+    let backlog = layout.backlog_len.is_none_or(|len| len.of(bytes) != 0);
+    layout.slock.of(bytes) != 0 || (layout.owned.of(bytes) != 0 && backlog)
+}
+
 /// Makes `bytes_received` fit `rcv_nxt`, given the sequence number of the client's SYN, and says whether the read
-/// offset that follows from them is certain. To be called before either is changed.
+/// offset that follows from them is certain. To be called before either is changed. `counted` is what
+/// [`may_be_counted`] says.
 ///
 /// Nobody counts unless he holds the socket, and what arrives at once is no longer than a buffer can be: a greater
 /// difference is damage of another kind.
-fn settle(socket: &mut TcpSocket, syn: Option<u32>) {
+fn settle(socket: &mut TcpSocket, syn: Option<u32>, counted: bool) {
     let Some(syn) = syn else {
         let nothing_received = socket.bytes_received == 0 && socket.rcv_nxt == socket.copied_seq;
-        socket.read_offset_certain = !socket.lock_held || nothing_received;
+        socket.read_offset_certain = !counted || nothing_received;
         return;
     };
     let received = socket.rcv_nxt.wrapping_sub(syn).wrapping_sub(1);
@@ -197,7 +206,7 @@ mod tests {
                         true => torn.rcv_nxt = torn.rcv_nxt.wrapping_add(arriving),
                         false => torn.bytes_received += u64::from(arriving),
                     }
-                    settle(&mut torn, Some(syn));
+                    settle(&mut torn, Some(syn), true);
                     assert!(torn.read_offset_certain, "{syn} {received}: {:?}", torn.damage);
                     assert_eq!((torn.read_offset(), torn.damage.len()), (received, 1), "{syn} {received}");
                 }
@@ -211,26 +220,58 @@ mod tests {
         for (lock_held, off) in [(false, 1), (false, 1448), (true, SKB_BYTES_MAX + 1), (true, 1 << 31)] {
             let mut odd = TcpSocket { lock_held, ..numbered(&base, 5, 1 << 33, 10) };
             odd.rcv_nxt = odd.rcv_nxt.wrapping_add(off);
-            settle(&mut odd, Some(5));
+            settle(&mut odd, Some(5), lock_held);
             let expected = (false, 1 << 33, 1);
             assert_eq!((odd.read_offset_certain, odd.bytes_received, odd.damage.len()), expected, "{off}");
         }
         // Before the beginning of the stream.
         let mut odd = TcpSocket { lock_held: true, ..numbered(&base, 5, 100, 0) };
-        settle(&mut odd, Some(500));
+        settle(&mut odd, Some(500), true);
         assert!(!odd.read_offset_certain && odd.bytes_received == 100);
     }
 
     #[test]
-    fn without_a_syn_the_count_is_certain_unless_somebody_held_the_socket() {
+    fn without_a_syn_the_count_is_certain_unless_somebody_may_be_counting() {
         let base = socket();
-        for (lock_held, received, unread, certain) in
+        for (counted, received, unread, certain) in
             [(false, 500, 0, true), (true, 500, 0, false), (true, 0, 0, true), (true, 0, 10, false)]
         {
-            let mut socket = TcpSocket { lock_held, ..numbered(&base, 5, received, unread) };
-            settle(&mut socket, None);
-            assert_eq!(socket.read_offset_certain, certain, "{lock_held} {received} {unread}");
+            let mut socket = TcpSocket { lock_held: true, ..numbered(&base, 5, received, unread) };
+            settle(&mut socket, None, counted);
+            assert_eq!(socket.read_offset_certain, certain, "{counted} {received} {unread}");
             assert!(socket.damage.is_empty() && socket.bytes_received == received);
+        }
+    }
+
+    /// The second evacuation's case: TCP_REPAIR made the socket, so no SYN was kept.
+    #[test]
+    fn a_walk_believes_the_count_of_a_socket_that_only_its_application_holds() {
+        let mut machine = Machine::load();
+        let (before, _) = machine.walk();
+        let whole = before.iter().find(|socket| socket.bytes_received > 0 && !socket.lock_held).unwrap();
+        let sock = machine.kernel.tcp.sock.clone();
+        let backlog = Field { offset: sock.span().next_multiple_of(8), size: 4, bits: None };
+        machine.put(whole.address.raw() + backlog.offset as u64, 0);
+        let set = |machine: &mut Machine, field: Field, value: u64| {
+            let (at, shift) = (whole.address.raw() + field.offset as u64, 8 * (field.offset as u64 % 8));
+            machine.put(at & !7, machine.get(at & !7) & !(0xffff_ffff << shift) | value << shift);
+        };
+        for (owned, slock, waiting, known, certain) in [
+            (0, 0, 0, true, true),
+            (1, 0, 0, true, true),
+            (1, 0, 0, false, false),
+            (1, 0, 4096, true, false),
+            (1, 1, 0, true, false),
+            (0, 1, 0, true, false),
+        ] {
+            machine.kernel.tcp.sock.backlog_len = known.then_some(backlog);
+            set(&mut machine, sock.owned, owned);
+            set(&mut machine, sock.slock, slock);
+            set(&mut machine, backlog, waiting);
+            let found = machine.walk().0.into_iter().find(|socket| socket.address == whole.address).unwrap();
+            assert_eq!(found.lock_held, owned + slock > 0);
+            assert_eq!(found.read_offset_certain, certain, "{owned} {slock} {waiting} {known}");
+            assert_eq!(found.read_offset(), whole.read_offset());
         }
     }
 

@@ -15,6 +15,8 @@ const SOCK_DEAD: u64 = 1 << 0;
 pub(crate) fn state(raw: u64) -> Option<State> {
     Some(match raw {
         1 => State::Established,
+        // A sock for the instructions between its request and ESTABLISHED; with TCP Fast Open for longer.
+        3 => State::SynReceived,
         4 => State::FinWait1,
         5 => State::FinWait2,
         8 => State::CloseWait,
@@ -103,7 +105,7 @@ pub(crate) fn settle_acknowledged(layout: &SockLayout, socket: &mut TcpSocket, b
     let (Some(sent), Some(again)) = (layout.bytes_sent, layout.bytes_retrans) else { return };
     let (again, first) = (again.of(bytes), sent.of(bytes).wrapping_sub(again.of(bytes)));
     let in_flight = u64::from(socket.snd_nxt.wrapping_sub(socket.snd_una));
-    let fin = u64::from(!matches!(socket.state, State::Established | State::CloseWait));
+    let fin = u64::from(!matches!(socket.state, State::SynReceived | State::Established | State::CloseWait));
     let counted = socket.bytes_acked.wrapping_add(in_flight);
     let excess = counted.wrapping_sub(first).wrapping_sub(fin) as i64;
     if !socket.lock_held || excess == 0 {

@@ -15,6 +15,8 @@ pub(crate) struct TcpLayout {
     pub frag: FragLayout,
     /// Absent before 5.10, where the pointer leads to something else.
     pub saved_syn: Option<SavedSynLayout>,
+    /// Without it, handshakes in progress are passed over.
+    pub request: Option<RequestLayout>,
 }
 
 layout! {
@@ -83,6 +85,7 @@ layout! {
         bytes_retrans: "tcp_sock.bytes_retrans",
         is_mptcp: "tcp_sock.is_mptcp",
         saved_syn: "tcp_sock.saved_syn",
+        backlog_len: "sock.sk_backlog.len",
     }
 }
 
@@ -130,6 +133,29 @@ layout! {
     }
 }
 
+layout! {
+    /// A handshake in progress: `request_sock`, `inet_request_sock` and `tcp_request_sock` begin at the same address.
+    pub(crate) struct RequestLayout {
+        rcv_wnd: "sock_common.skc_rcv_wnd",
+        mss: "request_sock.mss",
+        num_timeout: "request_sock.num_timeout",
+        ts_recent: "request_sock.ts_recent",
+        snd_wscale: "inet_request_sock.snd_wscale",
+        rcv_wscale: "inet_request_sock.rcv_wscale",
+        tstamp_ok: "inet_request_sock.tstamp_ok",
+        sack_ok: "inet_request_sock.sack_ok",
+        wscale_ok: "inet_request_sock.wscale_ok",
+        snt_synack: "tcp_request_sock.snt_synack",
+        rcv_isn: "tcp_request_sock.rcv_isn",
+        snt_isn: "tcp_request_sock.snt_isn",
+        ts_off: "tcp_request_sock.ts_off",
+        rcv_nxt: "tcp_request_sock.rcv_nxt",
+    } optional {
+        usec_ts: "tcp_request_sock.req_usec_ts",
+        is_mptcp: "tcp_request_sock.is_mptcp",
+    }
+}
+
 /// One fragment in a page.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct FragLayout {
@@ -167,6 +193,7 @@ impl TcpLayout {
             shared: SharedLayout::resolve(btf)?,
             frag: FragLayout::resolve(btf)?,
             saved_syn: SavedSynLayout::resolve(btf).ok(),
+            request: RequestLayout::resolve(btf).ok(),
         })
     }
 }

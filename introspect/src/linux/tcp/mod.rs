@@ -9,7 +9,7 @@
 //! ```
 //! Stages, each a few rounds for all connections together: table and chains (`tables`), sockets (`fields`), packet
 //! buffers (`skb`), the SYN each began with (`anchor`), where the buffers' bytes lie and the bytes (`payload`), cut and
-//! checked by `queue`.
+//! checked by `queue`; last the handshakes in progress (`request`).
 
 mod anchor;
 #[cfg(test)]
@@ -20,6 +20,7 @@ mod fields;
 mod layout;
 mod payload;
 mod queue;
+mod request;
 mod rescue;
 #[cfg(test)]
 mod scale_tests;
@@ -29,7 +30,7 @@ pub(crate) mod tables;
 
 pub(crate) use layout::TcpLayout;
 #[cfg(test)]
-pub(crate) use layout::{HeadLayout, SavedSynLayout, SharedLayout, SkbLayout, SockLayout};
+pub(crate) use layout::{HeadLayout, RequestLayout, SavedSynLayout, SharedLayout, SkbLayout, SockLayout};
 pub use socket::{Segment, State, TcpFilter, TcpSocket};
 pub(crate) use tables::TcpTable;
 
@@ -55,8 +56,7 @@ pub fn walk(
     let mut memory = Memory::new(mem, ram, &kernel.space.extents);
     let mut damage = Vec::new();
     let members = tables::members(kernel, &mut memory, filter, &mut damage)?;
-    let wanted: Vec<_> =
-        members.into_iter().filter_map(|member| Some((fields::state(member.state)?, member))).collect();
+    let wanted: Vec<_> = members.iter().filter_map(|member| Some((fields::state(member.state)?, member))).collect();
     let addresses: Vec<_> = wanted.iter().map(|(_, member)| member.address).collect();
     let bytes = kernel.space.fetch_equal(&mut memory, &addresses, kernel.tcp.sock.span())?;
     let init_net = kernel.symbols.get("init_net").copied();
@@ -80,6 +80,7 @@ pub fn walk(
     }
     anchor::settle_all(kernel, &mut memory, &socks, &mut sockets)?;
     fill(kernel, &mut memory, &mut sockets, queues)?;
+    request::collect(kernel, &mut memory, &members, init_net, &mut sockets, &mut damage)?;
     Ok((sockets, damage))
 }
 

@@ -23,9 +23,11 @@ impl TcpFilter {
     }
 }
 
-/// The states of a connection that has data to save. Others (listening, opening, TIME_WAIT) are not returned.
+/// The states of a connection that is worth saving. Others (listening, opening from here, TIME_WAIT) are not returned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum State {
+    /// The client's SYN was answered, its acknowledgement not seen: perhaps it never got the answer.
+    SynReceived,
     /// Both directions open.
     Established,
     /// We closed; our FIN is not acknowledged.

@@ -31,7 +31,7 @@ const CHAIN_MAX: usize = 1024;
 const AF_INET: u64 = 2;
 const AF_INET6: u64 = 10;
 
-/// TCP_NEW_SYN_RECV and TCP_TIME_WAIT mark smaller structs than a sock.
+/// TCP_NEW_SYN_RECV and TCP_TIME_WAIT mark smaller structs than a sock. A request's head is whole.
 const TIME_WAIT: u64 = 6;
 const NEW_SYN_RECV: u64 = 12;
 
@@ -100,6 +100,13 @@ pub(crate) struct Member {
     pub state: u64,
     pub net: u64,
     pub device: u32,
+}
+
+impl Member {
+    /// Whether it is a handshake in progress.
+    pub(crate) fn is_request(&self) -> bool {
+        self.state == NEW_SYN_RECV
+    }
 }
 
 /// Where the walk stands in one chain.
@@ -193,10 +200,10 @@ fn heads(kernel: &Kernel, memory: &mut Memory<'_>, damage: &mut Vec<Damage>) -> 
     Ok(chains)
 }
 
-/// Reads a sock's head; `None` if it is no full TCP socket of a family we know.
+/// Reads a sock's head; `None` if it is no TCP socket or request of a family we know.
 fn member(layout: &HeadLayout, address: KernelVirt, head: &[u8]) -> Option<Member> {
     let state = layout.state.of(head);
-    if state == TIME_WAIT || state == NEW_SYN_RECV {
+    if state == TIME_WAIT {
         return None;
     }
     let family = layout.family.of(head);

@@ -17,12 +17,18 @@ use rdma::{
     responder::{Memory, Refusal},
     soft::{Options, PORT, Server, ServerHandle, SoftQueue},
 };
-use remote_memory::{Blocking, Read, RemoteAddr, RemoteKey, RemoteRead, Rights};
+use remote_memory::{Blocking, RemoteAddr, RemoteKey, RemoteRead, Rights};
 
-use super::measured;
+use super::{
+    Effort,
+    line::{Goal, Group, Line, Sample, Unit},
+};
 use crate::topology::{HYPERVISOR, MONITOR, Topology, rdma_v4};
 
-const ROUNDS: usize = 10_000;
+/// Bytes read at once: a record of a Sensor Box, a page.
+const LENGTHS: [usize; 2] = [64, 4096];
+const RATIO_MAX: f64 = 1.5;
+const BARE: &str = "a UDP echo of the same lengths, with the same polling";
 const ECHO_PORT: u16 = 9000;
 const KEY: RemoteKey = RemoteKey::new(1);
 const MEMORY_BYTES: u64 = 16 << 20;
@@ -31,10 +37,7 @@ const SPIN: Duration = Duration::from_millis(2);
 const REQUEST_BYTES: usize = 32;
 /// BTH, AETH and ICRC around the data of a READ response.
 const RESPONSE_BYTES: usize = 20;
-/// READs in the batch that measures throughput, of a page each.
-const BATCH: usize = 2_000;
-
-pub(super) fn measure() -> Result<()> {
+pub(super) fn measure(effort: &Effort) -> Result<Vec<Line>> {
     let topology = Topology::build()?;
     let (stop, ready) = (AtomicBool::new(false), Barrier::new(2));
     let mut server = Server::bind(rdma_v4(HYPERVISOR), PORT, Zeroes, options()).context("the serving end")?;
@@ -50,7 +53,7 @@ pub(super) fn measure() -> Result<()> {
             ready.wait();
             server.run(&stop)
         });
-        let result = topology.monitor.run(|| ask(&handle, &stop, &ready));
+        let result = topology.monitor.run(|| ask(effort.reads, &handle, &stop, &ready));
         stop.store(true, Ordering::Relaxed);
         result
     })
@@ -61,50 +64,46 @@ fn options() -> Options {
 }
 
 /// The monitor's side.
-fn ask(handle: &ServerHandle, stop: &AtomicBool, ready: &Barrier) -> Result<()> {
-    let lengths = [64, 1024, 4096];
-    let echoes = lengths.map(echoed);
+fn ask(rounds: usize, handle: &ServerHandle, stop: &AtomicBool, ready: &Barrier) -> Result<Vec<Line>> {
+    let echoes = LENGTHS.map(|len| echoed(rounds, len));
     stop.store(true, Ordering::Relaxed);
     ready.wait();
     ready.wait();
     let (mut queue, ours) = SoftQueue::open(rdma_v4(MONITOR), PORT, options()).context("the asking end")?;
     queue.connect(handle.add(ours).map_err(|error| anyhow!("{error}"))?).context("connecting")?;
     let mut memory = Blocking::new(queue, Duration::from_secs(5));
-    println!("\npath                        UDP echo p50      p99     READ p50      p99   ratio");
-    for (len, echo) in lengths.into_iter().zip(echoes) {
+    let mut lines = Vec::new();
+    for (len, echo) in LENGTHS.into_iter().zip(echoes) {
         let (echo, mut bytes) = (echo?, vec![0; len]);
-        let read = measured(ROUNDS, || Ok(memory.read_one(RemoteAddr::new(KEY, 0), &mut bytes)??))?;
-        let ratio = read.0.as_secs_f64() / echo.0.as_secs_f64();
-        println!(
-            "  {len:>5} bytes              {:>9.2?} {:>9.2?}    {:>9.2?} {:>9.2?}   {ratio:.2}",
-            echo.0, echo.1, read.0, read.1
-        );
+        let read = measured(rounds, || Ok(memory.read_one(RemoteAddr::new(KEY, 0), &mut bytes)??))?;
+        let line = Line::new(Group::Read, format!("READ of {len} B"), Unit::Micros, &read, echo.median, BARE);
+        lines.push(line.goal(Goal::RatioAtMost(RATIO_MAX)));
     }
-    batch(&mut memory)
+    Ok(lines)
 }
 
-fn batch(memory: &mut Blocking<SoftQueue>) -> Result<()> {
-    let mut buffer = vec![0; BATCH * 4096];
-    let pages = buffer.chunks_mut(4096).enumerate();
-    let mut reads: Vec<Read<'_>> =
-        pages.map(|(page, bytes)| Read::new(RemoteAddr::new(KEY, page as u64 * 4096), bytes)).collect();
-    let began = Instant::now();
-    memory.read(&mut reads)?;
-    let took = began.elapsed();
-    anyhow::ensure!(reads.iter().all(|read| read.outcome.is_ok()), "a read was refused");
-    let mega = (BATCH * 4096) as f64 / took.as_secs_f64() / 1e6;
-    println!("  {BATCH} pages in one batch   {took:.1?}, {mega:.0} MB/s");
-    Ok(())
+/// Microseconds of `rounds` calls, after a tenth as many to warm up.
+fn measured(rounds: usize, mut once: impl FnMut() -> Result<()>) -> Result<Sample> {
+    for _ in 0..rounds / 10 {
+        once()?;
+    }
+    let mut times = Vec::with_capacity(rounds);
+    for _ in 0..rounds {
+        let began = Instant::now();
+        once()?;
+        times.push(began.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(Sample::of(times))
 }
 
-fn echoed(len: usize) -> Result<(Duration, Duration)> {
+fn echoed(rounds: usize, len: usize) -> Result<Sample> {
     let socket = UdpSocket::bind((rdma_v4(MONITOR), 0))?;
     socket.connect((rdma_v4(HYPERVISOR), ECHO_PORT))?;
     socket.set_nonblocking(true)?;
     let mut request = [0; REQUEST_BYTES];
     request[..2].copy_from_slice(&((len + RESPONSE_BYTES) as u16).to_be_bytes());
     let mut answer = vec![0; len + RESPONSE_BYTES];
-    measured(ROUNDS, || {
+    measured(rounds, || {
         socket.send(&request)?;
         while socket.recv(&mut answer).is_err() {
             thread::yield_now();

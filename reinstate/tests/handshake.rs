@@ -1,0 +1,168 @@
+//! Handshakes that a server had not finished when it fell silent: what its client answers when it is asked, and that
+//! it gets a connection either way.
+
+mod wire;
+
+use std::{
+    io::Read,
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use reinstate::{
+    address::{Interface, StandBy},
+    netlink::Netlink,
+    position::{self, Proof, Refused},
+    probe::{Patience, Prober, Verdict},
+    snapshot::Snapshot,
+};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use wire::{
+    SERVICE, Wire, address,
+    pair::{NEVER, Pair, hear, patient, say},
+    service,
+};
+
+/// An initial sequence number of the silent server's.
+const SERVER_ISN: u32 = 0xffff_fff0;
+const ETH_P_ALL: u16 = 0x0003;
+
+/// A client whose SYN got no answer, and the number of that SYN.
+fn calling(wire: &Wire, v6: bool) -> (Socket, SocketAddr, u32) {
+    wire.client.run(|| {
+        let mut ear = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(ETH_P_ALL.to_be().into()))).unwrap();
+        ear.set_read_timeout(Some(NEVER)).unwrap();
+        let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
+        let client = Socket::new(domain, Type::STREAM, None).unwrap();
+        client.set_nonblocking(true).unwrap();
+        assert!(client.connect(&service(v6).into()).is_err(), "nobody can have answered");
+        let from = client.local_addr().as_ref().and_then(SockAddr::as_socket).unwrap();
+        let mut packet = [0; 128];
+        loop {
+            let len = ear.read(&mut packet).unwrap();
+            let tcp = &packet[if v6 { 40 } else { 20 }..len.max(40)];
+            if tcp.get(..2) == Some(&from.port().to_be_bytes()) {
+                return (client, from, u32::from_be_bytes(tcp[4..8].try_into().unwrap()));
+            }
+        }
+    })
+}
+
+/// The connection as a request sock describes it.
+fn request(v6: bool, peer: SocketAddr, isn: u32) -> Snapshot {
+    let (snd_una, rcv_nxt) = (SERVER_ISN.wrapping_add(1), isn.wrapping_add(1));
+    Snapshot {
+        local: service(v6),
+        peer,
+        snd_una,
+        snd_nxt: snd_una,
+        sending: vec![],
+        rcv_nxt,
+        receiving: vec![],
+        rcv_wup: rcv_nxt,
+        rcv_wnd: 64_240,
+        snd_wl1: isn,
+        snd_wnd: 536,
+        max_window: 536,
+        scales: Some((7, 7)),
+        sack: true,
+        timestamp: Some(77),
+        mss_clamp: 1460,
+        closed: false,
+        peer_closed: false,
+    }
+}
+
+struct Spare {
+    netlink: Netlink,
+    standby: StandBy,
+    prober: Prober,
+}
+
+fn ask(wire: &Wire, snapshot: &Snapshot, most: Duration) -> (Spare, Verdict) {
+    wire.spare.run(|| {
+        let moving = snapshot.local.ip();
+        let mut netlink = Netlink::open().unwrap();
+        let interface = Interface::towards(&mut netlink, moving).unwrap();
+        let mut prober = Prober::open(&[(moving, &interface)]).unwrap();
+        let standby = StandBy::prepare(moving, interface).unwrap();
+        standby.announce().unwrap();
+        let patience = Patience { most, ..Patience::default() };
+        let again = || standby.announce().unwrap();
+        let verdict = prober.ask(&[snapshot], Instant::now(), patience, again).unwrap()[0];
+        (Spare { netlink, standby, prober }, verdict)
+    })
+}
+
+/// A client in SYN_SENT says nothing to the probe, before and after the address is here, and then reaches the listener.
+fn begins_anew(v6: bool) {
+    let wire = Wire::new();
+    wire.silence_server();
+    let (client, peer, isn) = calling(&wire, v6);
+    let snapshot = request(v6, peer, isn);
+    let (mut spare, verdict) = ask(&wire, &snapshot, Duration::from_millis(100));
+    assert_eq!(verdict, Ok(position::assumed(&snapshot)), "nobody vouches for it");
+    let server = wire.spare.run(|| {
+        let listener = TcpListener::bind("[::]:8080").unwrap();
+        spare.standby.take(&mut spare.netlink).unwrap();
+        spare.prober.poke(&snapshot, Duration::ZERO).unwrap();
+        let server = listener.accept().unwrap().0;
+        assert_eq!(server.peer_addr().unwrap().port(), peer.port());
+        server
+    });
+    client.set_nonblocking(false).unwrap();
+    let client = TcpStream::from(client);
+    both_ways(&client, &server);
+    wire.spare.run(|| spare.standby.give_back(&mut spare.netlink).unwrap());
+}
+
+fn both_ways(client: &TcpStream, server: &TcpStream) {
+    [client, server].map(patient);
+    say(client, 3000);
+    hear(server, 3000);
+    say(server, 3000);
+    hear(client, 3000);
+}
+
+#[test]
+fn a_client_that_never_got_the_answer_to_its_syn_begins_anew_with_the_spare() {
+    begins_anew(false);
+    begins_anew(true);
+}
+
+/// Another connection from the same port: the one of the request is no more.
+#[test]
+fn a_client_that_has_begun_another_connection_since_says_so() {
+    let wire = Wire::new();
+    wire.silence_server();
+    let (_client, peer, isn) = calling(&wire, false);
+    let (_, verdict) = ask(&wire, &request(false, peer, isn.wrapping_sub(1000)), NEVER / 4);
+    assert_eq!(verdict, Err(Refused::Reset));
+}
+
+/// The client has the answer: its acknowledgement, and the request it sent with it, reached nobody.
+#[test]
+fn a_client_that_got_the_answer_is_connected_and_its_request_arrives() {
+    for v6 in [false, true] {
+        let mut pair = Pair::new(v6);
+        pair.silence();
+        say(&pair.client, 2000);
+        let snapshot = pair.carry(1);
+        assert_eq!((snapshot.receiving.len(), snapshot.sending.len()), (0, 0));
+        hear(&pair.server, 2000);
+        both_ways(&pair.client, &pair.server);
+    }
+}
+
+#[test]
+fn a_client_that_got_the_answer_vouches_for_the_connection_of_a_request() {
+    let pair = Pair::new(false);
+    pair.silence();
+    let known = reinstate::tcp_repair::capture(&pair.server, 1 << 20).unwrap();
+    let window = Snapshot { snd_wnd: 536, max_window: 536, snd_wl1: known.rcv_nxt.wrapping_sub(1), ..known };
+    let (_, verdict) = ask(&pair.wire, &window, NEVER);
+    let start = verdict.unwrap();
+    assert_eq!((start.seq, start.proof), (window.snd_una, Proof::Client));
+    assert!(start.window > 536, "the answer tells the client's window");
+    assert_eq!(window.local.ip(), address(false, SERVICE));
+}
