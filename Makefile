@@ -14,9 +14,10 @@ test: setup
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
 
-# Figures of this machine, as a table. Optimised, because they are figures.
+# Figures of this machine, as a table; also out/bench.json and out/bench.svg. Optimised, because they are figures.
 bench: setup
 	$(CARGO) build --quiet --release --workspace --bins
+	$(CARGO) build --quiet --release --package monitor --example cost
 	$(CARGO) run --quiet --release --package testbed -- bench
 
 # Hours: a million hostile inputs, then the whole matrix, a thousand crashes. Stop it at any time; the matrix goes on

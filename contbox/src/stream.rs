@@ -160,13 +160,16 @@ impl RecoverableStream {
     /// enough that a client does not notice.
     fn poll_acknowledged(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
+            // Mostly so at the first look: the client's kernel is quick with the end of a first response.
+            if shared::unacknowledged(self.socket.as_fd()).unwrap_or(0) == 0 {
+                return Poll::Ready(());
+            }
             let closing = self.closing.get_or_insert_with(|| {
                 let now = Instant::now();
                 Closing { deadline: now + ACKNOWLEDGE_PATIENCE, timer: Box::pin(sleep_until(now)) }
             });
-            let unacknowledged = shared::unacknowledged(self.socket.as_fd()).unwrap_or(0);
             let broken = !matches!(self.socket.take_error(), Ok(None));
-            if unacknowledged == 0 || broken || Instant::now() >= closing.deadline {
+            if broken || Instant::now() >= closing.deadline {
                 return Poll::Ready(());
             }
             ready!(closing.timer.as_mut().poll(cx));
@@ -255,11 +258,20 @@ impl Shared {
         loop {
             ready!(socket.poll_read_ready(cx))?;
             let (slot, end) = (continuation.slot(), continuation.received());
-            match socket.try_io(Interest::READABLE, || slot.log_receive(socket.as_fd(), end, room)) {
-                Ok(count) => {
-                    continuation.note_received(count);
-                    return Poll::Ready(Ok(()));
-                }
+            let mut received = None;
+            let outcome = socket.try_io(Interest::READABLE, || {
+                let count = *received.insert(slot.log_receive(socket.as_fd(), end, room)?);
+                // Less than there was room for: the socket is empty now. Saying so, as tokio's own read does, spares
+                // the call that would find nothing. Not at the end of the stream, which stays readable.
+                let emptied = 0 < count && (count as u64) < room;
+                if emptied { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            if let Some(count) = received {
+                continuation.note_received(count);
+                return Poll::Ready(Ok(()));
+            }
+            match outcome {
+                Ok(()) => {}
                 Err(why) if matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                 Err(why) => return Poll::Ready(Err(why)),
             }

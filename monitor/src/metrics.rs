@@ -32,6 +32,10 @@ pub struct TargetMetrics {
     pub sample_seconds: Histogram,
     /// How much later than planned samples began.
     pub late_seconds: Histogram,
+    /// Requests for samples that had to be sent again.
+    pub repetitions: Counter,
+    /// 1 while that is so for more samples than a busy machine explains.
+    pub path_lossy: Gauge,
     /// Sensors beyond their bounds now.
     pub suspicious_sensors: Gauge,
     /// 1 while the path is lost.
@@ -101,6 +105,8 @@ families! {
     lost_samples: Counter, "Samples without an answer";
     unreadable_samples: Counter, "Samples that brought no Sensor Box";
     late_samples: Counter, "Samples that began more than half a period late";
+    repetitions: Counter, "Requests for samples that had to be sent again: the path lost a packet, or an end was busy";
+    path_lossy: Gauge, "1 while more samples need that than a busy machine explains; says nothing about the target";
     suspicious_sensors: Gauge, "Sensors beyond their bounds now";
     path_lost: Gauge, "1 while no sample succeeds; says nothing about the target";
     verdicts: Counter, "Targets found hung";

@@ -9,10 +9,11 @@
 //! The schedule is absolute, so it does not drift; a sample that comes late is counted and the ticks it missed are
 //! skipped. When a stall could be completed before the next tick, one sample more is taken then.
 //!
-//! Invariants: exactly one action per incident; a fence that stands is never released here; a target whose evacuation
-//! has begun is only looked at, until it shows a new life of its machine.
+//! Invariants: exactly one action per incident; a fence that stands is never released here but after a reset, see
+//! [`crate::after`]; a target whose evacuation has begun is only looked at, until it shows a new life of its machine.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use control::backdoor::FenceToken;
 use healing_modules::Illness;
 use link::LinkFailure;
 
+use crate::after::After;
 use crate::clock::Clock;
 use crate::config::{Config, OnHang, Target};
 use crate::detect::{Detector, Finding, Look, Observation, Plan};
@@ -28,6 +30,7 @@ use crate::evacuate::Standby;
 use crate::journal::{Event, Heritage, Incident, Journal, Ring};
 use crate::metrics::TargetMetrics;
 use crate::partner::Partner;
+use crate::quality::{Noted, Quality};
 use crate::sample::{BoxReader, Door, Flight, Glance, Opened};
 
 /// How often a target is looked at that needs no detection any more, and how often a failed action is tried again.
@@ -113,6 +116,10 @@ pub struct Watch<D, C> {
     pub(crate) inherited: Option<Incident>,
     /// A sample has been posted and not been taken yet.
     pub(crate) is_aloft: bool,
+    /// What comes after an evacuation.
+    pub(crate) after: After,
+    /// The journal's file, beside which an operator's orders lie.
+    pub(crate) journal_path: PathBuf,
     /// A hang that is left to the other monitor has been journaled.
     pub(crate) is_held: bool,
     reader: Option<(BoxReader, Opened)>,
@@ -124,6 +131,7 @@ pub struct Watch<D, C> {
     stall_due_ns: u64,
     replan_ns: u64,
     failures: u32,
+    quality: Quality,
 }
 
 impl<D: Door, C: Clock> Watch<D, C> {
@@ -153,6 +161,8 @@ impl<D: Door, C: Clock> Watch<D, C> {
             fence_failures: 0,
             claim,
             inherited,
+            after: After::default(),
+            journal_path: config.journal.clone(),
             is_held: false,
             is_aloft: false,
             reader: None,
@@ -163,6 +173,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             stall_due_ns: u64::MAX,
             replan_ns: now_ns,
             failures: 0,
+            quality: Quality::default(),
         };
         watch.tell_partner();
         watch
@@ -226,6 +237,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         if is_open && self.tools.clock.now_ns() >= self.quiet_until_ns {
             self.order();
         }
+        self.look_after();
         self.tools.metrics.suspicious_sensors.set(self.detector.suspicions() as i64);
     }
 
@@ -237,7 +249,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
     fn next_look_ns(&self) -> u64 {
         let now_ns = self.tools.clock.now_ns();
         if !self.is_detecting() {
-            return now_ns + nanos(INSPECT_EVERY);
+            return now_ns + nanos(self.looks_after_every().unwrap_or(INSPECT_EVERY));
         }
         match self.failures {
             0 => self.due_ns(),
@@ -314,6 +326,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 self.tools.metrics.samples.inc();
                 let took = Duration::from_nanos(end_ns.saturating_sub(begin_ns));
                 self.tools.metrics.sample_seconds.observe(took.as_secs_f64());
+                self.judge_path();
                 let findings = self.observe(begin_ns, end_ns, Some(identity));
                 self.look_for_new_sensors(end_ns, whole, changed);
                 findings
@@ -324,6 +337,18 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 self.reader = None;
                 self.fail(begin_ns, end_ns, false)
             }
+        }
+    }
+
+    /// Counts what had to be sent again for this sample.
+    fn judge_path(&mut self) {
+        let Noted { repetitions, turned } = self.quality.note(self.tools.door.repetitions());
+        if repetitions > 0 {
+            self.tools.metrics.repetitions.inc_by(repetitions);
+        }
+        if let Some((is_lossy, percent)) = turned {
+            self.tools.metrics.path_lossy.set(i64::from(is_lossy));
+            tracing::warn!(target_name = %self.target.name, is_lossy, percent, "samples that had to be asked again");
         }
     }
 
@@ -425,6 +450,21 @@ impl<D: Door, C: Clock> Watch<D, C> {
     /// Hands the samples so far to the journal; cheap, as the ring is moved.
     pub(crate) fn hand_over_evidence(&mut self) {
         self.tools.journal.evidence(&self.target.name, std::mem::take(&mut self.ring));
+    }
+
+    /// The incident is over: the target is watched as if nothing had been.
+    pub(crate) fn watch_again(&mut self) {
+        self.standing = Standing::Watching;
+        (self.quiet_until_ns, self.fence_failures) = (0, 0);
+        (self.inherited, self.is_held) = (None, false);
+        self.tools.standby.rest(false);
+        self.tell_partner();
+    }
+
+    /// What was known of the box is of no more use.
+    pub(crate) fn forget_box(&mut self) {
+        self.reader = None;
+        self.values.clear();
     }
 
     /// The values of the newest look.

@@ -15,7 +15,7 @@ use ground::{ALL, BASE, Ram};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rdma::QpAttributes;
-use rdma::requester::{Ended, Limits, Rejected, Requester};
+use rdma::requester::{Counters, Ended, Limits, Rejected, Requester};
 use rdma::responder::Responder;
 use rdma::wire::packet;
 use remote_memory::{AccessError, Completion, RemoteAddr, RemoteKey, Request, Work};
@@ -305,4 +305,41 @@ fn a_dead_peer_is_noticed_in_bounded_time() {
     assert!(world.now < Duration::from_secs(60), "{:?}", world.now);
     assert_eq!(world.requester.deadline(), None);
     assert!(world.completions.is_empty());
+}
+
+/// The longest of 2000 samples, a hundred records of a Sensor Box in one READ each, over a path that loses so many
+/// packets of both directions.
+fn longest_sample(seed: u64, path_mtu: u16, loss: f64) -> (Duration, Counters) {
+    const SAMPLE_BYTES: u32 = 6464;
+    let mut world = World::new(seed * 4);
+    let [asker, server] = [17, 18].map(|number| attributes(number, &mut world.rng, path_mtu, 128));
+    let (depth, window_packets) = (64, 64);
+    let limits =
+        Limits { depth, landing_bytes: LANDING_BYTES, window_packets, timeout: Duration::from_millis(2), tries: 9 };
+    (world.requester, world.responder) = (Requester::new(&asker, &server, limits), Responder::new(&server, &asker));
+    world.weather = Weather { loss, doubling: 0.0, lateness: 0.0, delay_max_us: 1 };
+    let mut longest = Duration::ZERO;
+    for sample in 0..2000 {
+        let begin = world.now;
+        let work = Work::Read { at: RemoteAddr::new(ALL, BASE), len: SAMPLE_BYTES, landing: 0 };
+        world.requester.post(Request { id: sample, work }).unwrap();
+        world.run_until_idle();
+        assert_eq!(world.requester.ended(), None, "seed {seed}, sample {sample}");
+        longest = longest.max(world.now - begin);
+        world.now += Duration::from_millis(5);
+    }
+    (longest, *world.requester.counters())
+}
+
+#[test]
+fn a_sample_over_a_path_that_loses_one_packet_in_twenty_comes_within_a_deadline_of_20_ms() {
+    for seed in 0..50 {
+        for path_mtu in [1024, 4096] {
+            let (longest, counters) = longest_sample(seed, path_mtu, 0.05);
+            assert!(counters.go_backs > 100, "nothing was lost: {counters:?}");
+            assert!(longest < Duration::from_millis(20), "seed {seed}, MTU {path_mtu}: {longest:?}, {counters:?}");
+            let (longest, counters) = longest_sample(seed, path_mtu, 0.01);
+            assert!(longest < Duration::from_millis(10), "seed {seed}, MTU {path_mtu}: {longest:?}, {counters:?}");
+        }
+    }
 }

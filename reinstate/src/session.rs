@@ -64,6 +64,8 @@ pub enum Loss {
 /// A session that can go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
+    /// Its number in the survey of the dead machine's connections.
+    pub number: usize,
     /// Its connection.
     pub snapshot: Snapshot,
     /// Its box.
@@ -82,13 +84,13 @@ pub struct Session {
 impl Session {
     /// Bytes put back: log and both queues.
     pub fn bytes(&self) -> u64 {
-        (self.image.logged.len() + self.snapshot.sending.len() + self.snapshot.receiving.len()) as u64
+        (self.image.logged.len() + self.snapshot.queued() + self.snapshot.receiving.len()) as u64
     }
 
     /// What its new box is created with, when the rebuilt socket goes on at `start`. The new kernel socket counts from
     /// there, and its first received byte is the first unread one.
     pub fn opening(&self, start: Start) -> Opening {
-        let left = self.snapshot.sending_from(start.seq).map_or(0, <[u8]>::len) as u64;
+        let left = self.snapshot.left_from(start.seq).unwrap_or(0) as u64;
         Opening {
             owner: 0,
             local: self.snapshot.local,
@@ -116,7 +118,7 @@ pub fn rebuildable(socket: &TcpSocket) -> Result<(), Loss> {
     if let Some((_, what)) = unsupported.iter().find(|(is, _)| *is) {
         return Err(Loss::Unsupported(what));
     }
-    let sent = socket.send_queue.iter().map(|segment| segment.bytes.len()).sum::<usize>();
+    let sent = socket.send_queue.iter().map(Segment::len).sum::<usize>();
     let fin_in_queue = socket.send_queue.iter().any(|segment| segment.fin);
     let unacknowledged = u64::from(distance(socket.snd_una, socket.write_seq));
     if !socket.send_queue_complete || sent as u64 + u64::from(fin_in_queue) != unacknowledged {
@@ -213,22 +215,29 @@ pub fn agree(socket: &TcpSocket, image: &BoxImage) -> Result<Standing, Loss> {
         return Err(Loss::Damaged("receive log"));
     }
     let discard = image.discard(written)?;
-    if written < socket.send_queue.iter().map(|segment| segment.bytes.len() as u64).sum() {
+    if written < socket.send_queue.iter().map(|segment| segment.len() as u64).sum() {
         return Err(Loss::Damaged("count of written bytes"));
     }
     Ok(Standing { copied, written, discard })
 }
 
-/// Puts a socket and the image of its box together, which [`agree`].
-pub fn admit(socket: TcpSocket, image: BoxImage, standing: Standing, silent: Duration) -> Session {
+/// Puts socket `number` of a survey and the image of its box together, which [`agree`].
+pub fn admit(number: usize, socket: TcpSocket, image: BoxImage, standing: Standing, silent: Duration) -> Session {
     let Standing { copied, written, discard } = standing;
     let unproven = socket.state == State::SynReceived && !socket.accepted;
-    Session { snapshot: snapshot(socket, silent), image, copied, written, discard, unproven }
+    Session { number, snapshot: snapshot(socket, silent), image, copied, written, discard, unproven }
 }
 
-/// The connection's values. `silent` is how long the target has been silent at most.
+/// The connection's values with its bytes, as far as they were read. `silent` is how long the target has been silent
+/// at most.
 pub fn snapshot(socket: TcpSocket, silent: Duration) -> Snapshot {
-    let timestamp = socket.timestamps.then(|| timestamp(&socket, silent));
+    let values = values(&socket, silent);
+    let sending = joined(socket.send_queue);
+    Snapshot { unread: values.unread - sending.len(), sending, receiving: socket.receive_queue, ..values }
+}
+
+/// The connection's values without its bytes: what it takes to ask its client, or to end it there.
+pub fn values(socket: &TcpSocket, silent: Duration) -> Snapshot {
     let fin_acknowledged = socket.fin_queued && socket.write_seq == socket.snd_una;
     let fin_in_acknowledgement = socket.fin_received && socket.rcv_wup == socket.rcv_nxt;
     Snapshot {
@@ -236,11 +245,12 @@ pub fn snapshot(socket: TcpSocket, silent: Duration) -> Snapshot {
         peer: socket.peer,
         snd_una: socket.snd_una.wrapping_sub(fin_acknowledged.into()),
         snd_nxt: socket.snd_nxt.wrapping_sub((socket.fin_queued && socket.snd_nxt == socket.write_seq).into()),
-        closed: output_ended(&socket),
+        closed: output_ended(socket),
         peer_closed: socket.fin_received,
-        sending: joined(socket.send_queue),
+        sending: Vec::new(),
+        unread: socket.send_queue.iter().map(Segment::len).sum(),
         rcv_nxt: socket.rcv_nxt.wrapping_sub(socket.fin_received.into()),
-        receiving: socket.receive_queue,
+        receiving: Vec::new(),
         // The window's right edge stays where it is.
         rcv_wup: socket.rcv_wup.wrapping_sub(fin_in_acknowledgement.into()),
         rcv_wnd: socket.rcv_wnd.saturating_add(fin_in_acknowledgement.into()),
@@ -249,7 +259,7 @@ pub fn snapshot(socket: TcpSocket, silent: Duration) -> Snapshot {
         max_window: socket.max_window.max(socket.snd_wnd),
         scales: socket.window_scaling.then_some((socket.snd_wscale, socket.rcv_wscale)),
         sack: socket.sack,
-        timestamp,
+        timestamp: socket.timestamps.then(|| timestamp(socket, silent)),
         mss_clamp: socket.mss_clamp,
     }
 }
@@ -262,11 +272,6 @@ fn joined(mut queue: Vec<Segment>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(queue.iter().map(|segment| segment.bytes.len()).sum());
     queue.iter().for_each(|segment| bytes.extend_from_slice(&segment.bytes));
     bytes
-}
-
-/// The values of a connection of which nothing but its numbers is needed, to end it at its client.
-pub fn numbers(socket: TcpSocket, silent: Duration) -> Snapshot {
-    snapshot(TcpSocket { send_queue: Vec::new(), receive_queue: Vec::new(), ..socket }, silent)
 }
 
 /// The values of a connection that nobody reads from any more: its kernel alone brings it to its end.
@@ -463,7 +468,7 @@ pub(crate) mod tests {
             let boxed = image(&dead, bases, lsr, lsw);
             prop_assert_eq!(rebuildable(&dead), Ok(()));
             let standing = agree(&dead, &boxed).unwrap();
-            let session = admit(dead, boxed, standing, Duration::ZERO);
+            let session = admit(0, dead, boxed, standing, Duration::ZERO);
             let ahead = has.min(queued);
             let seq = session.snapshot.snd_una.wrapping_add(ahead);
             let start = Start { seq, ..position::assumed(&session.snapshot) };

@@ -67,6 +67,7 @@ fn request(v6: bool, peer: SocketAddr, isn: u32) -> Snapshot {
         snd_una,
         snd_nxt: snd_una,
         sending: vec![],
+        unread: 0,
         rcv_nxt,
         receiving: vec![],
         rcv_wup: rcv_nxt,

@@ -40,6 +40,8 @@ pub fn demo(out: &Path, order: Order, seed: u64) -> Result<bool> {
         sessions: 1,
         kinds: vec![Kind::Paced],
         ipv6: false,
+        aim: None,
+        afterwards: hang_download::AFTERWARDS,
         seed,
         order,
         out: out.to_owned(),

@@ -4,10 +4,11 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
-use clap::{Args, Parser, Subcommand};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use testbed::{
     bench::{self, Bench, Effort},
     campaign::{self, Campaign, Matrix},
@@ -15,9 +16,12 @@ use testbed::{
     demo,
     fault::Fault,
     sandbox,
-    scenario::{self, Order, Progress, Run},
+    scenario::{
+        self, Aim, Order, Progress, Run, Stage, hang_download,
+        soak::{self, Load, Soak},
+    },
     timeline::Timeline,
-    topology::Topology,
+    topology::{Topology, Wire},
     torn,
 };
 
@@ -41,7 +45,7 @@ enum Action {
     },
     /// Measures what the parts cost on this machine and prints a table, each figure beside its limit and its goal.
     Bench {
-        /// Where the drawings of the recoveries are left; the result beside it, as OUT.json.
+        /// Where the drawings of the recoveries are left; the result beside it, as OUT.json and OUT.svg.
         #[arg(long, default_value = "out/bench")]
         out: PathBuf,
         /// Only these.
@@ -60,6 +64,16 @@ enum Action {
     Run {
         #[command(subcommand)]
         scenario: Scenario,
+    },
+    /// Boots a guest, saves it and ends it; runs can begin there instead of booting, see `run hang-download --saved`.
+    SaveGuest {
+        /// Where it is saved.
+        file: PathBuf,
+        /// Continuation Boxes in its pool.
+        #[arg(long, default_value_t = 256)]
+        pool_slots: u32,
+        #[command(flatten)]
+        guest: Guest,
     },
     /// Runs the matrix of faults, kernels, processors and sessions again and again; goes on where it was stopped.
     Campaign(CampaignArguments),
@@ -87,6 +101,15 @@ enum Action {
         /// The file.
         timeline: PathBuf,
     },
+    /// Draws the figures of detection from what soaks have left.
+    Figures {
+        /// The files `detection.json` of soaks.
+        #[arg(required = true)]
+        from: Vec<PathBuf>,
+        /// Where the drawings are left.
+        #[arg(long, default_value = "docs/figures")]
+        out: PathBuf,
+    },
     /// Runs a command in a machine of a fresh topology, to look around: hypervisor, spare, monitor or client.
     Enter {
         /// The machine.
@@ -101,6 +124,43 @@ enum Action {
 enum Scenario {
     /// Clients are served by a guest, the guest hangs, every client must get every byte exactly once.
     HangDownload(HangDownload),
+    /// A guest hangs and is evacuated; then it is looked at, reset, and given its address back, with clients all along.
+    RescueAndReturn(RescueAndReturn),
+    /// A healthy guest under a load must not be taken for one that hangs; at the end it does hang, and must be.
+    Soak(SoakArguments),
+}
+
+#[derive(Args)]
+struct RescueAndReturn {
+    /// What is done to the guest.
+    #[arg(long, value_enum, default_value = "panic")]
+    fault: Fault,
+    /// How many clients are carried over.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=200))]
+    sessions: u16,
+    #[command(flatten)]
+    guest: Guest,
+    /// Where result, timeline and, after a failure, logs are left.
+    #[arg(long, default_value = "out/rescue-and-return")]
+    out: PathBuf,
+}
+
+#[derive(Args)]
+struct SoakArguments {
+    /// What keeps the guest busy; `all` is each in turn, in a guest of its own.
+    #[arg(long, default_value = "all", value_parser = ["idle", "cpu", "memory", "network", "all"])]
+    load: String,
+    /// How long, all loads together.
+    #[arg(long, default_value_t = 30.0)]
+    minutes: f64,
+    /// From one recorded sample to the next: a stall is seen shorter than it was by up to two of them.
+    #[arg(long, default_value_t = 1.0)]
+    period_ms: f64,
+    #[command(flatten)]
+    guest: Guest,
+    /// Where result and figures are left, and logs of what failed.
+    #[arg(long, default_value = "out/soak")]
+    out: PathBuf,
 }
 
 #[derive(Args)]
@@ -117,6 +177,24 @@ struct HangDownload {
     /// Every second client uses IPv6.
     #[arg(long)]
     ipv6: bool,
+    /// The spare is killed here, and a second one has to finish.
+    #[arg(long, value_enum)]
+    spare_dies: Option<Stage>,
+    /// How the clients' cable treats packets around the fault.
+    #[arg(long, value_enum, default_value = "good")]
+    wire: Wire,
+    /// Where a stop shall fall; with one vCPU.
+    #[arg(long, value_enum)]
+    aim: Option<Aim>,
+    /// How long sessions go on after the recovery.
+    #[arg(long, default_value_t = hang_download::AFTERWARDS.as_millis() as u64)]
+    afterwards_ms: u64,
+    /// Continuation Boxes in the guest; enough for the sessions if it is not said.
+    #[arg(long)]
+    pool_slots: Option<u32>,
+    /// A guest saved by `save-guest` with the same kernel, vCPUs and pool; it is booted without one.
+    #[arg(long)]
+    saved: Option<PathBuf>,
     #[command(flatten)]
     guest: Guest,
     /// Where result, drawing and, after a failure, logs are left.
@@ -158,12 +236,35 @@ struct CampaignArguments {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "paced,fast,upload,small,idle,stalled,half-closed,fresh"
+        default_value = "paced,fast,upload,small,idle,stalled,half-closed,fresh,queued"
     )]
     kinds: Vec<Kind>,
+    /// How the clients' cable is around the fault; one is drawn for each run.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "good,good,good,lossy,shuffled,rough")]
+    wires: Vec<Wire>,
+    /// Where stops are aimed, beside the faults.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "export,send,transmit,recv,receive,acknowledge,accept,handshake,close"
+    )]
+    aims: Vec<Aim>,
+    /// No aimed stops.
+    #[arg(long, conflicts_with = "aims")]
+    no_aims: bool,
     /// Silence that counts as a hang.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 200)]
     deadline_ms: u64,
+    /// Runs at the same time.
+    #[arg(long, default_value_t = 2)]
+    parallel: usize,
+    /// Runs that begin with the same boot of a guest.
+    #[arg(long, default_value_t = 25)]
+    runs_per_boot: usize,
+    /// A command put before that of each run, in words separated by commas: a lock, `taskset,-c,0`, …
+    #[arg(long, value_delimiter = ',')]
+    through: Vec<String>,
 }
 
 #[derive(Args)]
@@ -185,7 +286,7 @@ struct Guest {
 
 impl Guest {
     fn order(&self) -> Order {
-        Order { kernel: self.kernel.clone(), vcpus: self.vcpus, deadline_ms: self.deadline_ms, lockup_module: false }
+        Order::new(&self.kernel, self.vcpus, self.deadline_ms)
     }
 }
 
@@ -203,13 +304,16 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     if let Action::Draw { timeline } = &arguments.action {
         return draw(timeline);
     }
+    if let Action::Figures { from, out } = &arguments.action {
+        soak::draw(&soak::read_records(from)?, out)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Action::Campaign(arguments) = arguments.action {
         return run_campaign(arguments); // each of its runs has a sandbox of its own
     }
     sandbox::enter()?;
     match arguments.action {
-        Action::Draw { timeline } => draw(&timeline),
-        Action::Campaign(arguments) => run_campaign(arguments),
+        Action::Draw { .. } | Action::Campaign(_) | Action::Figures { .. } => unreachable!("done outside a sandbox"),
         Action::Demo { out, guest } => {
             let pass = demo::demo(&out, guest.order(), guest.seed)?;
             Ok(if pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -219,7 +323,14 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             bench::bench(&Bench { out, order: guest.order(), only, effort })?;
             Ok(ExitCode::SUCCESS)
         }
-        Action::Run { scenario: Scenario::HangDownload(arguments) } => hang_download(arguments),
+        Action::Run { scenario: Scenario::HangDownload(arguments) } => run_hang_download(arguments),
+        Action::Run { scenario: Scenario::Soak(arguments) } => run_soak(arguments),
+        Action::SaveGuest { file, pool_slots, guest } => {
+            let order = Order { pool_slots, lockup_module: true, ..guest.order() };
+            scenario::save_guest(&order, &file, Progress::begin())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::Run { scenario: Scenario::RescueAndReturn(arguments) } => rescue_and_return(arguments),
         Action::Torn { kernel, paths, visits, stride, phase } => {
             let order = torn::Order { kernel, paths, visits, stride: stride as usize, phase };
             let report = torn::explore(&order, Progress::begin())?;
@@ -230,20 +341,53 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     }
 }
 
-fn hang_download(arguments: HangDownload) -> Result<ExitCode> {
-    let HangDownload { fault, sessions, kinds, ipv6, guest, out, keep_logs, capture } = arguments;
-    let (seed, order) = (guest.seed, guest.order());
-    let run = Run { fault, sessions: sessions.into(), kinds, ipv6, seed, order, out, keep_logs, capture };
-    let (verdict, timeline) = scenario::hang_download::run(&run, Progress::begin())?;
+fn run_hang_download(arguments: HangDownload) -> Result<ExitCode> {
+    let HangDownload { fault, sessions, kinds, ipv6, wire, aim, guest, out, keep_logs, capture, .. } = arguments;
+    let (seed, afterwards) = (guest.seed, Duration::from_millis(arguments.afterwards_ms));
+    ensure!(aim.is_none() || (fault == Fault::Stop && guest.vcpus == 1), "--aim goes with --fault stop and one vCPU");
+    let mut order = guest.order();
+    order.wire = wire;
+    order.spare_dies = arguments.spare_dies.map(|stage| (stage, seed));
+    order.saved = arguments.saved;
+    order.pool_slots = arguments.pool_slots.unwrap_or_else(|| scenario::pool_for(sessions));
+    let sessions = sessions.into();
+    let run = Run { fault, sessions, kinds, ipv6, aim, afterwards, seed, order, out, keep_logs, capture };
+    let (verdict, timeline) = hang_download::run(&run, Progress::begin())?;
     eprint!("\n{}", timeline.text(100));
     println!("{}", serde_json::to_string(&verdict)?);
     Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn rescue_and_return(arguments: RescueAndReturn) -> Result<ExitCode> {
+    let RescueAndReturn { fault, sessions, guest, out } = arguments;
+    let (seed, order) = (guest.seed, guest.order());
+    let run = scenario::rescue_and_return::Run { fault, sessions: sessions.into(), seed, order, out };
+    let (report, timeline) = scenario::rescue_and_return::run(&run, Progress::begin())?;
+    eprint!("\n{timeline}");
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(if report.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_soak(arguments: SoakArguments) -> Result<ExitCode> {
+    let SoakArguments { load, minutes, period_ms, guest, out } = arguments;
+    let loads = match load.as_str() {
+        "all" => Load::ALL.to_vec(),
+        one => vec![Load::from_str(one, false).map_err(|error| anyhow!("{one}: {error}"))?],
+    };
+    let length = Duration::try_from_secs_f64(minutes * 60.0).context("--minutes")? / loads.len() as u32;
+    let soak = Soak { loads, length, period_ms, seed: guest.seed, order: guest.order(), out };
+    let verdict = soak::run(&soak, Progress::begin())?;
+    println!("{}", serde_json::to_string(&verdict)?);
+    Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn run_campaign(arguments: CampaignArguments) -> Result<ExitCode> {
-    let CampaignArguments { runs, results, seed, kernels, faults, vcpus, sessions, kinds, deadline_ms } = arguments;
-    let matrix = Matrix { kernels, faults, vcpus, sessions, kinds };
-    let summary = campaign::campaign(&Campaign { results, runs, seed, matrix, deadline_ms })?;
+    let CampaignArguments { runs, results, seed, deadline_ms, parallel, runs_per_boot, through, .. } = arguments;
+    let CampaignArguments { kernels, faults, vcpus, sessions, kinds, wires, .. } = arguments;
+    let aims = if arguments.no_aims { Vec::new() } else { arguments.aims };
+    let matrix = Matrix { kernels, faults, vcpus, sessions, aims, kinds, wires };
+    let order = Campaign { results, runs, seed, matrix, deadline_ms, parallel, runs_per_boot, through };
+    let summary = campaign::campaign(&order)?;
     print!("{summary}");
     Ok(if summary.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -19,12 +19,17 @@
 
 mod addresses;
 mod place;
+mod rough;
 mod wires;
+
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
 pub use addresses::*;
 pub use place::Place;
+use rough::RoughCable;
+pub use rough::{Weather, Wire};
 use wires::Network;
 
 /// The machines. Dropping it takes the wires away, so that another can be built; namespaces go with their processes.
@@ -38,6 +43,8 @@ pub struct Topology {
     pub monitor: Place,
     /// Where clients run.
     pub client: Place,
+    /// The clients' cable, if it is one that can be bad.
+    rough: Option<RoughCable>,
 }
 
 impl Topology {
@@ -47,25 +54,62 @@ impl Topology {
     /// # Errors
     /// When the kernel refuses an interface; names it.
     pub fn build() -> Result<Self> {
-        let topology = Self {
+        Self::with_wire(Wire::Good, 0)
+    }
+
+    /// As [`Self::build`], with a cable to the clients that can be turned bad, see [`Self::weather`].
+    ///
+    /// # Errors
+    /// See [`Self::build`].
+    pub fn with_wire(wire: Wire, seed: u64) -> Result<Self> {
+        let mut topology = Self {
             hypervisor: Place::here("hypervisor"),
             spare: Place::new("spare")?,
             monitor: Place::new("monitor")?,
             client: Place::new("client")?,
+            rough: None,
         };
         for place in [&topology.hypervisor, &topology.spare, &topology.monitor, &topology.client] {
             place.run(wires::no_duplicate_address_detection).with_context(|| format!("sysctl of {}", place.name()))?;
             place.run(|| wires::netlink(wires::loopback_up()))?;
         }
         topology.hypervisor.run(|| wires::netlink(wires::bridges()))?;
+        if wire != Wire::Good {
+            topology.rough = Some(RoughCable::lay(Network::Service, &topology.client, wire, seed)?);
+        }
         for (place, number, network) in topology.ends() {
-            let plug = wires::netlink(wires::plug_in(network, place.name(), place.namespace()));
+            let plug = if topology.rough.is_some() && (number, network) == (CLIENT, Network::Service) {
+                wires::netlink(wires::plug_tap(&network.cable(place.name())))
+            } else {
+                wires::netlink(wires::plug_in(network, place.name(), place.namespace()))
+            };
             plug.with_context(|| format!("wiring {} to {network:?}", place.name()))?;
             place
                 .run(|| wires::netlink(wires::configure(network, number)))
                 .with_context(|| format!("addresses of {}", place.name()))?;
         }
         Ok(topology)
+    }
+
+    /// Adds a machine with this number on both networks. Its wires go with its namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses a namespace or an interface; names it.
+    pub fn add(&self, name: &'static str, number: u8) -> Result<Place> {
+        let place = Place::new(name)?;
+        place.run(wires::no_duplicate_address_detection).with_context(|| format!("sysctl of {name}"))?;
+        place.run(|| wires::netlink(wires::loopback_up()))?;
+        for network in [Network::Service, Network::Rdma] {
+            let plug = wires::netlink(wires::plug_in(network, name, place.namespace()));
+            plug.with_context(|| format!("wiring {name} to {network:?}"))?;
+            place.run(|| wires::netlink(wires::configure(network, number)))?;
+        }
+        Ok(place)
+    }
+
+    /// Turns the clients' cable bad and good, if it can be bad.
+    pub fn weather(&self) -> Option<Arc<Weather>> {
+        self.rough.as_ref().map(RoughCable::weather)
     }
 
     /// Plugs a tap device that exists in the hypervisor's namespace into the service network.
@@ -90,6 +134,7 @@ impl Topology {
 
 impl Drop for Topology {
     fn drop(&mut self) {
+        drop(self.rough.take());
         let cables = self.ends().map(|(place, _, network)| network.cable(place.name()));
         // What cannot be removed goes with the sandbox.
         let _ = wires::netlink(wires::remove(&cables));

@@ -40,6 +40,22 @@ struct Shared {
     session_state: Vec<u8>,
     /// Where snapshots are put together, kept so that an export allocates nothing.
     scratch: Vec<u8>,
+    /// The newest export, with its positions: the boundary after a response is mostly that before the next request.
+    newest: Option<(u64, u64)>,
+    newest_lws: Vec<u8>,
+}
+
+impl Shared {
+    /// Makes what is in `scratch` the newest snapshot, unless it is.
+    fn export(&mut self, session: &Session, lsr: u64, lsw: u64) -> Result<(), ExportError> {
+        if self.newest == Some((lsr, lsw)) && self.newest_lws == self.scratch {
+            return Ok(());
+        }
+        session.export_state(&self.scratch, lsr, lsw)?;
+        std::mem::swap(&mut self.newest_lws, &mut self.scratch);
+        self.newest = Some((lsr, lsw));
+        Ok(())
+    }
 }
 
 /// What a snapshot of an HTTP session says.
@@ -104,6 +120,8 @@ impl Exchange {
             responding: false,
             session_state: Vec::new(),
             scratch: Vec::with_capacity(256),
+            newest: None,
+            newest_lws: Vec::with_capacity(256),
         };
         Self { shared: Arc::new(Mutex::new(shared)), session }
     }
@@ -155,8 +173,7 @@ impl Exchange {
         let lsr = shared.body_start.ok_or(ProgressError::Chunked)?.saturating_add(digested);
         let (date, written) = (shared.date, self.session.position().written);
         HttpState::write(Kind::Progress, date, &shared.session_state, state, &mut shared.scratch);
-        self.session.export_state(&shared.scratch, lsr, written)?;
-        Ok(())
+        Ok(shared.export(&self.session, lsr, written)?)
     }
 
     /// Words of the application that outlive a request (a login, say); they are part of every boundary snapshot from
@@ -179,7 +196,7 @@ impl Exchange {
         let shared = &mut *self.lock();
         shared.date = date;
         HttpState::write(Kind::Boundary, date, &shared.session_state, &[], &mut shared.scratch);
-        self.session.export_state(&shared.scratch, lsr, self.session.position().written)
+        shared.export(&self.session, lsr, self.session.position().written)
     }
 
     pub(super) fn begin(&self, date: SystemTime, body_start: Option<u64>) {

@@ -36,6 +36,9 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// Three heartbeats: one may be late.
 const SILENCE_MIN: Duration = Duration::from_millis(300);
 
+/// How long connections may keep an address on the spare, unless configured.
+const DRAIN: Duration = Duration::from_secs(3600);
+
 /// Times above this are typing errors.
 const TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -47,6 +50,40 @@ pub enum OnHang {
     Evacuate,
     /// Say so and do nothing: a dry run, or a target without spares.
     Report,
+}
+
+/// When an evacuated target is reset. Until then it stays fenced, to be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// Not by this monitor, whoever asks.
+    Never,
+    /// When an operator says so.
+    Ask,
+    /// So long after its evacuation, or when an operator says so.
+    After(Duration),
+    /// When the sessions that were carried over have come to their end, or when an operator says so.
+    Drained,
+}
+
+/// Where the service is after the target was reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Address {
+    /// On the spare, until an operator says otherwise; the target's links stay down.
+    Stays,
+    /// On the target again, as soon as it is back and the spare has drained.
+    Returns,
+}
+
+/// What becomes of a target and its service after an evacuation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct After {
+    /// When the target is reset.
+    pub reset: Reset,
+    /// Where the service is then.
+    pub address: Address,
+    /// How long connections on the spare may stand in the way of the address's return; what is left is reset then.
+    pub drain: Duration,
 }
 
 /// A checked configuration.
@@ -116,6 +153,8 @@ pub struct Target {
     pub prepare_every: Duration,
     /// How long an evacuation may take until its outcome counts as unknown.
     pub evacuation_patience: Duration,
+    /// What becomes of it after that.
+    pub after: After,
 }
 
 /// A node that can take sessions over.
@@ -322,7 +361,31 @@ impl Checker<'_> {
             services: self.services(&table.service)?,
             prepare_every: seconds(&table.prepare_every_s, "target.prepare_every_s", 10)?,
             evacuation_patience: seconds(&table.evacuation_patience_s, "target.evacuation_patience_s", 60)?,
+            after: self.after(table.after.as_ref())?,
         })
+    }
+
+    fn after(&self, table: Option<&file::After>) -> Result<After, ConfigError> {
+        let standard = After { reset: Reset::Ask, address: Address::Stays, drain: DRAIN };
+        let Some(table) = table else { return Ok(standard) };
+        let time = |value: &Spanned<f64>, key: &str| self.time(value, 1.0, &format!("target.after.{key}"));
+        let reset = match (table.reset.as_ref().map(|reset| *reset.get_ref()), &table.reset_after_s) {
+            (Some(file::Reset::After), Some(seconds)) => Reset::After(time(seconds, "reset_after_s")?),
+            (Some(file::Reset::After), None) => {
+                let span = table.reset.as_ref().map_or(0..0, Spanned::span);
+                let what = "say after how many seconds: add reset_after_s";
+                return Err(self.source.error(span, "target.after.reset", what));
+            }
+            (_, Some(seconds)) => {
+                let what = "has a meaning with reset = \"after\" only; set that or leave this out";
+                return Err(self.source.error(seconds.span(), "target.after.reset_after_s", what));
+            }
+            (Some(file::Reset::Never), None) => Reset::Never,
+            (Some(file::Reset::Drained), None) => Reset::Drained,
+            (Some(file::Reset::Ask) | None, None) => Reset::Ask,
+        };
+        let drain = table.drain_s.as_ref().map(|value| time(value, "drain_s")).transpose()?;
+        Ok(After { reset, address: table.address.unwrap_or(standard.address), drain: drain.unwrap_or(DRAIN) })
     }
 
     fn spares(&self, spares: &[file::Spare]) -> Result<Vec<Spare>, ConfigError> {

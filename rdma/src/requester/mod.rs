@@ -85,6 +85,8 @@ pub struct Counters {
     pub sent: u64,
     /// Times that sending started again at the oldest unanswered packet.
     pub go_backs: u64,
+    /// Of those, because nothing came in little more than a round trip.
+    pub probes: u64,
     /// Of those, because nothing came in time.
     pub timeouts: u64,
     /// Packets that were malformed, stale, early or not for us.
@@ -96,6 +98,7 @@ impl Counters {
     pub fn absorb(&mut self, more: &Self) {
         self.sent += more.sent;
         self.go_backs += more.go_backs;
+        self.probes += more.probes;
         self.timeouts += more.timeouts;
         self.ignored += more.ignored;
     }
@@ -243,6 +246,10 @@ impl Requester {
         }
         match self.timer.expire(now) {
             timer::Expiry::NotYet => {}
+            timer::Expiry::Probe => {
+                self.counters.probes += 1;
+                self.go_back();
+            }
             timer::Expiry::Again => {
                 self.counters.timeouts += 1;
                 self.go_back();

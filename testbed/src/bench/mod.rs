@@ -1,5 +1,5 @@
 //! `testbed bench`: what the parts cost on this machine, each beside the paper's figure, the limit of the same path and
-//! the goal. A table on standard output, `OUT.json` and drawings of the recoveries below `OUT`.
+//! the goal. A table on standard output, `OUT.json`, `OUT.svg`, and drawings of the recoveries below `OUT`.
 //!
 //! Figures are of this machine at this commit; the head of the table names both. A missed goal is a line that says so
 //! and no failure: what must hold is in the tests.
@@ -12,6 +12,7 @@ mod read;
 mod recovery;
 mod result;
 mod sockets;
+mod svg;
 mod wrk;
 
 use std::{
@@ -30,7 +31,7 @@ use crate::scenario::{Order, Progress};
 /// What is measured, how thoroughly, and where results go.
 #[derive(Clone, Debug)]
 pub struct Bench {
-    /// Folder of the drawings; the result lies beside it, as `OUT.json`.
+    /// Folder of the recoveries' drawings; the result lies beside it, as `OUT.json` and `OUT.svg`.
     pub out: PathBuf,
     /// The guests of the recoveries.
     pub order: Order,
@@ -105,6 +106,10 @@ fn measure(group: Group, bench: &Bench, progress: Progress) -> Result<Vec<Line>>
 
 fn save(out: &Path, result: &BenchResult) -> Result<()> {
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    let json = out.with_extension("json");
-    fs::write(&json, serde_json::to_string_pretty(result)? + "\n").with_context(|| format!("{}", json.display()))
+    let write = |extension: &str, text: String| {
+        let file = out.with_extension(extension);
+        fs::write(&file, text).with_context(|| format!("{}", file.display()))
+    };
+    write("json", serde_json::to_string_pretty(result)? + "\n")?;
+    write("svg", svg::draw(result))
 }

@@ -46,6 +46,8 @@ fn recoveries(sessions: usize, runs: u64, out: &Path, order: &Order, progress: P
             sessions,
             kinds: vec![Kind::Paced],
             ipv6: false,
+            aim: None,
+            afterwards: hang_download::AFTERWARDS,
             seed,
             order: order.clone(),
             out: out.join(format!("recovery-{sessions}-{seed}")),

@@ -74,7 +74,7 @@ impl fmt::Display for BenchResult {
         for line in &self.lines {
             let (name, is) = (&line.name, line.limit_is);
             if !said.contains(&is) {
-                writeln!(f, "  {name:30}{is}")?;
+                writeln!(f, "  {name:34}{is}")?;
                 said.push(is);
             }
         }
@@ -99,7 +99,7 @@ impl BenchResult {
 }
 
 /// Three digits that count, as few as the value needs.
-fn digits(value: f64) -> String {
+pub(super) fn digits(value: f64) -> String {
     match value.abs() {
         100.0.. => format!("{value:.0}"),
         10.0.. => format!("{value:.1}"),

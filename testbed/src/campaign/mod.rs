@@ -1,30 +1,48 @@
-//! A campaign: the matrix of faults, kernels, processors and sessions, run again and again with new seeds.
+//! A campaign: the matrix of faults, kernels, processors, sessions and cables, run again and again with new seeds.
 //!
-//! Each run is a process of its own (`testbed run hang-download …`), so that one that dies costs one line. Results are
-//! appended to a file, one JSON line per run; a campaign that is started again goes on where that file ends. Cases come
-//! in an order shuffled by the campaign's seed: wherever it is stopped, what has run covers the matrix evenly.
+//! ```text
+//!   cases (shuffled by the seed) ──► workers ──► testbed run hang-download …   a process and a sandbox for each
+//!                                      │   ▲
+//!                       one JSON line ─┘   └── a saved guest: booted once for some dozens of runs
+//! ```
+//!
+//! Each run is a process of its own, so that one that dies costs one line. Results are appended to a file, one JSON line
+//! per run; a campaign that is started again goes on where that file ends. Cases come in an order shuffled by the
+//! campaign's seed: wherever it is stopped, what has run covers the matrix evenly.
 
+mod guests;
 mod matrix;
 mod summary;
 
 use std::{
     collections::HashSet,
     fs::{self, File, OpenOptions},
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 
+use guests::Guests;
 pub use matrix::{Case, Matrix};
 pub use summary::Summary;
+
+use crate::scenario;
 
 /// A run that has not ended by then is ended and counted as failed: boot, recovery and clients have bounds of their own
 /// that add up to less.
 const RUN_BOUND: Duration = Duration::from_secs(300);
+
+/// How long sessions go on after a recovery, in milliseconds.
+const AFTERWARDS_MS: u64 = 500;
 
 /// What a campaign is asked for.
 #[derive(Clone, Debug)]
@@ -39,6 +57,12 @@ pub struct Campaign {
     pub matrix: Matrix,
     /// The monitor's deadline.
     pub deadline_ms: u64,
+    /// Runs at the same time.
+    pub parallel: usize,
+    /// Runs that begin with the same boot of a guest.
+    pub runs_per_boot: usize,
+    /// Put before the command of each run: a lock, `taskset`, …
+    pub through: Vec<String>,
 }
 
 /// Runs what is missing and returns the summary of all there is.
@@ -51,14 +75,25 @@ pub fn campaign(order: &Campaign) -> Result<Summary> {
     let cases = order.matrix.cases(order.seed, order.runs);
     let missing: Vec<&Case> = cases.iter().filter(|case| !done.contains(&case.name())).collect();
     eprintln!("campaign: {} runs, {} of them done before", cases.len(), cases.len() - missing.len());
-    let mut file = append(&order.results)?;
-    for (index, case) in missing.iter().enumerate() {
-        let line = run(case, order)?;
-        let words = if line["pass"] == json!(true) { "passed".to_owned() } else { format!("FAILED: {}", line["why"]) };
-        eprintln!("campaign: {}/{} {} {words}", index + 1, missing.len(), case.name());
-        writeln!(file, "{line}").context("writing the result")?;
-        lines.push(line);
-    }
+    let pool_slots = scenario::pool_for(order.matrix.sessions_max());
+    let guests = Guests::new(order.results.with_extension("guests"), order.runs_per_boot, pool_slots)?;
+    let file = append(&order.results)?;
+    let (next, results) = (AtomicUsize::new(0), Mutex::new((file, &mut lines)));
+    let worker = || -> Result<()> {
+        while let Some(case) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let line = run(case, order, &guests, pool_slots)?;
+            let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+            writeln!(results.0, "{line}").context("writing the result")?;
+            results.1.push(line.clone());
+            let words = if line["pass"] == true { "passed".to_owned() } else { format!("FAILED: {}", line["why"]) };
+            eprintln!("campaign: {}/{} {} {words}", results.1.len(), cases.len(), case.name());
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..order.parallel.max(1)).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow!("a worker panicked"))?)
+    })?;
     Ok(Summary::of(&lines))
 }
 
@@ -78,38 +113,70 @@ fn append(path: &Path) -> Result<File> {
     OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("opening {}", path.display()))
 }
 
-/// One run; whatever comes of it is a line.
-fn run(case: &Case, order: &Campaign) -> Result<Value> {
-    let out = order.results.with_extension("failed").join(case.name());
+/// This program, through whatever shall be before it.
+fn testbed(order: &Campaign) -> Result<Command> {
     let program = std::env::current_exe().context("finding this program")?;
-    let mut command = Command::new(program);
-    command.args(["run", "hang-download"]).args(case.arguments()).arg("--out").arg(&out);
-    command.args(["--deadline-ms", &order.deadline_ms.to_string()]);
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("starting a run")?;
-    let begun = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().context("waiting for a run")? {
-            break Some(status);
+    let mut command = match order.through.split_first() {
+        Some((first, rest)) => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(program);
+            command
         }
-        if begun.elapsed() > RUN_BOUND {
-            // Its sandbox is a process namespace: everything in it ends with it.
-            child.kill().context("ending a run")?;
-            child.wait().context("ending a run")?;
-            break None;
-        }
-        std::thread::sleep(Duration::from_millis(50));
+        None => Command::new(program),
     };
-    let Some(output) = child.stdout.take() else { bail!("a run without output") };
-    let last = BufReader::new(output).lines().map_while(Result::ok).last().unwrap_or_default();
-    let mut line = match (status, serde_json::from_str::<Value>(&last)) {
+    command.stdin(Stdio::null());
+    Ok(command)
+}
+
+/// One run; whatever comes of it is a line.
+fn run(case: &Case, order: &Campaign, guests: &Guests, pool_slots: u32) -> Result<Value> {
+    let guest = guests.take(&case.kernel, case.vcpus, || testbed(order))?;
+    let out = order.results.with_extension("failed").join(case.name());
+    fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
+    let log = File::create(out.join("run.log")).context("run.log")?;
+    let mut command = testbed(order)?;
+    command
+        .args(["run", "hang-download"])
+        .args(case.arguments())
+        .arg("--out")
+        .arg(&out)
+        .arg("--saved")
+        .arg(&guest.file);
+    command.args(["--deadline-ms", &order.deadline_ms.to_string(), "--pool-slots", &pool_slots.to_string()]);
+    command.args(["--afterwards-ms", &AFTERWARDS_MS.to_string()]);
+    let begun = Instant::now();
+    let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().context("starting a run")?;
+    let status = await_end(&mut child)?;
+    let mut said = String::new();
+    child.stdout.take().context("a run without output")?.read_to_string(&mut said).context("a run's output")?;
+    let last = said.lines().last().unwrap_or_default();
+    let mut line = match (status, serde_json::from_str::<Value>(last)) {
         (Some(_), Ok(line @ Value::Object(_))) => line,
         (Some(status), _) => json!({ "pass": false, "why": [format!("no result, {status}")] }),
         (None, _) => json!({ "pass": false, "why": [format!("no end within {} s", RUN_BOUND.as_secs())] }),
     };
     line["case"] = json!(case.name());
-    if line["pass"] == json!(true) {
+    line["arguments"] = json!(case.arguments().join(" "));
+    line["boot"] = json!(guest.boot);
+    line["seconds"] = json!((begun.elapsed().as_secs_f64() * 10.0).round() / 10.0);
+    if line["pass"] == true {
         let _ = fs::remove_dir_all(&out); // drawings of runs without incident are of no use in such numbers
     }
     Ok(line)
+}
+
+/// Waits for a run's end; `None` if it had to be ended. Its sandbox is a process namespace: all in it ends with it.
+fn await_end(child: &mut Child) -> Result<Option<ExitStatus>> {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().context("waiting for a run")? {
+            return Ok(Some(status));
+        }
+        if begun.elapsed() > RUN_BOUND {
+            child.kill().context("ending a run")?;
+            child.wait().context("ending a run")?;
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
 }

@@ -4,7 +4,7 @@
 //! Sessions are blocking threads: what a client sees is when `read` returns, and nothing here may blur that.
 
 pub mod content;
-mod http;
+pub(crate) mod http;
 mod plan;
 mod session;
 

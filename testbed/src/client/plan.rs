@@ -1,5 +1,7 @@
 //! Which sessions a run has. Everything follows from the seed.
 
+use std::time::Duration;
+
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::Serialize;
 
@@ -9,7 +11,8 @@ use serde::Serialize;
 pub enum Kind {
     /// Downloads at the pace the server was asked to keep: the server is idle between two pieces.
     Paced,
-    /// Downloads as fast as it goes: queues are full, and a stop falls inside `send` with some luck.
+    /// Downloads from a server that writes as fast as it can; the client reads at a pace of its own, so that queues are
+    /// full and a crowd costs a bounded part of the machine.
     Fast,
     /// Uploads: the state that counts is what the server has already taken.
     Upload,
@@ -23,6 +26,9 @@ pub enum Kind {
     HalfClosed,
     /// A new connection for each small GET: a stop falls into accepting, closing, and what is between them.
     Fresh,
+    /// As fresh, one more than the server takes at a time: the kernel has it connected, the application has not
+    /// accepted it. See [`Signals::others`](super::Signals).
+    Queued,
 }
 
 impl Kind {
@@ -37,12 +43,13 @@ impl Kind {
             Self::Stalled => "stalled",
             Self::HalfClosed => "half-closed",
             Self::Fresh => "fresh",
+            Self::Queued => "queued",
         }
     }
 
     /// Whether each exchange has a connection of its own.
     pub fn reconnects(self) -> bool {
-        matches!(self, Self::HalfClosed | Self::Fresh)
+        matches!(self, Self::HalfClosed | Self::Fresh | Self::Queued)
     }
 }
 
@@ -55,36 +62,60 @@ pub struct Plan {
     pub seed: u64,
     /// Bytes of one download or upload.
     pub bytes: u64,
-    /// Pace asked of the server, in bytes per second.
+    /// Bytes per second: asked of the server, or kept by the client itself, see [`Kind`].
     pub rate: Option<u64>,
+    /// Between two exchanges.
+    pub rest: Duration,
 }
 
-/// Pace of one paced session: twenty of them are what an emulated guest serves without strain.
-const PACED_BYTES_PER_SECOND: u64 = 250_000;
+/// What all sessions of one kind move in a second, and what one of them does at most: a crowd must leave the emulated
+/// guest time to breathe, and the machine time for other runs.
+const CROWD_BYTES_PER_SECOND: u64 = 6_000_000;
+const SESSION_BYTES_PER_SECOND: u64 = 250_000;
+const UPLOAD_BYTES_PER_SECOND: u64 = 1_000_000;
+const FAST_BYTES_PER_SECOND: u64 = 4_000_000;
+
+/// Between two small exchanges of one session, and of all sessions of a kind.
+const REST: Duration = Duration::from_millis(5);
+const CROWD_REST: Duration = Duration::from_millis(8);
 
 /// The sessions of a run: `kinds` in turn.
 pub fn mix(kinds: &[Kind], sessions: usize, seed: u64) -> Vec<Plan> {
     let mut random = StdRng::seed_from_u64(seed ^ 0x636c_6965_6e74);
-    kinds.iter().cycle().take(sessions).map(|&kind| plan(kind, &mut random)).collect()
+    let order: Vec<Kind> = kinds.iter().copied().cycle().take(sessions).collect();
+    let alike = |kind: Kind| order.iter().filter(|other| **other == kind).count() as u64;
+    order.iter().map(|&kind| plan(kind, alike(kind), &mut random)).collect()
 }
 
-fn plan(kind: Kind, random: &mut StdRng) -> Plan {
+/// A session of `kind`, one of `alike`.
+fn plan(kind: Kind, alike: u64, random: &mut StdRng) -> Plan {
     let seed = random.random::<u32>().into();
+    let share = |most: u64| Some((CROWD_BYTES_PER_SECOND / alike.max(1)).min(most));
     let (bytes, rate) = match kind {
-        Kind::Paced => (random.random_range(400_000..900_000), Some(PACED_BYTES_PER_SECOND)),
-        Kind::Fast => (random.random_range(4_000_000..9_000_000), None),
-        Kind::Upload => (random.random_range(300_000..800_000), None),
+        Kind::Paced | Kind::HalfClosed => (random.random_range(100_000..350_000), share(SESSION_BYTES_PER_SECOND)),
+        Kind::Fast => (random.random_range(1_000_000..4_000_000), share(FAST_BYTES_PER_SECOND)),
+        Kind::Upload => (random.random_range(100_000..500_000), share(UPLOAD_BYTES_PER_SECOND)),
         Kind::Stalled => (random.random_range(1_000_000..3_000_000), None),
-        Kind::HalfClosed => (random.random_range(400_000..900_000), Some(PACED_BYTES_PER_SECOND)),
-        Kind::Small | Kind::Fresh => (random.random_range(200..3_000), None),
+        Kind::Small | Kind::Fresh | Kind::Queued => (random.random_range(200..3_000), None),
         Kind::Idle => (random.random_range(1_000..20_000), None),
     };
-    Plan { kind, seed, bytes, rate }
+    let rest = match kind {
+        Kind::Small | Kind::Fresh | Kind::Queued => REST.max(CROWD_REST * u32::try_from(alike).unwrap_or(u32::MAX)),
+        _ => Duration::ZERO,
+    };
+    Plan { kind, seed, bytes, rate, rest }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_crowd_of_one_kind_shares_what_one_may_move() {
+        let crowd = |sessions| mix(&[Kind::Fast], sessions, 1).iter().filter_map(|plan| plan.rate).sum::<u64>();
+        assert_eq!(crowd(1), FAST_BYTES_PER_SECOND);
+        assert_eq!(crowd(100), CROWD_BYTES_PER_SECOND);
+    }
 
     #[test]
     fn the_same_seed_gives_the_same_sessions() {

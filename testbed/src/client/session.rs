@@ -1,11 +1,14 @@
 //! One checking session, from connect to its last byte.
 
 use std::{
+    io,
     net::{Shutdown, SocketAddr, TcpStream},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
+
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{
     content,
@@ -16,19 +19,24 @@ use super::{
 /// Silence after which a client gives up: far beyond any recovery, so that a mute session ends as lost.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
-/// Time between two requests of a session that makes many.
-const BETWEEN_REQUESTS: Duration = Duration::from_millis(5);
+/// Between two looks at whether the director wants something.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Bytes of an upload handed to the kernel at once.
 const UPLOAD_PIECE_BYTES: usize = 16 * 1024;
+
+/// Receive buffer of a client that keeps its own pace: what it does not read stays with the server.
+const FAST_RECEIVE_BUFFER: usize = 64 * 1024;
 
 /// What the sessions of a run and whoever directs them tell each other.
 #[derive(Debug, Default)]
 pub struct Signals {
     /// Set by the director: complete what is under way, and end.
     pub finish: AtomicBool,
-    /// Sessions that have got (or brought) their first bytes.
+    /// Sessions that have got (or brought) their first bytes, and queued ones that are connected.
     pub under_way: AtomicUsize,
+    /// Sessions that are not [`Kind::Queued`]: these wait for them, so that it is they who find the server full.
+    pub others: AtomicUsize,
 }
 
 /// A session about to begin.
@@ -64,6 +72,8 @@ pub struct Outcome {
     pub bytes_checked: u64,
     /// Body bytes that differed.
     pub wrong_bytes: u64,
+    /// Those among them that the client had got before: a stretch that came twice.
+    pub doubled_bytes: u64,
     /// Exchanges completed.
     pub requests: u64,
     /// Why it did not come to its end, if it did not.
@@ -73,7 +83,16 @@ pub struct Outcome {
 impl Outcome {
     /// Nothing yet.
     pub fn new(kind: Kind) -> Self {
-        Self { kind, local: None, arrivals: Vec::new(), bytes_checked: 0, wrong_bytes: 0, requests: 0, lost: None }
+        Self {
+            kind,
+            local: None,
+            arrivals: Vec::new(),
+            bytes_checked: 0,
+            wrong_bytes: 0,
+            doubled_bytes: 0,
+            requests: 0,
+            lost: None,
+        }
     }
 
     /// The longest silence that ended after `fault`: its begin and end. None for a session that expected nothing.
@@ -97,19 +116,25 @@ impl Session {
     }
 
     fn exchanges(&self, signals: &Signals, outcome: &mut Outcome) -> Result<(), HttpError> {
+        if self.plan.kind == Kind::Queued {
+            wait_until(|| signals.under_way.load(Ordering::Relaxed) >= signals.others.load(Ordering::Relaxed));
+        }
         let mut connection = self.connect(outcome)?;
         loop {
-            let last = signals.finish.load(Ordering::Relaxed);
             self.exchange(&mut connection, signals, outcome)?;
             outcome.requests += 1;
-            if last {
+            if signals.finish.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            match self.plan.kind {
-                Kind::Idle => wait_for(&signals.finish),
-                Kind::Small | Kind::Fresh => thread::sleep(BETWEEN_REQUESTS),
-                Kind::Paced | Kind::Fast | Kind::Upload | Kind::Stalled | Kind::HalfClosed => {}
+            if self.plan.kind == Kind::Fresh {
+                // Between two connections it has none, as a client that comes now and then.
+                let _ = connection.stream().shutdown(Shutdown::Both);
             }
+            if self.plan.kind == Kind::Idle {
+                // What was silent for the whole fault still has to work.
+                wait_until(|| signals.finish.load(Ordering::Relaxed));
+            }
+            thread::sleep(self.plan.rest);
             if self.plan.kind.reconnects() {
                 connection = self.connect(outcome)?;
             }
@@ -121,6 +146,9 @@ impl Session {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(SILENCE_MAX))?;
         stream.set_write_timeout(Some(SILENCE_MAX))?;
+        if self.plan.kind == Kind::Fast {
+            setsockopt(&stream, sockopt::RcvBuf, &FAST_RECEIVE_BUFFER).map_err(io::Error::from)?;
+        }
         outcome.local = Some(stream.local_addr()?);
         Ok(Connection::new(stream))
     }
@@ -146,7 +174,8 @@ impl Session {
         signals: &Signals,
         outcome: &mut Outcome,
     ) -> Result<(), HttpError> {
-        let pace = self.plan.rate.map(|rate| format!("?rate={rate}")).unwrap_or_default();
+        let asked = self.plan.rate.filter(|_| matches!(self.plan.kind, Kind::Paced | Kind::HalfClosed));
+        let pace = asked.map(|rate| format!("?rate={rate}")).unwrap_or_default();
         let target = format!("/synthetic/{seed}/{}{pace}", self.plan.bytes);
         self.check(connection, &target, seed, signals, outcome)
     }
@@ -162,8 +191,9 @@ impl Session {
         let (target, bytes) = (format!("/upload-{seed}"), self.plan.bytes);
         connection.request("PUT", &target, bytes)?;
         let mut piece = vec![0; UPLOAD_PIECE_BYTES];
-        let mut offset = 0;
+        let (mut offset, begin) = (0, Instant::now());
         while offset < bytes {
+            self.keep_pace(begin, offset, signals);
             let len = piece.len().min((bytes - offset) as usize);
             content::fill(seed, offset, &mut piece[..len]);
             connection.send(&piece[..len])?;
@@ -186,6 +216,9 @@ impl Session {
     ) -> Result<(), HttpError> {
         let bytes = self.plan.bytes;
         connection.request("GET", target, 0)?;
+        if self.plan.kind == Kind::Queued && outcome.arrivals.is_empty() && outcome.requests == 0 {
+            signals.under_way.fetch_add(1, Ordering::Relaxed);
+        }
         if self.plan.kind == Kind::HalfClosed {
             connection.stream().shutdown(Shutdown::Write)?;
         }
@@ -193,10 +226,13 @@ impl Session {
         if head.body_bytes != bytes {
             return Err(HttpError::Response(format!("{} bytes announced, {bytes} asked for", head.body_bytes)));
         }
-        let mut expected = Vec::new();
+        let (mut expected, begin) = (Vec::new(), Instant::now());
         connection.body(bytes, |offset, got| {
             if self.plan.kind == Kind::Stalled && offset > 0 {
-                wait_for(&signals.finish);
+                wait_until(|| signals.finish.load(Ordering::Relaxed));
+            }
+            if self.plan.kind == Kind::Fast {
+                self.keep_pace(begin, offset, signals);
             }
             self.note(got.len(), signals, outcome);
             expected.resize(got.len(), 0);
@@ -204,21 +240,30 @@ impl Session {
             outcome.bytes_checked += got.len() as u64;
             if expected != got {
                 outcome.wrong_bytes += expected.iter().zip(got).filter(|(ours, theirs)| ours != theirs).count() as u64;
+                outcome.doubled_bytes += content::repeated(seed, offset, got);
             }
         })
     }
 
+    /// Waits until byte `offset` is due, for a session that keeps its own pace; not any more when it shall finish.
+    fn keep_pace(&self, begin: Instant, offset: u64, signals: &Signals) {
+        if let Some(rate) = self.plan.rate.filter(|_| !signals.finish.load(Ordering::Relaxed)) {
+            let due = Duration::from_secs_f64(offset as f64 / rate as f64);
+            thread::sleep(due.saturating_sub(begin.elapsed()));
+        }
+    }
+
     fn note(&self, bytes: usize, signals: &Signals, outcome: &mut Outcome) {
-        if outcome.arrivals.is_empty() {
+        if outcome.arrivals.is_empty() && self.plan.kind != Kind::Queued {
             signals.under_way.fetch_add(1, Ordering::Relaxed);
         }
         outcome.arrivals.push(Arrival { at: self.clock.elapsed(), bytes: bytes as u64 });
     }
 }
 
-fn wait_for(finish: &AtomicBool) {
-    while !finish.load(Ordering::Relaxed) {
-        thread::sleep(BETWEEN_REQUESTS);
+fn wait_until(condition: impl Fn() -> bool) {
+    while !condition() {
+        thread::sleep(LOOK_AGAIN);
     }
 }
 

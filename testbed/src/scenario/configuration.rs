@@ -8,7 +8,10 @@ use std::{
 
 use crate::{
     guest::Service,
-    topology::{FILE_PORT, HYPERVISOR, MONITOR, SERVICE, SERVICE_INTERFACE, SPARE, rdma_v4, service_v4, service_v6},
+    topology::{
+        FILE_PORT, HYPERVISOR, MONITOR, SECOND_SPARE, SERVICE, SERVICE_INTERFACE, SPARE, rdma_v4, service_v4,
+        service_v6,
+    },
     vm::Vm,
 };
 
@@ -23,6 +26,9 @@ pub(super) const BACKDOOR_CONTROL: SocketAddr = on_rdma_network(HYPERVISOR, cont
 
 /// Control plane of the spare.
 pub(super) const SPARE_CONTROL: SocketAddr = on_rdma_network(SPARE, control::reinstate::PORT);
+
+/// Where the monitor says what it counted.
+pub(super) const MONITOR_METRICS: SocketAddr = on_rdma_network(MONITOR, 9464);
 
 const fn on_rdma_network(number: u8, port: u16) -> SocketAddr {
     SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 78, 0, number), port))
@@ -44,6 +50,7 @@ pub(super) fn monitor(journal: &Path, deadline_ms: u64) -> String {
 name = "monitor"
 local = "{local}"
 journal = "{journal}"
+metrics = "{MONITOR_METRICS}"
 
 [sampling]
 period_ms = {period_ms}
@@ -93,12 +100,20 @@ const SAMPLES_PER_DEADLINE: f64 = 25.0;
 /// The agent's heartbeat wakes a CPU five times a second: three of them may fail to come.
 const SWITCH_DEADLINE_MS: u64 = 800;
 
-pub(super) fn reinstate(boxes: &Path) -> String {
+pub(super) fn reinstate(name: &str, number: u8, boxes: &Path) -> String {
     format!(
-        "name = \"spare\"\nlisten = \"{}\"\ninterface = \"{SERVICE_INTERFACE}\"\nbox_socket = \"{}\"\n",
-        rdma_v4(SPARE),
+        "name = \"{name}\"\nlisten = \"{}\"\ninterface = \"{SERVICE_INTERFACE}\"\nbox_socket = \"{}\"\n",
+        rdma_v4(number),
         boxes.display(),
     )
+}
+
+/// Control plane of the second spare.
+pub(super) const SECOND_CONTROL: SocketAddr = on_rdma_network(SECOND_SPARE, control::reinstate::PORT);
+
+/// Said to a monitor after everything else: there is a second spare.
+pub(super) fn second_spare() -> String {
+    format!("\n[[target.spare]]\nname = \"spare-b\"\ncontrol = \"{SECOND_CONTROL}\"\n")
 }
 
 /// Where the guest mounts the files; see [`super::installation`] for the folder on the host.
@@ -109,20 +124,30 @@ pub(super) fn file_server(boxes: &Path, files: &Path) -> Vec<String> {
     file_server_arguments(&boxes.display().to_string(), &files.display().to_string())
 }
 
-/// What runs in the guest, in the order in which it starts.
-pub(super) fn guest_services() -> Vec<Service> {
-    vec![
-        Service {
-            name: "target-agent".to_owned(),
-            command: format!("/bin/target-agent --box-socket {GUEST_BOXES}"),
-            ready_path: Some(GUEST_BOXES.to_owned()),
-        },
-        Service {
-            name: "file-server".to_owned(),
-            command: format!("/bin/file-server {}", file_server_arguments(GUEST_BOXES, GUEST_FILES).join(" ")),
-            ready_path: None,
-        },
-    ]
+/// What runs in the guest from its boot on.
+pub(super) fn guest_services(pool_slots: u32) -> Vec<Service> {
+    vec![Service {
+        name: "target-agent".to_owned(),
+        command: format!("/bin/target-agent --box-socket {GUEST_BOXES} --pool-slots {pool_slots}"),
+        ready_path: Some(GUEST_BOXES.to_owned()),
+    }]
+}
+
+/// Tag of the folder of files.
+pub(super) const FILES_TAG: &str = "files";
+
+/// The shell line by which the guest begins to serve; it ends when the server listens. Not at boot, so that a guest can
+/// be saved before: with the folder mounted it cannot.
+pub(super) fn guest_serve(connections_max: Option<usize>) -> String {
+    let limit = connections_max.map(|most| format!(" --connections-max {most}")).unwrap_or_default();
+    let server = file_server_arguments(GUEST_BOXES, GUEST_FILES).join(" ");
+    let log = "/var/log/file-server";
+    format!(
+        "mkdir -p {GUEST_FILES}; \
+         mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none {FILES_TAG} {GUEST_FILES} || exit 1; \
+         (exec /bin/file-server {server}{limit} >>{log} 2>&1 </dev/null) & \
+         until grep -q serving {log} 2>/dev/null; do sleep 0.02; [ -d /proc/$! ] || exit 1; done"
+    )
 }
 
 fn file_server_arguments(boxes: &str, files: &str) -> Vec<String> {

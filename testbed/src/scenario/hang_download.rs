@@ -19,6 +19,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
+    aim::{Aim, Aimed},
     incident::{self, Incident, millis_between},
     installation::{Installation, Order},
     progress::Progress,
@@ -29,7 +30,14 @@ use crate::{
     fault::Fault,
     timeline::{Lane, Timeline},
     topology::{FILE_PORT, SERVICE, service_v4, service_v6},
+    vm::Gdb,
 };
+
+/// Between the last client's first bytes and the fault, in microseconds.
+const PAUSE_US: std::ops::Range<u64> = 300_000..1_100_000;
+
+/// A cable that can be bad is so from here before the fault on.
+const BAD_BEFORE: Duration = Duration::from_millis(150);
 
 /// Until every session has its first bytes: an emulated guest with hundreds of sessions takes a while.
 const START_BOUND: Duration = Duration::from_secs(30);
@@ -37,8 +45,8 @@ const START_BOUND: Duration = Duration::from_secs(30);
 /// From the fault to the spare's report. A recovery takes a fraction of a second; a loaded machine takes longer.
 const RECOVERY_BOUND: Duration = Duration::from_secs(30);
 
-/// How long sessions go on after the recovery, to show that they really live.
-const AFTERWARDS: Duration = Duration::from_millis(1500);
+/// How long sessions go on after the recovery, unless somebody wants it otherwise.
+pub const AFTERWARDS: Duration = Duration::from_millis(1500);
 
 /// What is run.
 #[derive(Clone, Debug)]
@@ -51,6 +59,10 @@ pub struct Run {
     pub kinds: Vec<Kind>,
     /// Whether every second session uses IPv6.
     pub ipv6: bool,
+    /// Where the stop shall fall; only with [`Fault::Stop`] and one vCPU.
+    pub aim: Option<Aim>,
+    /// How long sessions go on after the recovery, to show that they really live.
+    pub afterwards: Duration,
     /// Everything random follows from it.
     pub seed: u64,
     /// The installation.
@@ -83,7 +95,11 @@ pub fn run_with(
 ) -> Result<(Verdict, Timeline)> {
     fs::create_dir_all(&run.out).with_context(|| format!("cannot make {}", run.out.display()))?;
     let mut order = run.order.clone();
-    order.lockup_module = run.fault.needs_module();
+    // A saved guest has what it was saved with.
+    order.lockup_module = order.saved.is_some() || run.fault.needs_module();
+    let queued = run.order_of_kinds().filter(|kind| *kind == Kind::Queued).count();
+    order.connections_max = (queued > 0).then_some(run.sessions - queued);
+    order.seed = run.seed;
     let mut installation = Installation::build(&order, progress)?;
     let result =
         installation.ready(&run.order, progress).and_then(|()| carry_out(run, &mut installation, progress, clients));
@@ -108,25 +124,28 @@ fn carry_out(
 ) -> Result<(Verdict, Timeline)> {
     let capture = run.capture.as_deref().map(|file| installation.capture(file)).transpose()?;
     let clock = Clock::begin();
-    let signals = Signals::default();
+    let aimed = run.aim.map(|aim| aim.take(&mut installation.vm, run.seed)).transpose()?;
+    let queued = run.order_of_kinds().filter(|kind| *kind == Kind::Queued).count();
+    let signals = Signals { others: (run.sessions - queued).into(), ..Signals::default() };
     let client = installation.topology.client.try_clone()?;
-    let (outcomes, fault_ns) = thread::scope(|scope| {
+    let (outcomes, broken) = thread::scope(|scope| {
         progress.step(format_args!("{} clients start", run.sessions));
         let crowd = scope.spawn(|| client.run(|| clients(clock, &signals)));
-        let directed = direct(run, installation, &signals, progress);
+        let directed = direct(run, installation, aimed.as_ref(), &signals, progress);
         signals.finish.store(true, Ordering::Relaxed);
         progress.step("the clients come to their end");
         let outcomes = crowd.join().map_err(|_| anyhow!("the clients panicked"))??;
         let reasons = outcomes.iter().filter_map(|outcome| outcome.lost.as_deref()).collect::<Vec<_>>().join("; ");
-        let fault_ns = directed.with_context(|| format!("the clients say: {reasons}"))?;
-        anyhow::Ok((outcomes, fault_ns))
+        let broken = directed.with_context(|| format!("the clients say: {reasons}"))?;
+        anyhow::Ok((outcomes, broken))
     })?;
     if let Some(capture) = capture {
         capture.finish()?;
     }
     let incident = Incident::of(&incident::read(&installation.journal)?);
-    let verdict = judge(run, installation, &outcomes, &incident, clock, fault_ns);
-    let timeline = draw(run, installation, &outcomes, &incident, clock, fault_ns);
+    let may_lose = installation.reborn()?;
+    let verdict = judge(run, installation, &outcomes, &incident, clock, &broken, may_lose);
+    let timeline = draw(run, installation, &outcomes, &incident, clock, broken.at_ns);
     Ok((verdict, timeline))
 }
 
@@ -177,8 +196,69 @@ fn crowd(sessions: Vec<Session>, signals: &Signals) -> Vec<Outcome> {
     })
 }
 
-/// Waits for the clients, breaks the guest, waits for the recovery; returns when the fault was ordered.
-fn direct(run: &Run, installation: &mut Installation, signals: &Signals, progress: Progress) -> Result<u64> {
+impl Run {
+    /// What each session does.
+    fn order_of_kinds(&self) -> impl Iterator<Item = Kind> {
+        self.kinds.iter().copied().cycle().take(self.sessions)
+    }
+}
+
+/// How the guest was broken, and what it did then.
+struct Broken {
+    /// When that was ordered.
+    at_ns: u64,
+    /// Where an aimed stop fell.
+    place: Option<String>,
+    /// What shows that somebody was taken over who was not to be, or was not gone.
+    false_takeovers: Vec<String>,
+    /// Packets that the clients' cable harmed.
+    harmed: u64,
+    /// Keeps an aimed stop's guest stopped.
+    _debugger: Option<Gdb>,
+}
+
+/// Waits for the clients, breaks the guest, waits for the recovery.
+fn direct(
+    run: &Run,
+    installation: &mut Installation,
+    aimed: Option<&Aimed>,
+    signals: &Signals,
+    progress: Progress,
+) -> Result<Broken> {
+    start(run, signals)?;
+    let weather = installation.topology.weather();
+    let turn = |bad| weather.iter().for_each(|weather| weather.turn(bad));
+    let pause = Duration::from_micros(StdRng::seed_from_u64(run.seed).random_range(PAUSE_US));
+    thread::sleep(pause.saturating_sub(BAD_BEFORE));
+    turn(true);
+    thread::sleep(pause.min(BAD_BEFORE));
+    let mut false_takeovers = Vec::new();
+    if incident::read(&installation.journal)?.iter().any(incident::is_act) {
+        false_takeovers
+            .push("verdict or fence before the fault: the deadline is too short for this machine".to_owned());
+    }
+    progress.step(format_args!("fault: {}", run.fault.name()));
+    let at_ns = monotonic_ns();
+    let stopped = match aimed {
+        Some(aimed) => Some(aimed.stop(&mut installation.vm)?),
+        None => {
+            run.fault.inject(&mut installation.vm)?;
+            None
+        }
+    };
+    let sent_when_fenced = await_recovery(installation, progress)?;
+    thread::sleep(run.afterwards / 2);
+    turn(false);
+    thread::sleep(run.afterwards / 2);
+    if let Some(sent_when_fenced) = sent_when_fenced {
+        false_takeovers.extend(alive_after(installation, sent_when_fenced)?);
+    }
+    let (place, debugger) = stopped.unzip();
+    let harmed = weather.map_or(0, |weather| weather.harmed.load(Ordering::Relaxed));
+    Ok(Broken { at_ns, place, false_takeovers, harmed, _debugger: debugger })
+}
+
+fn start(run: &Run, signals: &Signals) -> Result<()> {
     let (begin, count) = (Instant::now(), run.sessions);
     while signals.under_way.load(Ordering::Relaxed) < count {
         if begin.elapsed() > START_BOUND {
@@ -186,29 +266,44 @@ fn direct(run: &Run, installation: &mut Installation, signals: &Signals, progres
         }
         thread::sleep(Duration::from_millis(10));
     }
-    let pause = Duration::from_micros(StdRng::seed_from_u64(run.seed).random_range(700_000..1_700_000));
-    thread::sleep(pause);
-    if incident::read(&installation.journal)?.iter().any(incident::is_verdict) {
-        bail!("the monitor gave a verdict on a healthy guest: the deadline is too short for this machine");
-    }
-    progress.step(format_args!("fault: {}", run.fault.name()));
-    let fault_ns = monotonic_ns();
-    run.fault.inject(&mut installation.vm)?;
-    let begin = Instant::now();
-    loop {
+    Ok(())
+}
+
+/// Waits for the spare's report. Returns how many frames the guest had sent when its fence was seen.
+fn await_recovery(installation: &Installation, progress: Progress) -> Result<Option<u64>> {
+    let (begin, mut sent_when_fenced) = (Instant::now(), None);
+    while begin.elapsed() < RECOVERY_BOUND {
         let incident = Incident::of(&incident::read(&installation.journal)?);
+        if sent_when_fenced.is_none() && incident.fence_ns.is_some() {
+            sent_when_fenced = Some(installation.frames_from_guest()?);
+        }
         if let Some(ms) = incident.reinstate_ms() {
             progress.step(format_args!("the spare took over: {} sessions in {ms:.1} ms", incident.resumed()));
-            break;
+            return Ok(sent_when_fenced);
         }
-        if begin.elapsed() > RECOVERY_BOUND {
-            progress.step(format_args!("no recovery within {RECOVERY_BOUND:?}"));
-            break;
-        }
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(5));
     }
-    thread::sleep(AFTERWARDS);
-    Ok(fault_ns)
+    progress.step(format_args!("no recovery within {RECOVERY_BOUND:?}"));
+    Ok(sent_when_fenced)
+}
+
+/// What shows that the guest was not gone after its fence: two machines with one address.
+fn alive_after(installation: &mut Installation, sent_when_fenced: u64) -> Result<Vec<String>> {
+    let (sent, status) = (installation.frames_from_guest()?, installation.vm.qmp().status()?);
+    let spoke = sent - sent_when_fenced;
+    let spoke = (spoke > 0).then(|| format!("the guest sent {spoke} frames after its fence"));
+    let runs = (status == "running").then(|| "the guest runs after its fence".to_owned());
+    Ok(spoke.into_iter().chain(runs).collect())
+}
+
+/// Why a session was lost, with what leads to it in the logs.
+fn loss(number: usize, outcome: &Outcome, zero: Duration) -> Option<String> {
+    let reason = outcome.lost.as_ref()?;
+    let address = outcome.local.map_or("not connected".to_owned(), |local| local.to_string());
+    let heard = outcome.arrivals.last().map_or("never heard".to_owned(), |last| {
+        format!("last heard at {:.0} ms", (last.at.as_secs_f64() - zero.as_secs_f64()) * 1e3)
+    });
+    Some(format!("session {number} ({:?}, {address}, {heard}): {reason}", outcome.kind))
 }
 
 fn judge(
@@ -217,15 +312,31 @@ fn judge(
     outcomes: &[Outcome],
     incident: &Incident,
     clock: Clock,
-    fault_ns: u64,
+    broken: &Broken,
+    may_lose: bool,
 ) -> Verdict {
-    let zero = clock.since_zero(incident.last_sign_ns.unwrap_or(fault_ns));
+    let zero = clock.since_zero(incident.last_sign_ns.unwrap_or(broken.at_ns));
     let gaps = verdict::gaps(outcomes, zero);
     let wrong_bytes = outcomes.iter().map(|outcome| outcome.wrong_bytes).sum();
+    let dead = run.order.spare_dies;
     let mut why = incident.trouble.clone();
-    why.extend(incident.lost());
-    for (number, outcome) in outcomes.iter().enumerate() {
-        why.extend(outcome.lost.iter().map(|reason| format!("session {number} ({:?}): {reason}", outcome.kind)));
+    why.extend(broken.false_takeovers.iter().cloned());
+    // A spare that was killed passes the order on; what it had said to clients is lost, and reported.
+    if dead.is_some() && !why.iter().any(|trouble| trouble.starts_with("spare did not take over")) {
+        why.push("the spare had reported before it was killed: its sessions died with it".to_owned());
+    }
+    why.retain(|trouble| dead.is_none() || !trouble.starts_with("spare did not take over"));
+    let reported_lost = incident.lost();
+    let lost = outcomes.iter().filter(|outcome| outcome.lost.is_some()).count();
+    if may_lose && lost > reported_lost.len() {
+        why.push(format!(
+            "{lost} clients lost their session, {} were reported: {reported_lost:?}",
+            reported_lost.len()
+        ));
+    }
+    why.extend(reported_lost.into_iter().filter(|_| !may_lose));
+    for (number, outcome) in outcomes.iter().enumerate().filter(|_| !may_lose) {
+        why.extend(loss(number, outcome, zero));
     }
     if incident.report.is_none() {
         why.push("the recovery did not come to its end".to_owned());
@@ -233,17 +344,22 @@ fn judge(
     if wrong_bytes > 0 {
         why.push(format!("{wrong_bytes} bytes were not the ones that belong there"));
     }
-    // Somebody must have been carried over, or nothing was shown.
-    if incident.report.is_some() && incident.resumed() < outcomes.len() {
-        why.push(format!("{} of {} sessions were carried over", incident.resumed(), outcomes.len()));
+    // Somebody must have been carried over, or nothing was shown. Those that connect anew each time may have had no
+    // connection at that moment.
+    let lasting = outcomes.iter().filter(|outcome| !outcome.kind.reconnects()).count();
+    if incident.report.is_some() && incident.resumed() + incident.lost().len() < lasting {
+        why.push(format!("{} of at least {lasting} sessions were carried over", incident.resumed()));
     }
     Verdict {
         pass: why.is_empty(),
         sessions: outcomes.len(),
         lost: outcomes.iter().filter(|outcome| outcome.lost.is_some()).count(),
+        resumed: incident.resumed(),
         bytes_checked: outcomes.iter().map(|outcome| outcome.bytes_checked).sum(),
         wrong_bytes,
-        detect_ms: incident.detect_ms().or_else(|| Some(millis_between(fault_ns, incident.verdict_ns?))),
+        doubled_bytes: outcomes.iter().map(|outcome| outcome.doubled_bytes).sum(),
+        false_takeovers: broken.false_takeovers.len(),
+        detect_ms: incident.detect_ms().or_else(|| Some(millis_between(broken.at_ns, incident.verdict_ns?))),
         fence_ms: incident.fence_ms(),
         extract_ms: incident.stage_ms("extract"),
         reinstate_ms: incident.reinstate_ms(),
@@ -252,6 +368,9 @@ fn judge(
         gap_ms_p99: gaps.map(|(_, high, _)| high),
         gap_ms_max: gaps.map(|(.., longest)| longest),
         fault: run.fault,
+        aimed: broken.place.clone(),
+        wire: run.order.wire,
+        packets_harmed: broken.harmed,
         kernel: installation.kernel.clone(),
         vcpus: run.order.vcpus,
         seed: run.seed,

@@ -46,9 +46,9 @@ pub fn watches(lines: &[Line]) -> bool {
     lines.iter().any(|line| matches!(line.event, Event::Watching { .. }))
 }
 
-/// Whether a line says that the target is ill.
-pub fn is_verdict(line: &Line) -> bool {
-    matches!(line.event, Event::Verdict { .. })
+/// Whether a line says that the target is ill, or that something is done about it.
+pub fn is_act(line: &Line) -> bool {
+    matches!(line.event, Event::Verdict { .. } | Event::Fenced { .. } | Event::Ordered { .. })
 }
 
 impl Incident {

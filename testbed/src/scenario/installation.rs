@@ -3,20 +3,23 @@
 
 use std::{
     fs,
-    net::TcpStream,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use control::{
     Channel, Hello,
     reinstate::{Assignment, Reply, Request, Service},
 };
 
 use super::{
-    configuration::{self, BACKDOOR_CONTROL, SPARE_CONTROL, TARGET},
+    configuration::{self, BACKDOOR_CONTROL, MONITOR_METRICS, SECOND_CONTROL, SPARE_CONTROL, TARGET},
     daemon::{Daemon, program},
+    dying::{Died, Dying, Stage},
     incident,
     progress::Progress,
 };
@@ -25,12 +28,14 @@ use crate::{
     fault,
     guest::{ImageSpec, Kernel},
     sandbox::SCRATCH,
-    topology::{GUEST, PREFIX_V4, PREFIX_V6, SERVICE, Topology, service_v4, service_v6},
+    topology::{
+        GUEST, PREFIX_V4, PREFIX_V6, Place, SECOND_SPARE, SERVICE, SPARE, Topology, Wire, service_v4, service_v6,
+    },
     vm::{Share, Tap, Vm, VmSpec},
 };
 
 /// Name of the guest's tap device in the hypervisor's namespace.
-const TAP: &str = "tap-guest";
+pub(super) const TAP: &str = "tap-guest";
 
 /// Generous: an emulated guest on a machine that also compiles.
 const BOOT_BOUND: Duration = Duration::from_secs(180);
@@ -52,6 +57,69 @@ pub struct Order {
     pub deadline_ms: u64,
     /// Whether the guest has the lock-up module.
     pub lockup_module: bool,
+    /// Where the spare dies, if it does, and the seed of the moment; there is a second one then.
+    pub spare_dies: Option<(Stage, u64)>,
+    /// Continuation Boxes in the guest's pool.
+    pub pool_slots: u32,
+    /// Connections that the guest's server takes at a time, if it has a limit; the spare's has none.
+    pub connections_max: Option<usize>,
+    /// How the clients' cable treats packets while it is bad.
+    pub wire: Wire,
+    /// Everything random in the installation follows from it.
+    pub seed: u64,
+    /// A saved guest (see [`save_guest`]) of this kernel, these vCPUs, with the lock-up module and this pool; it is
+    /// booted without one.
+    pub saved: Option<PathBuf>,
+}
+
+impl Order {
+    /// An installation as most are.
+    pub fn new(kernel: &str, vcpus: u32, deadline_ms: u64) -> Self {
+        Self {
+            kernel: kernel.to_owned(),
+            vcpus,
+            deadline_ms,
+            lockup_module: false,
+            pool_slots: POOL_SLOTS,
+            connections_max: None,
+            wire: Wire::Good,
+            seed: 0,
+            saved: None,
+            spare_dies: None,
+        }
+    }
+}
+
+/// The agent's default, and most that its memory holds.
+const POOL_SLOTS: u32 = 256;
+const POOL_SLOTS_MAX: u32 = 10_900;
+
+/// A pool for so many sessions: some of them connect anew all the time, and an ended connection keeps its box until the
+/// server has seen its end.
+pub fn pool_for(sessions: u16) -> u32 {
+    (3 * u32::from(sessions)).clamp(POOL_SLOTS, POOL_SLOTS_MAX)
+}
+
+/// Boots a guest, saves it to `file` and ends it: many runs can then begin where it stopped. Must be called in a
+/// sandbox.
+///
+/// # Errors
+/// When the guest does not boot or cannot be saved.
+pub fn save_guest(order: &Order, file: &Path, progress: Progress) -> Result<()> {
+    let folder = Path::new(SCRATCH).join("run");
+    let kernel = Kernel::cached(&order.kernel)?;
+    let image = image(&kernel, order)?;
+    let topology = Topology::build()?;
+    progress.step(format_args!("a guest with Linux {} boots, to be saved", kernel.release));
+    let mut vm = boot(&kernel, &image, order, &folder, |_, _| Ok(()))?;
+    topology.plug_tap(TAP)?;
+    vm.wait_ready(BOOT_BOUND)?;
+    // Aside and renamed: nobody goes on from half a guest.
+    let mut aside = file.as_os_str().to_owned();
+    aside.push(".part");
+    let aside = PathBuf::from(aside);
+    vm.save(&aside)?;
+    fs::rename(&aside, file).with_context(|| format!("naming {}", file.display()))
 }
 
 /// Everything running; dropping it ends the processes and the guest.
@@ -59,10 +127,13 @@ pub struct Order {
 pub struct Installation {
     // Dropped in this order: healers before the guest, so that none sees it die at the end.
     daemons: Vec<Daemon>,
+    dying: Option<Dying>,
     /// The guest.
     pub vm: Vm,
     /// Its machines.
     pub topology: Topology,
+    /// A second spare's, if there is one.
+    second: Option<Place>,
     /// Release of the guest's kernel.
     pub kernel: String,
     /// The monitor's journal.
@@ -76,6 +147,18 @@ impl Installation {
     /// # Errors
     /// When something is missing or does not start; quotes it.
     pub fn build(order: &Order, progress: Progress) -> Result<Self> {
+        Self::build_with(order, progress, |_, _| Ok(()))
+    }
+
+    /// As [`Self::build`], with a guest that `change` adds to; it may leave files in the installation's folder.
+    ///
+    /// # Errors
+    /// See [`Self::build`], and those of `change`.
+    pub fn build_with(
+        order: &Order,
+        progress: Progress,
+        change: impl FnOnce(&mut VmSpec, &Path) -> Result<()>,
+    ) -> Result<Self> {
         let folder = Path::new(SCRATCH).join("run");
         // Nothing of an earlier installation in this sandbox: its journal would be taken for this one's.
         let _ = fs::remove_dir_all(&folder);
@@ -84,20 +167,29 @@ impl Installation {
         progress.step(format_args!("guest image for Linux {}", kernel.release));
         let image = image(&kernel, order)?;
         progress.step("networks");
-        let topology = Topology::build()?;
-        progress.step(format_args!("the guest boots: {} vCPU", order.vcpus));
-        let vm = boot(&kernel, &image, order, &folder)?;
+        let topology = Topology::with_wire(order.wire, order.seed)?;
+        let how = if order.saved.is_some() { "goes on from where it was saved" } else { "boots" };
+        progress.step(format_args!("the guest {how}: {} vCPU", order.vcpus));
+        let second = order.spare_dies.map(|_| topology.add("spare-b", SECOND_SPARE)).transpose()?;
+        let vm = boot(&kernel, &image, order, &folder, change)?;
         topology.plug_tap(TAP)?;
         let mut installation = Self {
             daemons: Vec::new(),
+            dying: None,
             vm,
             topology,
+            second,
             kernel: kernel.release,
             journal: folder.join("journal.jsonl"),
             folder,
         };
         // Only then the daemons: a spare that searches the memory of a booting kernel slows both down.
-        installation.vm.wait_ready(BOOT_BOUND)?;
+        match order.saved {
+            Some(_) => installation.vm.go_on(BOOT_BOUND)?,
+            None => installation.vm.wait_ready(BOOT_BOUND)?,
+        }
+        let served = installation.vm.run(&configuration::guest_serve(order.connections_max))?;
+        ensure!(served.status == 0, "the guest does not serve: {}", served.text());
         progress.step("the guest is up; backdoor and spare start");
         installation.start_daemons()?;
         Ok(installation)
@@ -109,11 +201,41 @@ impl Installation {
         let topology = &self.topology;
         let backdoor = configured(&folder, "backdoor", &configuration::backdoor(&self.vm))?;
         self.daemons.push(Daemon::start(&topology.hypervisor, "backdoor", backdoor, &folder)?);
-        let reinstate = configured(&folder, "reinstate", &configuration::reinstate(&boxes))?;
-        self.daemons.push(Daemon::start(&topology.spare, "reinstate", reinstate, &folder)?);
-        let files = configuration::file_server(&boxes, &files(&folder));
+        let reinstate = configured(&folder, "reinstate", &configuration::reinstate("spare", SPARE, &boxes))?;
+        let level = self.second.as_ref().map(|_| "debug");
+        let spare = Daemon::start_logging(&topology.spare, "reinstate", "reinstate", reinstate, &folder, level)?;
+        self.daemons.push(spare);
+        let files = configuration::file_server(&boxes, &files_of(&folder));
         self.daemons.push(Daemon::start(&topology.spare, "file-server", files, &folder)?);
+        let Some(second) = &self.second else { return Ok(()) };
+        let boxes = folder.join("box-b.sock");
+        let reinstate = configured(&folder, "reinstate-b", &configuration::reinstate("spare-b", SECOND_SPARE, &boxes))?;
+        let spare = Daemon::start_logging(second, "reinstate-b", "reinstate", reinstate, &folder, None)?;
+        let arguments = configuration::file_server(&boxes, &files_of(&folder));
+        let files = Daemon::start_logging(second, "file-server-b", "file-server", arguments, &folder, None)?;
+        self.daemons.extend([spare, files]);
         Ok(())
+    }
+
+    /// Lets the first spare die at `stage` of what comes.
+    fn doom(&mut self, (stage, seed): (Stage, u64)) -> Result<()> {
+        let found = self.daemons.iter().position(|daemon| daemon.name() == "reinstate");
+        let spare = self.daemons.swap_remove(found.context("there is no spare")?);
+        let arguments = vec!["--config".to_owned(), self.folder.join("reinstate.toml").display().to_string()];
+        let place = self.topology.spare.try_clone()?;
+        self.dying = Some(Dying::begin(spare, place, arguments, &self.folder, stage, seed));
+        Ok(())
+    }
+
+    /// Whether a spare that was to die may have spoken to clients before, if one was; it has died then.
+    ///
+    /// # Errors
+    /// When it did not get to where it was to die, or did not come back.
+    pub fn reborn(&mut self) -> Result<bool> {
+        let Some(dying) = self.dying.take() else { return Ok(false) };
+        let Died { next_life, may_have_spoken } = dying.over()?;
+        self.daemons.push(next_life);
+        Ok(may_have_spoken)
     }
 
     /// Waits until the spare has learnt the guest's kernel, starts the monitor and waits until it watches.
@@ -124,12 +246,31 @@ impl Installation {
     /// # Errors
     /// When one of them does not get there; quotes its log.
     pub fn ready(&mut self, order: &Order, progress: Progress) -> Result<()> {
+        self.ready_with(order, "", progress)
+    }
+
+    /// The same with `more` at the end of the monitor's configuration, where its target is.
+    ///
+    /// # Errors
+    /// See [`Self::ready`].
+    pub fn ready_with(&mut self, order: &Order, more: &str, progress: Progress) -> Result<()> {
         progress.step("the spare learns the guest's kernel");
         let monitor = self.topology.monitor.try_clone()?;
-        self.daemon("reinstate")?
-            .wait_until("readiness of the spare", DAEMON_BOUND, || monitor.run(prepare).is_ok_and(|ready| ready))?;
+        self.daemon("reinstate")?.wait_until("readiness of the spare", DAEMON_BOUND, || {
+            monitor.run(|| prepare(SPARE_CONTROL)).is_ok_and(|ready| ready)
+        })?;
+        let mut second = String::new();
+        if self.second.is_some() {
+            self.daemon("reinstate-b")?.wait_until("readiness of the second spare", DAEMON_BOUND, || {
+                monitor.run(|| prepare(SECOND_CONTROL)).is_ok_and(|ready| ready)
+            })?;
+            second = configuration::second_spare();
+        }
+        if let Some(death) = order.spare_dies {
+            self.doom(death)?;
+        }
         progress.step("the monitor looks for the Sensor Box");
-        let text = configuration::monitor(&self.journal, order.deadline_ms);
+        let text = configuration::monitor(&self.journal, order.deadline_ms) + &second + more;
         let arguments = configured(&self.folder, "monitor", &text)?;
         self.daemons.push(Daemon::start(&monitor, "monitor", arguments, &self.folder)?);
         let journal = self.journal.clone();
@@ -138,12 +279,74 @@ impl Installation {
         })
     }
 
+    /// Runs the monitor's program as an operator does, with the running monitor's configuration; returns what it said.
+    ///
+    /// # Errors
+    /// When it fails; quotes it.
+    pub fn operate(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(program("monitor")?);
+        command.args(arguments).arg("--config").arg(self.folder.join("monitor.toml"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let said = self.topology.monitor.spawn(&mut command)?.wait_with_output().context("waiting for an operator")?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        ensure!(said.status.success(), "monitor {}: {}{}", arguments.join(" "), text(&said.stdout), text(&said.stderr));
+        Ok(text(&said.stdout))
+    }
+
+    /// How many frames the guest has sent so far.
+    ///
+    /// # Errors
+    /// When its network device is gone.
+    pub fn frames_from_guest(&self) -> Result<u64> {
+        // Not from sysfs, which shows the namespace in which it was mounted.
+        let table = fs::read_to_string("/proc/thread-self/net/dev").context("/proc/net/dev")?;
+        let line = table.lines().find_map(|line| line.trim_start().strip_prefix(TAP)?.strip_prefix(':'));
+        let received = line.and_then(|counters| counters.split_whitespace().nth(1)?.parse().ok());
+        received.with_context(|| format!("no counters of {TAP}"))
+    }
+
     /// Records the RDMA network into `file` from now on.
     ///
     /// # Errors
     /// See [`Capture::start`].
     pub fn capture(&self, file: &Path) -> Result<Capture> {
         Capture::start(&self.topology.hypervisor, file)
+    }
+
+    /// Records every sensor of the guest beside the monitor: a sample each `period_ms`, for `seconds`, then it ends.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn record(&self, period_ms: f64, seconds: u64) -> Result<(Daemon, PathBuf)> {
+        // A folder of its own: it is the same program, and the monitor's log has the same name.
+        let folder = self.folder.join("recorder");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let out = folder.join("recording.jsonl");
+        let words = [
+            ("--config", self.folder.join("monitor.toml").display().to_string()),
+            ("--target", TARGET.to_owned()),
+            ("--period-ms", period_ms.to_string()),
+            ("--seconds", seconds.to_string()),
+            ("--out", out.display().to_string()),
+        ];
+        let words = words.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        let arguments = std::iter::once("record".to_owned()).chain(words);
+        Ok((Daemon::start(&self.topology.monitor, "monitor", arguments, &folder)?, out))
+    }
+
+    /// What the monitor has counted, as Prometheus reads it.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn metrics(&self) -> Result<String> {
+        self.topology.monitor.run(|| {
+            let mut stream = TcpStream::connect_timeout(&MONITOR_METRICS, ANSWER_BOUND).context("the metrics")?;
+            stream.set_read_timeout(Some(ANSWER_BOUND))?;
+            write!(stream, "GET /metrics HTTP/1.1\r\nHost: monitor\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).context("the metrics")?;
+            Ok(text)
+        })
     }
 
     /// Copies logs, configurations, journal and the guest's console to `out`.
@@ -190,7 +393,7 @@ fn image(kernel: &Kernel, order: &Order) -> Result<PathBuf> {
     if order.lockup_module {
         image = image.extra_module(&fault::build_lockup_module(kernel)?);
     }
-    for service in configuration::guest_services() {
+    for service in configuration::guest_services(order.pool_slots) {
         image = image.service(service);
     }
     image.build(&images())
@@ -202,14 +405,21 @@ fn images() -> PathBuf {
 }
 
 /// What guest and spare both serve, as they would from shared storage.
-fn files(folder: &Path) -> PathBuf {
+fn files_of(folder: &Path) -> PathBuf {
     folder.join("files")
 }
 
-fn boot(kernel: &Kernel, image: &Path, order: &Order, folder: &Path) -> Result<Vm> {
-    fs::create_dir_all(files(folder)).context("the folder of files")?;
+fn boot(
+    kernel: &Kernel,
+    image: &Path,
+    order: &Order,
+    folder: &Path,
+    change: impl FnOnce(&mut VmSpec, &Path) -> Result<()>,
+) -> Result<Vm> {
+    fs::create_dir_all(files_of(folder)).context("the folder of files")?;
     let mut spec = VmSpec::new(TARGET, &kernel.vmlinuz, image);
     spec.cpus = order.vcpus;
+    spec.reboots = true; // some scenarios reset it
     spec.tap = Some(Tap::Name(TAP.to_owned()));
     spec.addresses = vec![
         format!("{}/{PREFIX_V4}", service_v4(GUEST)),
@@ -217,18 +427,21 @@ fn boot(kernel: &Kernel, image: &Path, order: &Order, folder: &Path) -> Result<V
         format!("{}/32", service_v4(SERVICE)),
         format!("{}/128", service_v6(SERVICE)),
     ];
+    spec.saved.clone_from(&order.saved);
     spec.shares = vec![Share {
-        tag: "files".to_owned(),
-        on_host: files(folder),
+        tag: configuration::FILES_TAG.to_owned(),
+        on_host: files_of(folder),
         in_guest: configuration::GUEST_FILES.to_owned(),
+        at_boot: false,
         writable: true,
     }];
+    change(&mut spec, folder)?;
     Vm::start(spec)
 }
 
 /// Asks the spare to get ready, as the monitor does; false while it is not. Call it in the monitor's place.
-fn prepare() -> Result<bool> {
-    let stream = TcpStream::connect_timeout(&SPARE_CONTROL, Duration::from_secs(2)).context("no spare yet")?;
+fn prepare(spare: SocketAddr) -> Result<bool> {
+    let stream = TcpStream::connect_timeout(&spare, Duration::from_secs(2)).context("no spare yet")?;
     stream.set_read_timeout(Some(DAEMON_BOUND))?;
     let mut channel = Channel::new(stream);
     match channel.ask(&Request::Hello(Hello::new("testbed")))? {

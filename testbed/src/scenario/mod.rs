@@ -1,16 +1,22 @@
 //! Scenarios: a whole installation is built, broken and judged. The result is one line of JSON; a run can be repeated
 //! from its seed.
 
+mod aim;
 mod configuration;
 mod daemon;
+mod dying;
 pub mod hang_download;
 pub mod incident;
 mod installation;
 mod progress;
+pub mod rescue_and_return;
+pub mod soak;
 mod verdict;
 
+pub use aim::Aim;
 pub use daemon::{Daemon, program};
+pub use dying::Stage;
 pub use hang_download::Run;
-pub use installation::{Installation, Order};
+pub use installation::{Installation, Order, pool_for, save_guest};
 pub use progress::Progress;
 pub use verdict::{Host, Verdict};

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde::Serialize;
 
-use crate::{client::Outcome, fault::Fault, vm::Accel};
+use crate::{client::Outcome, fault::Fault, topology::Wire, vm::Accel};
 
 /// The result of one `hang-download`. Times in milliseconds.
 #[derive(Clone, Debug, Serialize)]
@@ -15,10 +15,16 @@ pub struct Verdict {
     pub sessions: usize,
     /// Connections that did not come to their end.
     pub lost: usize,
+    /// Connections that the spare carried on.
+    pub resumed: usize,
     /// Bytes compared with what belongs there.
     pub bytes_checked: u64,
     /// Bytes that differed.
     pub wrong_bytes: u64,
+    /// Those among them that had come before.
+    pub doubled_bytes: u64,
+    /// Verdicts or fences before the fault, and signs of the guest after its fence.
+    pub false_takeovers: usize,
     /// From the last sign of life to the verdict.
     pub detect_ms: Option<f64>,
     /// The fence, request to answer.
@@ -37,6 +43,13 @@ pub struct Verdict {
     pub gap_ms_max: Option<f64>,
     /// What was done to the guest.
     pub fault: Fault,
+    /// Where an aimed stop fell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aimed: Option<String>,
+    /// How the clients' cable was around the fault.
+    pub wire: Wire,
+    /// Packets that it lost, delayed or doubled.
+    pub packets_harmed: u64,
     /// Release of the guest's kernel.
     pub kernel: String,
     /// Virtual CPUs.

@@ -1,8 +1,7 @@
-//! The drawing as SVG, written by hand: a few rectangles, lines and words, crisp at any size.
-
-use std::fmt::Write;
+//! The drawing as SVG.
 
 use super::{Lane, Stage, Timeline, gap_lengths};
+use crate::plot::{ALARM as FAULT, Canvas, FAINT, INK, RULE};
 
 const WIDTH: f64 = 1000.0;
 /// Left edge of the time axes; labels stand left of it.
@@ -11,12 +10,8 @@ const RIGHT: f64 = WIDTH - 40.0;
 /// Lanes drawn one by one; a figure with more cannot be read.
 const LANES_MAX: usize = 24;
 
-const INK: &str = "#1f2933";
-const FAINT: &str = "#8794a1";
-const RULE: &str = "#e4e8ec";
 const BEFORE: &str = "#3b6fb6";
 const AFTER: &str = "#2e9e6b";
-const FAULT: &str = "#c8372d";
 const GAP: &str = "#fbe3df";
 const STAGES: [(&str, &str); 8] = [
     ("detect", "#b9c2cc"),
@@ -53,41 +48,6 @@ impl Scale {
     }
 }
 
-#[derive(Default)]
-struct Canvas {
-    body: String,
-}
-
-impl Canvas {
-    fn rect(&mut self, x: f64, y: f64, width: f64, height: f64, fill: &str, round: f64) {
-        let width = width.max(0.8);
-        let _ = writeln!(
-            self.body,
-            r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}" rx="{round}" fill="{fill}"/>"#
-        );
-    }
-
-    fn line(&mut self, from: (f64, f64), to: (f64, f64), stroke: &str, extra: &str) {
-        let ((x1, y1), (x2, y2)) = (from, to);
-        let _ = writeln!(
-            self.body,
-            r#"<line x1="{x1:.1}" y1="{y1:.1}" x2="{x2:.1}" y2="{y2:.1}" stroke="{stroke}" {extra}/>"#
-        );
-    }
-
-    /// `anchor`: start, middle or end.
-    fn text(&mut self, at: (f64, f64), size: f64, anchor: &str, fill: &str, words: &str) {
-        let (x, y) = at;
-        let weight = if size >= 20.0 { r#" font-weight="600""# } else { "" };
-        let look = format!(r#"fill="{fill}"{weight}"#);
-        let words = words.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-        let _ = writeln!(
-            self.body,
-            r#"<text x="{x:.1}" y="{y:.1}" font-size="{size}" text-anchor="{anchor}" {look}>{words}</text>"#
-        );
-    }
-}
-
 pub(super) fn draw(timeline: &Timeline) -> String {
     let mut canvas = Canvas::default();
     let (from_ms, to_ms) = timeline.window_ms();
@@ -96,12 +56,7 @@ pub(super) fn draw(timeline: &Timeline) -> String {
     let lanes_bottom = overview(&mut canvas, timeline, scale);
     let bottom = magnified(&mut canvas, timeline, scale, lanes_bottom);
     let height = bottom + 24.0;
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height:.0}\" width=\"{WIDTH}\" \
-         height=\"{height:.0}\" font-family=\"Inter, Helvetica, Arial, 'DejaVu Sans', sans-serif\">\n\
-         <rect width=\"100%\" height=\"100%\" rx=\"10\" fill=\"#ffffff\"/>\n{}</svg>\n",
-        canvas.body
-    )
+    canvas.document(WIDTH, height)
 }
 
 fn heading(canvas: &mut Canvas, timeline: &Timeline) {
@@ -209,13 +164,8 @@ fn magnified(canvas: &mut Canvas, timeline: &Timeline, overview: Scale, above: f
     let (top, row) = (above + 74.0, 24.0);
     let bottom = top + row * stages.len() as f64 + 8.0;
     let (fan_left, fan_right) = (overview.x(scale.from_ms), overview.x(scale.to_ms));
-    let fan = format!(
-        "<polygon points=\"{fan_left:.1},{a:.1} {fan_right:.1},{a:.1} {RIGHT:.1},{b:.1} {LEFT:.1},{b:.1}\" \
-         fill=\"#f4f6f8\"/>\n",
-        a = above + 20.0,
-        b = top - 6.0
-    );
-    canvas.body.push_str(&fan);
+    let (a, b) = (above + 20.0, top - 6.0);
+    canvas.area(&[(fan_left, a), (fan_right, a), (RIGHT, b), (LEFT, b)], "#f4f6f8");
     canvas.rect(LEFT, top - 6.0, RIGHT - LEFT, bottom - top + 6.0, "#f4f6f8", 0.0);
     axis(canvas, scale, top - 6.0, bottom, "ms");
     if let Some(ms) = first_bytes.filter(|ms| *ms <= scale.to_ms) {

@@ -74,6 +74,22 @@ impl Gdb {
         self.order(&format!("z0,{address:x},1"))
     }
 
+    /// Stops the machine whenever it has written to one of `len` bytes from `address` on.
+    ///
+    /// # Errors
+    /// If QEMU refuses.
+    pub fn watch(&mut self, address: u64, len: u64) -> Result<()> {
+        self.order(&format!("Z2,{address:x},{len:x}"))
+    }
+
+    /// Takes a watch back.
+    ///
+    /// # Errors
+    /// If QEMU refuses.
+    pub fn unwatch(&mut self, address: u64, len: u64) -> Result<()> {
+        self.order(&format!("z2,{address:x},{len:x}"))
+    }
+
     /// Lets the machine run; [`Gdb::stopped_within`] tells when it stopped again.
     ///
     /// # Errors
@@ -103,6 +119,16 @@ impl Gdb {
     pub fn interrupt(&mut self) -> Result<()> {
         self.stream.write_all(&[3]).context("debugger port")?;
         ensure!(self.stopped_within(PATIENCE)?, "the machine does not stop");
+        Ok(())
+    }
+
+    /// Executes one instruction, and does not look where that led; one round of a repeated string instruction.
+    ///
+    /// # Errors
+    /// If the port is gone.
+    pub fn nudge(&mut self) -> Result<()> {
+        self.send("s")?;
+        ensure!(self.stopped_within(PATIENCE)?, "the machine does not stop after a step");
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use super::Qmp;
 use super::control::{Control, Output};
@@ -20,6 +21,12 @@ const SOCKETS_WITHIN: Duration = Duration::from_secs(60);
 
 /// A command that was not given its own bound.
 const COMMAND_WITHIN: Duration = Duration::from_secs(120);
+
+/// A machine is as large as its RAM in use.
+const SAVED_WITHIN: Duration = Duration::from_secs(60);
+
+/// As fast as it goes: QEMU's default is for networks.
+const SAVE_BYTES_PER_SECOND: u64 = 10 << 30;
 
 const POLL: Duration = Duration::from_millis(20);
 
@@ -76,6 +83,41 @@ impl Vm {
             ensure!(Instant::now() < deadline, "{} is not ready after {bound:?}\n{}", self.name, self.tail());
         }
         Ok(())
+    }
+
+    /// Writes the machine as it is to `file` and leaves it stopped. Another [`Vm`] of the same make can go on from there
+    /// ([`VmSpec::saved`]); no shared folder may be mounted.
+    ///
+    /// # Errors
+    /// If QEMU refuses.
+    pub fn save(&mut self, file: &Path) -> Result<()> {
+        self.qmp.stop()?;
+        self.qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": SAVE_BYTES_PER_SECOND }))?;
+        self.qmp.execute("migrate", json!({ "uri": format!("exec:cat > {}", file.display()) }))?;
+        let deadline = Instant::now() + SAVED_WITHIN;
+        loop {
+            let answer = self.qmp.execute("query-migrate", json!({}))?;
+            match answer["status"].as_str() {
+                Some("completed") => return Ok(()),
+                Some("failed" | "cancelled") => bail!("{} could not be saved: {answer}", self.name),
+                _ => ensure!(Instant::now() < deadline, "{} is not saved after {SAVED_WITHIN:?}", self.name),
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Waits until a saved machine is read, and lets it go on.
+    ///
+    /// # Errors
+    /// If QEMU ends or does not get there within `bound`.
+    pub fn go_on(&mut self, bound: Duration) -> Result<()> {
+        let deadline = Instant::now() + bound;
+        while self.qmp.status()? == "inmigrate" {
+            ensure!(self.process.runs(), "{} ended while it was read", self.name);
+            ensure!(Instant::now() < deadline, "{} is not read after {bound:?}", self.name);
+            thread::sleep(POLL);
+        }
+        self.qmp.cont()
     }
 
     /// Runs a shell line in the guest and waits for its end, two minutes at most.

@@ -17,6 +17,9 @@ use crate::guest::CONTROL_PORT;
 /// Forces the accelerator: `kvm` or `tcg`.
 const ACCEL_VARIABLE: &str = "BACKDOORS_ACCEL";
 
+/// Hardware address of a machine's card, unless another one is wanted.
+pub const MAC: &str = "52:54:00:bd:00:10";
+
 /// How guest instructions are executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
@@ -81,8 +84,10 @@ pub struct Share {
     pub tag: String,
     /// The folder.
     pub on_host: PathBuf,
-    /// Where init mounts it.
+    /// Where it is mounted.
     pub in_guest: String,
+    /// Whether init mounts it. A guest that has one mounted cannot be saved, see [`Vm::save`](super::Vm::save).
+    pub at_boot: bool,
     /// Whether the guest may write.
     pub writable: bool,
 }
@@ -114,8 +119,12 @@ pub struct VmSpec {
     pub shares: Vec<Share>,
     /// Further kernel parameters.
     pub append: Vec<String>,
+    /// Whether a reset boots it anew; otherwise QEMU ends, so that a guest that reboots by mistake is noticed.
+    pub reboots: bool,
     /// How it is executed; `None` chooses.
     pub accel: Option<Accel>,
+    /// A saved machine of the same make that goes on instead of a boot; see [`Vm::save`](super::Vm::save).
+    pub saved: Option<PathBuf>,
 }
 
 impl VmSpec {
@@ -130,11 +139,13 @@ impl VmSpec {
             cpu_model: "max".to_owned(),
             ram: Ram::Memfd,
             tap: None,
-            mac: "52:54:00:bd:00:10".to_owned(),
+            mac: MAC.to_owned(),
             addresses: vec![],
             shares: vec![],
             append: vec![],
+            reboots: false,
             accel: None,
+            saved: None,
         }
     }
 }
@@ -207,7 +218,13 @@ pub(super) fn arguments(spec: &VmSpec, places: &Places, accel: Accel) -> Vec<Str
         add("-fsdev", format!("local,id={tag},path={on_host},security_model=none,readonly={readonly}"));
         add("-device", format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
     }
-    all.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+    if let Some(saved) = &spec.saved {
+        add("-incoming", format!("exec:cat {}", saved.display()));
+    }
+    all.extend(["-nodefaults", "-no-user-config"].map(str::to_owned));
+    if !spec.reboots {
+        all.push("-no-reboot".to_owned());
+    }
     all
 }
 
@@ -221,7 +238,8 @@ fn ram(spec: &VmSpec) -> String {
 
 /// `panic=0` keeps a panicked kernel where it is: its memory is what everything is about.
 fn kernel_parameters(spec: &VmSpec) -> String {
-    let shares: Vec<String> = spec.shares.iter().map(|share| format!("{}:{}", share.tag, share.in_guest)).collect();
+    let at_boot = spec.shares.iter().filter(|share| share.at_boot);
+    let shares: Vec<String> = at_boot.map(|share| format!("{}:{}", share.tag, share.in_guest)).collect();
     let mut parameters =
         vec!["console=ttyS0".to_owned(), "panic=0".to_owned(), format!("backdoors.hostname={}", spec.name)];
     for (name, values) in [("addresses", &spec.addresses), ("shares", &shares)] {
@@ -261,8 +279,14 @@ mod tests {
     fn addresses_and_shares_reach_init_through_kernel_parameters() {
         let line = line(|spec| {
             spec.addresses = vec!["10.77.0.10/24".into(), "fd77::10/64".into()];
-            spec.shares =
-                vec![Share { tag: "data".into(), on_host: "/a".into(), in_guest: "/srv".into(), writable: false }];
+            let share = Share {
+                tag: "data".into(),
+                on_host: "/a".into(),
+                in_guest: "/srv".into(),
+                at_boot: true,
+                writable: false,
+            };
+            spec.shares = vec![Share { tag: "later".into(), at_boot: false, ..share.clone() }, share];
         });
         assert!(line.contains("backdoors.addresses=10.77.0.10/24,fd77::10/64 backdoors.shares=data:/srv"));
         assert!(line.contains("local,id=data,path=/a,security_model=none,readonly=on"));

@@ -27,6 +27,9 @@ struct Options {
     /// Unix socket of the box service; without one, connections are unprotected.
     #[arg(long)]
     box_socket: Option<PathBuf>,
+    /// Connections served at a time; more wait in the kernel's queue until one ends. Without it all are served.
+    #[arg(long)]
+    connections_max: Option<usize>,
     /// Say nothing but warnings.
     #[arg(long)]
     quiet: bool,
@@ -53,7 +56,7 @@ fn raise_descriptor_limit() {
 }
 
 async fn run(options: Options) -> anyhow::Result<()> {
-    let Options { listen, root, box_socket, .. } = options;
+    let Options { listen, root, box_socket, connections_max, .. } = options;
     anyhow::ensure!(root.is_dir(), "--root {}: not a directory", root.display());
     let listener = server::listen(listen).with_context(|| format!("--listen {listen}"))?;
     let port = listener.local_addr()?.port();
@@ -71,7 +74,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     tracing::info!(%listen, root = %root.display(), "serving");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
-        never = server::serve(listener, root) => match never {},
+        never = server::serve(listener, root, connections_max) => match never {},
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Semaphore;
 
 /// Connections the kernel queues while we are busy: a take-over may bring hundreds at once.
 const BACKLOG: u32 = 1024;
@@ -43,13 +44,19 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves `root` for ever.
-pub async fn serve(mut listener: RecoverableListener, root: PathBuf) -> Infallible {
+/// Serves `root` for ever, at most `connections_max` connections at a time.
+pub async fn serve(mut listener: RecoverableListener, root: PathBuf, connections_max: Option<usize>) -> Infallible {
     let root: Arc<Path> = root.into();
+    let places = Arc::new(Semaphore::new(connections_max.unwrap_or(Semaphore::MAX_PERMITS)));
     loop {
+        let place = Arc::clone(&places).acquire_owned().await;
         match listener.accept().await {
             Ok(accepted) => {
-                tokio::spawn(connection(accepted, Arc::clone(&root)));
+                let serving = connection(accepted, Arc::clone(&root));
+                tokio::spawn(async move {
+                    serving.await;
+                    drop(place);
+                });
             }
             Err(why) => {
                 tracing::warn!(%why, "accept failed");

@@ -17,7 +17,7 @@ impl Running {
         std::fs::create_dir_all(&root).unwrap();
         let listener = server::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(server::serve(RecoverableListener::unprotected(listener), root.clone()));
+        tokio::spawn(server::serve(RecoverableListener::unprotected(listener), root.clone(), None));
         Self { address, root }
     }
 
