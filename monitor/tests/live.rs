@@ -38,6 +38,9 @@ const CAPACITY: usize = 255;
 /// A bound for waiting that only a broken build reaches.
 const GENEROUS: Duration = Duration::from_secs(60);
 
+#[path = "live/daemon.rs"]
+mod daemon;
+
 type Words = Arc<Vec<AtomicU64>>;
 
 struct Boxes(Words);
