@@ -100,12 +100,13 @@ pub fn release(qmp: &mut Qmp, stopped: &Stopped, then: Afterwards) -> Result<(),
     Ok(())
 }
 
-/// Stops the processors again: somebody else let a fenced machine run. Its links are down still.
+/// Stops the processors again, and takes the links down: somebody else let a fenced machine run, and may have given it
+/// its links back.
 ///
 /// # Errors
-/// [`QmpError`].
-pub fn stop_again(qmp: &mut Qmp) -> Result<(), QmpError> {
-    qmp.execute("stop", json!({})).map(drop)
+/// See [`FenceError`].
+pub fn stop_again(qmp: &mut Qmp) -> Result<(), FenceError> {
+    halt(qmp).map(drop)
 }
 
 /// Undoes what [`halt`] may have done. QEMU obeys in order, so this also undoes a `stop` that it has yet to get to.

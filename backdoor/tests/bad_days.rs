@@ -118,6 +118,32 @@ fn a_fence_outlives_the_daemon_that_made_it() {
 }
 
 #[test]
+fn a_token_that_was_given_back_opens_nothing_before_and_after_the_next_fence() {
+    let folder = Folder::new();
+    let vm = Vm::start(&folder, "q35", 64, &[]);
+    let daemon = daemon::start(&daemon::config(&folder, &vm));
+    let (mut link, mut spare) = (daemon::connect(&daemon), daemon::connect(&daemon));
+    let old = link.fence("first").unwrap();
+    assert!(spare.regions(Some(&old)).is_ok(), "as an order to take over would begin");
+    link.release(&old, Afterwards::Resume).unwrap();
+
+    let mut replay = |when: &str| {
+        assert!(matches!(spare.regions(Some(&old)), Err(LinkFailure::Refused { .. })), "{when}");
+        assert!(matches!(spare.release(&old, Afterwards::PowerOff), Err(LinkFailure::Refused { .. })), "{when}");
+        let at = RemoteAddr::new(RemoteKey::new(old.ram_key), 0x10_0000);
+        assert!(matches!(spare.memory().read_one(at, &mut [0; 8]), Ok(Err(_))), "{when}: the old key still reads");
+        let fenced = old.fenced();
+        assert!(spare.memory().write(Warrant::Fenced(&fenced), at, b"mine").is_err(), "{when}: it still writes");
+    };
+    replay("without a fence");
+    let new = link.fence("second").unwrap();
+    replay("under the next fence");
+    assert!(new.epoch > old.epoch && new.secret != old.secret && new.ram_key != old.ram_key);
+    assert!(!vm.monitor().is_running(), "the next fence stands");
+    assert!(link.regions(Some(&new)).is_ok());
+}
+
+#[test]
 fn a_record_that_cannot_be_understood_keeps_the_daemon_from_serving() {
     let folder = Folder::new();
     let vm = Vm::start(&folder, "q35", 64, &["-S"]);

@@ -220,6 +220,42 @@ fn a_fenced_machine_that_somebody_lets_run_is_stopped_again() {
 }
 
 #[test]
+fn a_fenced_machine_that_somebody_gives_its_links_and_lets_run_has_neither() {
+    let folder = Folder::new();
+    let vm = Vm::start(&folder, "q35", 64, &[]);
+    let watched = Watched::start(&vm);
+    let mut monitor = vm.monitor();
+    monitor.wait_for_bios();
+    let token = watched.fence();
+    for _ in 0..3 {
+        monitor.set_links(true);
+        monitor.execute("cont");
+        wait_for("the machine to be stopped", || !monitor.is_running() && !monitor.link_is_up());
+    }
+    watched.target.release(&token, Afterwards::Resume).unwrap();
+    assert!(monitor.is_running());
+    wait_for("the link", || monitor.link_is_up());
+}
+
+#[test]
+fn a_fenced_machine_that_somebody_resets_stays_stopped_under_the_same_fence() {
+    let folder = Folder::new();
+    let vm = Vm::start(&folder, "q35", 64, &[]);
+    let watched = Watched::start(&vm);
+    let mut monitor = vm.monitor();
+    monitor.wait_for_bios();
+    let hook = Registration { name: "sb".into(), len: 4096, pages: vec![0x2000], writable: false };
+    watched.target.register(&hook).unwrap();
+    let (token, _) = watched.target.fence(Some(7)).unwrap();
+    monitor.execute("system_reset");
+    wait_for("the reset to be noticed", || watched.target.regions(Some(&token)).unwrap().1.len() == 1);
+    assert!(!monitor.is_running(), "a reset lets nothing run");
+    assert_eq!(watched.target.fence(Some(7)).unwrap().0, token, "the fence stands");
+    monitor.execute("cont");
+    wait_for("the machine to be stopped", || !monitor.is_running());
+}
+
+#[test]
 fn a_reset_forgets_the_boxes_and_a_fence_writes_no_hooks() {
     let folder = Folder::new();
     let vm = Vm::start(&folder, "q35", 64, &[]);

@@ -28,6 +28,7 @@ use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use rdma::soft::Hub;
+use service::capabilities::{self, Capability};
 use service::metrics::Endpoint;
 
 /// How often spares that are not ready are asked again.
@@ -35,6 +36,9 @@ const PREPARE_AGAIN: Duration = Duration::from_secs(1);
 
 /// How often a sleeping thread looks whether the daemon is to end.
 const STOP_POLL: Duration = Duration::from_millis(100);
+
+/// Without it no target can be looked at, and every path would seem lost.
+const NEEDS: [(Capability, &str); 1] = [(Capability::NetRaw, "the raw socket over which targets' memory is read")];
 
 #[derive(Parser)]
 #[command(version, about = "Watches targets through their backdoors; fences and evacuates those that hang")]
@@ -186,6 +190,7 @@ fn replayed(lines: &[Line]) -> Result<ExitCode> {
 
 /// Runs until SIGTERM or SIGINT.
 fn watch_all(config: &Config) -> Result<()> {
+    capabilities::require(&NEEDS)?;
     // Blocked before the first thread starts, so that only the wait below ever takes them.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);

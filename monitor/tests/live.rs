@@ -144,6 +144,7 @@ fn spare() -> SocketAddr {
                     reinstate::Request::Hello(_) => reinstate::Reply::Welcome { version: VERSION },
                     reinstate::Request::Prepare(_) => reinstate::Reply::Ready { kernel: "6.1".into() },
                     reinstate::Request::Evacuate(_) => reinstate::Reply::Evacuated(Report::default()),
+                    reinstate::Request::Withdraw(_) => reinstate::Reply::Withdrawn,
                     reinstate::Request::GiveBack(_) => reinstate::Reply::GivenBack { aborted: 0 },
                 };
                 if channel.send(&reply).is_err() {

@@ -90,6 +90,21 @@ fn a_port_in_use_and_a_journal_that_cannot_be_written_are_named() {
 }
 
 #[test]
+fn a_missing_capability_is_named_before_anything_is_watched() {
+    let folder = Folder::new("capability");
+    let output = Command::new("setpriv")
+        .args(["--bounding-set", "-net_raw", "--inh-caps", "-net_raw", "--pdeathsig", "KILL"])
+        .args([env!("CARGO_BIN_EXE_monitor"), "--config"])
+        .arg(folder.config("", ""))
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("monitor: CAP_NET_RAW is missing, for the raw socket"), "{said}");
+    assert!(!folder.0.join("journal").exists(), "nothing was begun");
+}
+
+#[test]
 fn a_daemon_without_its_target_says_so_serves_metrics_and_ends_when_asked() {
     let folder = Folder::new("daemon");
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

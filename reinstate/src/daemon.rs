@@ -181,6 +181,7 @@ fn converse(stream: TcpStream, spare: &Arc<Mutex<Spare>>) -> Result<(), FrameErr
             _ if !greeted => Reply::Refused { why: "a conversation starts with hello".into() },
             Request::Prepare(assignment) => locked(spare).prepare(&assignment),
             Request::Evacuate(evacuation) => {
+                tracing::debug!("an order has arrived");
                 let reply = locked(spare).evacuate(&evacuation, order);
                 if let Reply::Evacuated(report) = &reply {
                     look_after(spare, &evacuation.assignment.target, report);

@@ -398,6 +398,7 @@ impl Stages {
         let now = self.order.elapsed();
         let (begin_us, end_us) = (self.begun.as_micros() as u64, now.as_micros() as u64);
         self.done.push(Stage { name: name.to_owned(), begin_us, end_us });
+        tracing::debug!(stage = name, end_us, "a stage has ended");
         self.begun = now;
     }
 }

@@ -8,6 +8,7 @@ use reinstate::{
     config::Config,
     daemon::{self, Daemon},
 };
+use service::capabilities::{self, Capability};
 
 /// Takes over the sessions of fenced targets: rebuilds their connections here and hands them to the application.
 #[derive(Parser)]
@@ -28,6 +29,11 @@ struct Arguments {
     log_json: bool,
 }
 
+const NEEDS: [(Capability, &str); 2] = [
+    (Capability::NetAdmin, "sockets under repair and addresses that move"),
+    (Capability::NetRaw, "the raw sockets over which targets' memory is read and clients are asked"),
+];
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments) {
@@ -46,6 +52,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     service::start_logs(arguments.log_json);
+    capabilities::require(&NEEDS)?;
     if arguments.clean {
         let addresses = daemon::clean(&config)?;
         println!("{addresses} addresses of a killed daemon removed");

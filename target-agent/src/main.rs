@@ -17,6 +17,7 @@ use contbox::shared::PoolError;
 use contbox::{Geometry, Pool};
 use nix::sys::signal::{SigSet, Signal};
 use sensorbox::Sensor;
+use service::capabilities::{self, Capability};
 use target_agent::maps::{BoxMap, CONTINUATION_BOXES, SENSOR_BOX, page_entries};
 use target_agent::pins::Pins;
 use target_agent::shared::PAGE_BYTES;
@@ -26,6 +27,10 @@ use tracing_subscriber::EnvFilter;
 
 /// The variable that filters the log.
 const LOG_VARIABLE: &str = "BACKDOORS_LOG";
+
+/// It includes what eBPF needs, CAP_BPF and CAP_PERFMON.
+const NEEDS: [(Capability, &str); 1] =
+    [(Capability::SysAdmin, "eBPF programs and the numbers of the physical pages in which boxes lie")];
 
 /// Between two advances of the agent's own sensor.
 const HEARTBEAT: Duration = Duration::from_millis(200);
@@ -60,6 +65,7 @@ fn main() -> Result<()> {
     if arguments.check {
         return check();
     }
+    capabilities::require(&NEEDS)?;
     // Blocked before any thread exists, so that only the wait below takes them.
     let mut end = SigSet::empty();
     end.add(Signal::SIGTERM);
@@ -128,7 +134,7 @@ fn beat(sensor: Sensor<'static>) {
 }
 
 fn check() -> Result<()> {
-    ensure!(nix::unistd::geteuid().is_root(), "the agent needs root");
+    capabilities::require(&NEEDS)?;
     for (path, why) in [
         ("/sys/kernel/btf/vmlinux", "the kernel was built without BTF"),
         ("/sys/fs/bpf", "the kernel was built without BPF"),

@@ -17,7 +17,7 @@ use testbed::{
     fault::Fault,
     sandbox,
     scenario::{
-        self, Aim, Order, Progress, Run, hang_download,
+        self, Aim, Order, Progress, Run, Stage, hang_download,
         soak::{self, Load, Soak},
     },
     timeline::Timeline,
@@ -160,6 +160,9 @@ struct HangDownload {
     /// Every second client uses IPv6.
     #[arg(long)]
     ipv6: bool,
+    /// The spare is killed here, and a second one has to finish.
+    #[arg(long, value_enum)]
+    spare_dies: Option<Stage>,
     /// How the clients' cable treats packets around the fault.
     #[arg(long, value_enum, default_value = "good")]
     wire: Wire,
@@ -326,6 +329,7 @@ fn run_hang_download(arguments: HangDownload) -> Result<ExitCode> {
     ensure!(aim.is_none() || (fault == Fault::Stop && guest.vcpus == 1), "--aim goes with --fault stop and one vCPU");
     let mut order = guest.order();
     order.wire = wire;
+    order.spare_dies = arguments.spare_dies.map(|stage| (stage, seed));
     order.saved = arguments.saved;
     order.pool_slots = arguments.pool_slots.unwrap_or_else(|| scenario::pool_for(sessions));
     let sessions = sessions.into();

@@ -91,6 +91,22 @@ impl Topology {
         Ok(topology)
     }
 
+    /// Adds a machine with this number on both networks. Its wires go with its namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses a namespace or an interface; names it.
+    pub fn add(&self, name: &'static str, number: u8) -> Result<Place> {
+        let place = Place::new(name)?;
+        place.run(wires::no_duplicate_address_detection).with_context(|| format!("sysctl of {name}"))?;
+        place.run(|| wires::netlink(wires::loopback_up()))?;
+        for network in [Network::Service, Network::Rdma] {
+            let plug = wires::netlink(wires::plug_in(network, name, place.namespace()));
+            plug.with_context(|| format!("wiring {name} to {network:?}"))?;
+            place.run(|| wires::netlink(wires::configure(network, number)))?;
+        }
+        Ok(place)
+    }
+
     /// Turns the clients' cable bad and good, if it can be bad.
     pub fn weather(&self) -> Option<Arc<Weather>> {
         self.rough.as_ref().map(RoughCable::weather)

@@ -142,6 +142,35 @@ fn no_path_of_one_machine_is_written_down() {
     report(wrong);
 }
 
+/// The tests that the table of bad days names are there, under these names, in these files.
+#[test]
+fn every_bad_day_has_its_test() {
+    let table = fs::read_to_string(root().join("docs/bad-days.md")).expect("docs/bad-days.md");
+    let rows = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| case |"));
+    let (mut wrong, mut named) = (Vec::new(), 0);
+    for row in rows {
+        let last = row.trim_end_matches([' ', '|']).rsplit(" | ").next().unwrap_or_default();
+        let mut words = last.split('`').skip(1).step_by(2);
+        let (Some(file), Some(name), None) = (words.next(), words.next(), words.next()) else {
+            wrong.push(format!("{row}: its last column is `FILE`: `NAME OF A TEST`"));
+            continue;
+        };
+        named += 1;
+        let text = fs::read_to_string(root().join(file)).unwrap_or_default();
+        // A test, and not some function of that name: the attribute stands in one of the lines above.
+        let lines: Vec<&str> = text.lines().collect();
+        let place = lines.iter().position(|line| line.contains(&format!("fn {name}(")));
+        let is_test = place.is_some_and(|place| {
+            lines[place.saturating_sub(3)..place].iter().any(|line| line.contains("#[test]") || line.contains("::test"))
+        });
+        if !is_test {
+            wrong.push(format!("{file}: no test {name}, which docs/bad-days.md names"));
+        }
+    }
+    assert!(named > 50, "only {named} tests were found in the table");
+    report(wrong);
+}
+
 #[test]
 fn no_stray_files() {
     let mut wrong = Vec::new();

@@ -145,7 +145,7 @@ impl Target {
         tracing::error!(target = self.name, "somebody let the fenced machine run; it is stopped again");
         let Some(qmp) = &mut machine.qmp else { return };
         if let Err(error) = fence::stop_again(qmp) {
-            tracing::error!(target = self.name, %error, "it cannot be stopped; its links are down");
+            tracing::error!(target = self.name, %error, "it cannot be stopped again: it needs an operator");
         }
     }
 

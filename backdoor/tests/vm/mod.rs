@@ -131,6 +131,17 @@ impl Monitor {
         std::fs::read(&path).unwrap()
     }
 
+    /// Gives every link back, or takes it away, as an operator could.
+    pub fn set_links(&mut self, up: bool) {
+        let text = self.0.human("info network").unwrap();
+        for line in text.lines() {
+            if let Some((name, _)) = line.split_once(": index=") {
+                let name = name.trim_start_matches([' ', '\\']);
+                self.0.execute("set_link", json!({ "name": name, "up": up })).unwrap();
+            }
+        }
+    }
+
     /// Whether the guest sees its link up: bit 1 of the e1000's status register, which the BIOS has mapped.
     pub fn link_is_up(&mut self) -> bool {
         let devices = self.0.human("info pci").unwrap();

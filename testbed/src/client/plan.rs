@@ -77,7 +77,7 @@ const FAST_BYTES_PER_SECOND: u64 = 4_000_000;
 
 /// Between two small exchanges of one session, and of all sessions of a kind.
 const REST: Duration = Duration::from_millis(5);
-const CROWD_REST: Duration = Duration::from_millis(2);
+const CROWD_REST: Duration = Duration::from_millis(8);
 
 /// The sessions of a run: `kinds` in turn.
 pub fn mix(kinds: &[Kind], sessions: usize, seed: u64) -> Vec<Plan> {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
@@ -16,6 +17,12 @@ const BUILDER_VERSION: u32 = 1;
 
 const BUSYBOX: &str = "/bin/busybox";
 const INIT: &str = include_str!("init.sh");
+
+/// Images that are kept beside those in use: a few for each kernel and set of programs that is worked with.
+const KEPT: usize = 12;
+
+/// An image that was asked for within this time may be about to be booted: slow machines, and runs that wait for a turn.
+const IN_USE: Duration = Duration::from_secs(3600);
 
 /// Drivers every guest has: disks are not needed, the network, the serial ports and shared folders are.
 const MODULES: [&str; 5] = ["virtio_pci", "virtio_net", "virtio_console", "9pnet_virtio", "9p"];
@@ -99,7 +106,9 @@ impl ImageSpec {
     /// If something that goes into it is missing, or `folder` cannot be written.
     pub fn build(&self, folder: &Path) -> Result<PathBuf> {
         let path = folder.join(format!("guest-{}-{}.cpio", self.kernel.release, &self.key()?[..16]));
-        if path.is_file() {
+        if let Ok(file) = fs::File::open(&path) {
+            // The time of its last use decides what is pruned; another user's file keeps its own.
+            let _ = file.set_modified(SystemTime::now());
             return Ok(path);
         }
         fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
@@ -110,6 +119,7 @@ impl ImageSpec {
         archive::write(&self.tree()?, &mut file)?;
         file.flush()?;
         fs::rename(&aside, &path).with_context(|| format!("cannot name the image {}", path.display()))?;
+        prune(folder, KEPT);
         Ok(path)
     }
 
@@ -189,6 +199,59 @@ impl ImageSpec {
     }
 }
 
+/// Removes images of programs that are no more: all but the `kept` used last and those used within [`IN_USE`]. QEMU
+/// reads an image when it starts, so an older one is in nobody's hands.
+fn prune(folder: &Path, kept: usize) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    let is_image = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("guest-") && (name.ends_with(".cpio") || name.ends_with(".part"))
+    };
+    let mut images: Vec<_> = entries
+        .flatten()
+        .filter(|entry| is_image(&entry.path()))
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    images.sort_unstable();
+    images.reverse();
+    let old = images.into_iter().skip(kept).filter(|(used, _)| used.elapsed().is_ok_and(|age| age > IN_USE));
+    for (_, path) in old {
+        let _ = fs::remove_file(path); // another testbed may have been faster
+    }
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("the guest image needs {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_images_go_and_those_used_last_or_lately_stay() {
+        let folder = std::env::temp_dir().join(format!("images-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let put = |name: &str, minutes: u64| {
+            let file = fs::File::create(folder.join(name)).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(60 * minutes)).unwrap();
+        };
+        put("guest-6.1-a.cpio", 10_000);
+        put("guest-6.1-b.cpio", 300);
+        put("guest-6.1-c.cpio", 200);
+        put("guest-6.1-d.cpio", 1);
+        put("guest-6.1-e.0011.part", 400);
+        put("notes.txt", 20_000);
+        let left = || {
+            let mut names: Vec<_> =
+                fs::read_dir(&folder).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        prune(&folder, 2);
+        assert_eq!(left(), ["guest-6.1-c.cpio", "guest-6.1-d.cpio", "notes.txt"]);
+        prune(&folder, 0);
+        assert_eq!(left(), ["guest-6.1-d.cpio", "notes.txt"], "used a minute ago");
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -8,7 +8,10 @@ use std::{
 
 use crate::{
     guest::Service,
-    topology::{FILE_PORT, HYPERVISOR, MONITOR, SERVICE, SERVICE_INTERFACE, SPARE, rdma_v4, service_v4, service_v6},
+    topology::{
+        FILE_PORT, HYPERVISOR, MONITOR, SECOND_SPARE, SERVICE, SERVICE_INTERFACE, SPARE, rdma_v4, service_v4,
+        service_v6,
+    },
     vm::Vm,
 };
 
@@ -97,12 +100,20 @@ const SAMPLES_PER_DEADLINE: f64 = 25.0;
 /// The agent's heartbeat wakes a CPU five times a second: three of them may fail to come.
 const SWITCH_DEADLINE_MS: u64 = 800;
 
-pub(super) fn reinstate(boxes: &Path) -> String {
+pub(super) fn reinstate(name: &str, number: u8, boxes: &Path) -> String {
     format!(
-        "name = \"spare\"\nlisten = \"{}\"\ninterface = \"{SERVICE_INTERFACE}\"\nbox_socket = \"{}\"\n",
-        rdma_v4(SPARE),
+        "name = \"{name}\"\nlisten = \"{}\"\ninterface = \"{SERVICE_INTERFACE}\"\nbox_socket = \"{}\"\n",
+        rdma_v4(number),
         boxes.display(),
     )
+}
+
+/// Control plane of the second spare.
+pub(super) const SECOND_CONTROL: SocketAddr = on_rdma_network(SECOND_SPARE, control::reinstate::PORT);
+
+/// Said to a monitor after everything else: there is a second spare.
+pub(super) fn second_spare() -> String {
+    format!("\n[[target.spare]]\nname = \"spare-b\"\ncontrol = \"{SECOND_CONTROL}\"\n")
 }
 
 /// Where the guest mounts the files; see [`super::installation`] for the folder on the host.

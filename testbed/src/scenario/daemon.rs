@@ -57,9 +57,25 @@ impl Daemon {
         arguments: impl IntoIterator<Item = impl Into<OsString>>,
         folder: &Path,
     ) -> Result<Self> {
+        Self::start_logging(place, name, name, arguments, folder, None)
+    }
+
+    /// The same, of `program` under another name, with logs of this level.
+    ///
+    /// # Errors
+    /// See [`Daemon::start`].
+    pub fn start_logging(
+        place: &Place,
+        name: &str,
+        of: &str,
+        arguments: impl IntoIterator<Item = impl Into<OsString>>,
+        folder: &Path,
+        level: Option<&str>,
+    ) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let file = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
-        let mut command = Command::new(program(name)?);
+        let mut command = Command::new(program(of)?);
+        command.env("NO_COLOR", "1").envs(level.map(|level| ("BACKDOORS_LOG", level)));
         command.args(arguments.into_iter().map(Into::into)).stdin(Stdio::null());
         command.stdout(file.try_clone()?).stderr(file);
         let child = place.spawn(&mut command)?;

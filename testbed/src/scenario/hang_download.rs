@@ -143,7 +143,8 @@ fn carry_out(
         capture.finish()?;
     }
     let incident = Incident::of(&incident::read(&installation.journal)?);
-    let verdict = judge(run, installation, &outcomes, &incident, clock, &broken);
+    let may_lose = installation.reborn()?;
+    let verdict = judge(run, installation, &outcomes, &incident, clock, &broken, may_lose);
     let timeline = draw(run, installation, &outcomes, &incident, clock, broken.at_ns);
     Ok((verdict, timeline))
 }
@@ -295,6 +296,16 @@ fn alive_after(installation: &mut Installation, sent_when_fenced: u64) -> Result
     Ok(spoke.into_iter().chain(runs).collect())
 }
 
+/// Why a session was lost, with what leads to it in the logs.
+fn loss(number: usize, outcome: &Outcome, zero: Duration) -> Option<String> {
+    let reason = outcome.lost.as_ref()?;
+    let address = outcome.local.map_or("not connected".to_owned(), |local| local.to_string());
+    let heard = outcome.arrivals.last().map_or("never heard".to_owned(), |last| {
+        format!("last heard at {:.0} ms", (last.at.as_secs_f64() - zero.as_secs_f64()) * 1e3)
+    });
+    Some(format!("session {number} ({:?}, {address}, {heard}): {reason}", outcome.kind))
+}
+
 fn judge(
     run: &Run,
     installation: &Installation,
@@ -302,15 +313,27 @@ fn judge(
     incident: &Incident,
     clock: Clock,
     broken: &Broken,
+    may_lose: bool,
 ) -> Verdict {
     let zero = clock.since_zero(incident.last_sign_ns.unwrap_or(broken.at_ns));
     let gaps = verdict::gaps(outcomes, zero);
     let wrong_bytes = outcomes.iter().map(|outcome| outcome.wrong_bytes).sum();
+    let dead = run.order.spare_dies;
     let mut why = incident.trouble.clone();
     why.extend(broken.false_takeovers.iter().cloned());
-    why.extend(incident.lost());
-    for (number, outcome) in outcomes.iter().enumerate() {
-        why.extend(outcome.lost.iter().map(|reason| format!("session {number} ({:?}): {reason}", outcome.kind)));
+    // A spare that was killed passes the order on; what it had said to clients is lost, and reported.
+    why.retain(|trouble| dead.is_none() || !trouble.starts_with("spare did not take over"));
+    let reported_lost = incident.lost();
+    let lost = outcomes.iter().filter(|outcome| outcome.lost.is_some()).count();
+    if may_lose && lost > reported_lost.len() {
+        why.push(format!(
+            "{lost} clients lost their session, {} were reported: {reported_lost:?}",
+            reported_lost.len()
+        ));
+    }
+    why.extend(reported_lost.into_iter().filter(|_| !may_lose));
+    for (number, outcome) in outcomes.iter().enumerate().filter(|_| !may_lose) {
+        why.extend(loss(number, outcome, zero));
     }
     if incident.report.is_none() {
         why.push("the recovery did not come to its end".to_owned());
@@ -321,7 +344,7 @@ fn judge(
     // Somebody must have been carried over, or nothing was shown. Those that connect anew each time may have had no
     // connection at that moment.
     let lasting = outcomes.iter().filter(|outcome| !outcome.kind.reconnects()).count();
-    if incident.report.is_some() && incident.resumed() < lasting {
+    if incident.report.is_some() && incident.resumed() + incident.lost().len() < lasting {
         why.push(format!("{} of at least {lasting} sessions were carried over", incident.resumed()));
     }
     Verdict {

@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,8 +16,9 @@ use control::{
 };
 
 use super::{
-    configuration::{self, BACKDOOR_CONTROL, MONITOR_METRICS, SPARE_CONTROL, TARGET},
+    configuration::{self, BACKDOOR_CONTROL, MONITOR_METRICS, SECOND_CONTROL, SPARE_CONTROL, TARGET},
     daemon::{Daemon, program},
+    dying::{Died, Dying, Stage},
     incident,
     progress::Progress,
 };
@@ -26,7 +27,9 @@ use crate::{
     fault,
     guest::{ImageSpec, Kernel},
     sandbox::SCRATCH,
-    topology::{GUEST, PREFIX_V4, PREFIX_V6, SERVICE, Topology, Wire, service_v4, service_v6},
+    topology::{
+        GUEST, PREFIX_V4, PREFIX_V6, Place, SECOND_SPARE, SERVICE, SPARE, Topology, Wire, service_v4, service_v6,
+    },
     vm::{Share, Tap, Vm, VmSpec},
 };
 
@@ -53,6 +56,8 @@ pub struct Order {
     pub deadline_ms: u64,
     /// Whether the guest has the lock-up module.
     pub lockup_module: bool,
+    /// Where the spare dies, if it does, and the seed of the moment; there is a second one then.
+    pub spare_dies: Option<(Stage, u64)>,
     /// Continuation Boxes in the guest's pool.
     pub pool_slots: u32,
     /// Connections that the guest's server takes at a time, if it has a limit; the spare's has none.
@@ -79,6 +84,7 @@ impl Order {
             wire: Wire::Good,
             seed: 0,
             saved: None,
+            spare_dies: None,
         }
     }
 }
@@ -108,7 +114,9 @@ pub fn save_guest(order: &Order, file: &Path, progress: Progress) -> Result<()> 
     topology.plug_tap(TAP)?;
     vm.wait_ready(BOOT_BOUND)?;
     // Aside and renamed: nobody goes on from half a guest.
-    let aside = file.with_extension("part");
+    let mut aside = file.as_os_str().to_owned();
+    aside.push(".part");
+    let aside = PathBuf::from(aside);
     vm.save(&aside)?;
     fs::rename(&aside, file).with_context(|| format!("naming {}", file.display()))
 }
@@ -118,10 +126,13 @@ pub fn save_guest(order: &Order, file: &Path, progress: Progress) -> Result<()> 
 pub struct Installation {
     // Dropped in this order: healers before the guest, so that none sees it die at the end.
     daemons: Vec<Daemon>,
+    dying: Option<Dying>,
     /// The guest.
     pub vm: Vm,
     /// Its machines.
     pub topology: Topology,
+    /// A second spare's, if there is one.
+    second: Option<Place>,
     /// Release of the guest's kernel.
     pub kernel: String,
     /// The monitor's journal.
@@ -158,12 +169,15 @@ impl Installation {
         let topology = Topology::with_wire(order.wire, order.seed)?;
         let how = if order.saved.is_some() { "goes on from where it was saved" } else { "boots" };
         progress.step(format_args!("the guest {how}: {} vCPU", order.vcpus));
+        let second = order.spare_dies.map(|_| topology.add("spare-b", SECOND_SPARE)).transpose()?;
         let vm = boot(&kernel, &image, order, &folder, change)?;
         topology.plug_tap(TAP)?;
         let mut installation = Self {
             daemons: Vec::new(),
+            dying: None,
             vm,
             topology,
+            second,
             kernel: kernel.release,
             journal: folder.join("journal.jsonl"),
             folder,
@@ -186,11 +200,41 @@ impl Installation {
         let topology = &self.topology;
         let backdoor = configured(&folder, "backdoor", &configuration::backdoor(&self.vm))?;
         self.daemons.push(Daemon::start(&topology.hypervisor, "backdoor", backdoor, &folder)?);
-        let reinstate = configured(&folder, "reinstate", &configuration::reinstate(&boxes))?;
-        self.daemons.push(Daemon::start(&topology.spare, "reinstate", reinstate, &folder)?);
-        let files = configuration::file_server(&boxes, &files(&folder));
+        let reinstate = configured(&folder, "reinstate", &configuration::reinstate("spare", SPARE, &boxes))?;
+        let level = self.second.as_ref().map(|_| "debug");
+        let spare = Daemon::start_logging(&topology.spare, "reinstate", "reinstate", reinstate, &folder, level)?;
+        self.daemons.push(spare);
+        let files = configuration::file_server(&boxes, &files_of(&folder));
         self.daemons.push(Daemon::start(&topology.spare, "file-server", files, &folder)?);
+        let Some(second) = &self.second else { return Ok(()) };
+        let boxes = folder.join("box-b.sock");
+        let reinstate = configured(&folder, "reinstate-b", &configuration::reinstate("spare-b", SECOND_SPARE, &boxes))?;
+        let spare = Daemon::start_logging(second, "reinstate-b", "reinstate", reinstate, &folder, None)?;
+        let arguments = configuration::file_server(&boxes, &files_of(&folder));
+        let files = Daemon::start_logging(second, "file-server-b", "file-server", arguments, &folder, None)?;
+        self.daemons.extend([spare, files]);
         Ok(())
+    }
+
+    /// Lets the first spare die at `stage` of what comes.
+    fn doom(&mut self, (stage, seed): (Stage, u64)) -> Result<()> {
+        let found = self.daemons.iter().position(|daemon| daemon.name() == "reinstate");
+        let spare = self.daemons.swap_remove(found.context("there is no spare")?);
+        let arguments = vec!["--config".to_owned(), self.folder.join("reinstate.toml").display().to_string()];
+        let place = self.topology.spare.try_clone()?;
+        self.dying = Some(Dying::begin(spare, place, arguments, &self.folder, stage, seed));
+        Ok(())
+    }
+
+    /// Whether a spare that was to die may have spoken to clients before, if one was; it has died then.
+    ///
+    /// # Errors
+    /// When it did not get to where it was to die, or did not come back.
+    pub fn reborn(&mut self) -> Result<bool> {
+        let Some(dying) = self.dying.take() else { return Ok(false) };
+        let Died { next_life, may_have_spoken } = dying.over()?;
+        self.daemons.push(next_life);
+        Ok(may_have_spoken)
     }
 
     /// Waits until the spare has learnt the guest's kernel, starts the monitor and waits until it watches.
@@ -203,10 +247,21 @@ impl Installation {
     pub fn ready(&mut self, order: &Order, progress: Progress) -> Result<()> {
         progress.step("the spare learns the guest's kernel");
         let monitor = self.topology.monitor.try_clone()?;
-        self.daemon("reinstate")?
-            .wait_until("readiness of the spare", DAEMON_BOUND, || monitor.run(prepare).is_ok_and(|ready| ready))?;
+        self.daemon("reinstate")?.wait_until("readiness of the spare", DAEMON_BOUND, || {
+            monitor.run(|| prepare(SPARE_CONTROL)).is_ok_and(|ready| ready)
+        })?;
+        let mut more = String::new();
+        if self.second.is_some() {
+            self.daemon("reinstate-b")?.wait_until("readiness of the second spare", DAEMON_BOUND, || {
+                monitor.run(|| prepare(SECOND_CONTROL)).is_ok_and(|ready| ready)
+            })?;
+            more = configuration::second_spare();
+        }
+        if let Some(death) = order.spare_dies {
+            self.doom(death)?;
+        }
         progress.step("the monitor looks for the Sensor Box");
-        let text = configuration::monitor(&self.journal, order.deadline_ms);
+        let text = configuration::monitor(&self.journal, order.deadline_ms) + &more;
         let arguments = configured(&self.folder, "monitor", &text)?;
         self.daemons.push(Daemon::start(&monitor, "monitor", arguments, &self.folder)?);
         let journal = self.journal.clone();
@@ -327,7 +382,7 @@ fn images() -> PathBuf {
 }
 
 /// What guest and spare both serve, as they would from shared storage.
-fn files(folder: &Path) -> PathBuf {
+fn files_of(folder: &Path) -> PathBuf {
     folder.join("files")
 }
 
@@ -338,7 +393,7 @@ fn boot(
     folder: &Path,
     change: impl FnOnce(&mut VmSpec, &Path) -> Result<()>,
 ) -> Result<Vm> {
-    fs::create_dir_all(files(folder)).context("the folder of files")?;
+    fs::create_dir_all(files_of(folder)).context("the folder of files")?;
     let mut spec = VmSpec::new(TARGET, &kernel.vmlinuz, image);
     spec.cpus = order.vcpus;
     spec.tap = Some(Tap::Name(TAP.to_owned()));
@@ -351,7 +406,7 @@ fn boot(
     spec.saved.clone_from(&order.saved);
     spec.shares = vec![Share {
         tag: configuration::FILES_TAG.to_owned(),
-        on_host: files(folder),
+        on_host: files_of(folder),
         in_guest: configuration::GUEST_FILES.to_owned(),
         at_boot: false,
         writable: true,
@@ -361,8 +416,8 @@ fn boot(
 }
 
 /// Asks the spare to get ready, as the monitor does; false while it is not. Call it in the monitor's place.
-fn prepare() -> Result<bool> {
-    let stream = TcpStream::connect_timeout(&SPARE_CONTROL, Duration::from_secs(2)).context("no spare yet")?;
+fn prepare(spare: SocketAddr) -> Result<bool> {
+    let stream = TcpStream::connect_timeout(&spare, Duration::from_secs(2)).context("no spare yet")?;
     stream.set_read_timeout(Some(DAEMON_BOUND))?;
     let mut channel = Channel::new(stream);
     match channel.ask(&Request::Hello(Hello::new("testbed")))? {

@@ -4,6 +4,7 @@
 mod aim;
 mod configuration;
 mod daemon;
+mod dying;
 pub mod hang_download;
 pub mod incident;
 mod installation;
@@ -13,6 +14,7 @@ mod verdict;
 
 pub use aim::Aim;
 pub use daemon::{Daemon, program};
+pub use dying::Stage;
 pub use hang_download::Run;
 pub use installation::{Installation, Order, pool_for, save_guest};
 pub use progress::Progress;

@@ -10,6 +10,8 @@ pub const SPARE: u8 = 2;
 pub const MONITOR: u8 = 3;
 /// The clients.
 pub const CLIENT: u8 = 4;
+/// A second spare, where there is one.
+pub const SECOND_SPARE: u8 = 5;
 /// The guest's own address, which never moves.
 pub const GUEST: u8 = 10;
 /// The address of the service, which moves.

@@ -102,7 +102,7 @@ impl Incident {
 }
 
 /// Stories for the connections of `machine` that were accepted; some are left out, and have no box.
-fn stories(machine: &Machine, all: bool, rng: &mut StdRng) -> Vec<Story> {
+pub fn stories(machine: &Machine, all: bool, rng: &mut StdRng) -> Vec<Story> {
     let sockets: Vec<_> = machine.sockets.iter().filter(|socket| socket.accepted).collect();
     let kept: Vec<_> = sockets.into_iter().filter(|_| all || rng.random_bool(0.9)).collect();
     kept.into_iter().map(|socket| Story::before(socket, rng)).collect()

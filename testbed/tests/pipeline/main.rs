@@ -14,6 +14,7 @@
 
 mod application;
 mod chain;
+mod garbage;
 mod golden;
 mod judge;
 mod network;

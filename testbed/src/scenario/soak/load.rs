@@ -3,8 +3,8 @@
 //! | load | what is done | what must be seen in the guest |
 //! |---|---|---|
 //! | idle | nothing but one small request each second | its processors rest |
-//! | cpu | twice as many busy shells as processors, and one process that makes system calls | its processors never rest |
-//! | memory | all but a few MiB filled for good, no swap; two readers keep the page cache in the rest | pages are reclaimed |
+//! | cpu | twice as many busy shells as processors, one process in system calls | its processors never rest |
+//! | memory | all but a few MiB filled for good, no swap; two readers fill the page cache | pages are reclaimed |
 //! | network | 20 000 UDP packets a second and two TCP clients that connect anew for each request | packets arrive |
 
 use std::{fs::File, path::Path, time::Duration};

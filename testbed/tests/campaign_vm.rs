@@ -1,0 +1,59 @@
+//! A slice of the campaign: every fault with every kind of session over a cable that loses and shuffles packets, and a
+//! stop inside a store into a box. Slow (a minute), because everything in it is real. The campaign itself: `make
+//! campaign`.
+//!
+//! The daemons must have been built (`make test` does).
+
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
+
+use serde_json::Value;
+
+/// Runs a campaign in a folder of its own; returns its lines.
+fn campaign(name: &str, arguments: &[&str]) -> Vec<Value> {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&out);
+    let results = out.join("campaign.jsonl");
+    let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
+        .args(["campaign", "--parallel", "1", "--deadline-ms", "250", "--results"])
+        .arg(&results)
+        .args(arguments)
+        .output()
+        .expect("testbed can be started");
+    let (table, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{log}\n{table}", output.status);
+    let text = fs::read_to_string(&results).expect("the campaign leaves its results");
+    assert!(!out.join("campaign.guests").exists(), "saved guests were left behind");
+    fs::remove_dir_all(&out).expect("the results are ours");
+    text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+}
+
+fn words<'a>(lines: &'a [Value], key: &str) -> BTreeSet<&'a str> {
+    lines.iter().filter_map(|line| line[key].as_str()).collect()
+}
+
+#[test]
+fn every_fault_with_every_kind_of_session_over_a_bad_cable_loses_nothing_and_doubles_nothing() {
+    let matrix = ["--kernels", "6.1", "--vcpus", "2", "--sessions", "18", "--wires", "rough", "--no-aims"];
+    let kinds = ["--kinds", "paced,fast,upload,small,idle,stalled,half-closed,fresh,queued"];
+    let lines = campaign("campaign-slice", &[&["--runs", "4", "--seed", "4"], &matrix[..], &kinds].concat());
+    assert_eq!(words(&lines, "fault"), ["hardlock", "panic", "softlock", "stop"].into());
+    for line in &lines {
+        assert_eq!(line["pass"], true, "{line}");
+        for figure in ["lost", "wrong_bytes", "doubled_bytes", "false_takeovers"] {
+            assert_eq!(line[figure], 0, "{figure}: {line}");
+        }
+        assert!(line["packets_harmed"].as_u64() > Some(20), "the cable was not bad: {line}");
+        assert!(line["resumed"].as_u64() >= Some(14), "{line}");
+        assert!(line["bytes_checked"].as_u64() > Some(1_000_000), "{line}");
+    }
+}
+
+#[test]
+fn a_stop_inside_a_store_into_a_box_and_one_inside_a_send_lose_nothing() {
+    let matrix = ["--kernels", "6.1", "--vcpus", "1", "--sessions", "6", "--wires", "good", "--aims", "export,send"];
+    let kinds = ["--kinds", "paced,fast,upload,small", "--faults", "stop"];
+    let lines = campaign("campaign-aimed", &[&["--runs", "3", "--seed", "5"], &matrix[..], &kinds].concat());
+    let aimed: BTreeSet<_> = words(&lines, "aimed").iter().filter_map(|aimed| aimed.split('+').next()).collect();
+    assert_eq!(aimed, ["export", "send"].into(), "the guest came by both places: {lines:?}");
+    assert!(lines.iter().all(|line| line["pass"] == true), "{lines:?}");
+}
