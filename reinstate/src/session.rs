@@ -430,7 +430,7 @@ pub(crate) mod tests {
             let (lsr, lsw) = (1000 + 60, 2000 + 150);
             let boxed = image(&first, (1000, 2000), lsr, lsw);
             let standing = agree(&first, &boxed).unwrap();
-            let once = admit(first, boxed, standing, Duration::ZERO);
+            let once = admit(0, first, boxed, standing, Duration::ZERO);
             let seq = once.snapshot.snd_una.wrapping_add(20);
             let opening = once.opening(Start { seq, ..position::assumed(&once.snapshot) });
             // 60 saved bytes were sent, the application made 40 more after those it swallowed; the client has 75. It has
@@ -441,7 +441,7 @@ pub(crate) mod tests {
             let boxed = image(&again, (opening.base_read, opening.base_written), lsr, lsw);
             assert_eq!(rebuildable(&again), Ok(()));
             let standing = agree(&again, &boxed).unwrap();
-            let twice = admit(again, boxed, standing, Duration::ZERO);
+            let twice = admit(0, again, boxed, standing, Duration::ZERO);
             assert_eq!((twice.copied, twice.written), (1000 + 70 + 45, 2000 + 180 + 40));
             assert_eq!(twice.discard, twice.written - lsw);
             assert_eq!(lsr + twice.image.logged.len() as u64, twice.copied);
