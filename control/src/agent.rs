@@ -10,8 +10,8 @@ use crate::Hello;
 /// Name of the virtio-serial port, as it stands in `/sys/class/virtio-ports/*/name` of the guest.
 pub const PORT_NAME: &str = "org.backdoors.agent";
 
-/// Pages one region may have: 64 MiB of boxes.
-pub const REGION_PAGES_MAX: usize = 16 * 1024;
+/// Pages one region may have: 256 MiB of boxes, a good ten thousand.
+pub const REGION_PAGES_MAX: usize = 64 * 1024;
 
 /// Regions one agent may register.
 pub const REGIONS_MAX: usize = 16;

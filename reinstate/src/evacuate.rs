@@ -7,45 +7,36 @@
 use std::{
     io,
     net::IpAddr,
-    os::fd::{AsFd, OwnedFd},
+    sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
-use contbox::service::{BoxService, Handover};
-use control::{
-    backdoor::{FenceToken, RegionEntry},
-    reinstate::{Assignment, Evacuation, Outcome, Report, Session as Reported, Share, Stage},
-};
-use introspect::{
-    Extent, Kernel,
-    linux::tcp::{self, TcpFilter},
-};
-use link::{Link, Options};
-use remote_memory::{Region, RemoteKey};
+use contbox::service::BoxService;
+use control::reinstate::{Assignment, Evacuation, Outcome, Report, Session as Reported, Share, Stage};
+use introspect::linux::tcp::TcpFilter;
 
 use crate::{
     address::{Interface, StandBy},
     config::Config,
-    extract::{Extracted, Lost, extract},
+    extract::{Extracted, Lost},
     held::HeldFile,
     leftovers::{self, Connection},
     netlink::Netlink,
     nudge::{self, Nudger},
-    position::{Proof, Start},
-    probe::{Prober, Verdict},
+    probe::{Patience, Prober, Verdict},
+    resume::{Ending, Orders, Resumed, given, keepers, rebuild, speak},
     routes::RaisedRoutes,
-    session::{Loss, Session},
+    session,
     snapshot::Snapshot,
-    tcp_repair::{self, Rebuilt},
+    source::Source,
 };
 
 /// A spare that stands by for one target. Dropped, it gives back what it changed on this machine.
 #[derive(Debug)]
 pub struct Prepared {
     assignment: Assignment,
-    link: Link,
-    incarnation: u64,
-    kernel: Kernel,
+    source: Source,
     netlink: Netlink,
     addresses: Vec<StandBy>,
     routes: Vec<RaisedRoutes>,
@@ -54,73 +45,8 @@ pub struct Prepared {
     held: HeldFile,
 }
 
-/// Who goes on with a connection.
-enum Keeper {
-    /// The application.
-    Application(Session),
-    /// This kernel alone: the application had closed it.
-    Kernel(Snapshot),
-}
-
-impl Keeper {
-    fn snapshot(&self) -> &Snapshot {
-        match self {
-            Self::Application(session) => &session.snapshot,
-            Self::Kernel(snapshot) => snapshot,
-        }
-    }
-
-    fn lost(self, why: Loss) -> Lost {
-        let snapshot = match self {
-            Self::Application(session) => session.snapshot,
-            Self::Kernel(snapshot) => snapshot,
-        };
-        Lost { snapshot, why }
-    }
-
-    /// Whether there is no connection: its handshake was under way, and the client does not say that it ended.
-    fn never_came_about(&self, verdict: &Verdict) -> bool {
-        let unproven = matches!(self, Self::Application(session) if session.unproven);
-        unproven && !verdict.as_ref().is_ok_and(|start| start.proof == Proof::Client)
-    }
-}
-
-/// A rebuilt connection that cannot be heard yet.
-struct Silent {
-    keeper: Keeper,
-    start: Start,
-    socket: Rebuilt,
-}
-
-/// A session whose socket speaks.
-struct Live {
-    session: Session,
-    start: Start,
-    socket: OwnedFd,
-}
-
-/// What has become of the connections that were not lost.
-#[derive(Default)]
-struct Resumed {
-    sessions: Vec<Session>,
-    ended: Vec<Snapshot>,
-}
-
 fn named<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> Result<T, String> {
     result.map_err(|error| format!("{what}: {error}"))
-}
-
-fn discover(link: &mut Link) -> Result<Kernel, String> {
-    let ram = named("backdoor", link.region("ram"))?;
-    let extents = extents(&ram);
-    named("kernel of the target", Kernel::discover(link.memory(), RemoteKey::new(ram.key), &extents))
-}
-
-fn extents(ram: &RegionEntry) -> Vec<Extent> {
-    match ram.extents.as_slice() {
-        [] => vec![Extent { start: ram.base, len: ram.len }],
-        some => some.iter().map(|extent| Extent { start: extent.start, len: extent.len }).collect(),
-    }
 }
 
 fn filter(assignment: &Assignment, part: &[IpAddr]) -> TcpFilter {
@@ -135,13 +61,7 @@ impl Prepared {
     /// # Errors
     /// The sentence.
     pub fn make(config: &Config, assignment: &Assignment) -> Result<Self, String> {
-        let options = Options { port: config.roce_port, ..Options::new(format!("reinstate@{}", config.name)) };
-        let mut link = named("backdoor", Link::connect(assignment.backdoor, config.listen, options))?;
-        let welcome = link.welcome();
-        if welcome.target != assignment.target {
-            return Err(format!("the backdoor at {} serves {}", assignment.backdoor, welcome.target));
-        }
-        let kernel = discover(&mut link)?;
+        let source = Source::connect(config, assignment)?;
         let mut netlink = named("netlink", Netlink::open())?;
         let mut addresses: Vec<StandBy> = Vec::new();
         for service in &assignment.services {
@@ -154,9 +74,7 @@ impl Prepared {
         let nudger = named("speaking ICMP", Nudger::open())?;
         let mut prepared = Self {
             assignment: assignment.clone(),
-            link,
-            incarnation: welcome.incarnation,
-            kernel,
+            source,
             netlink,
             addresses,
             routes: Vec::new(),
@@ -181,7 +99,7 @@ impl Prepared {
 
     /// The target's kernel release.
     pub fn kernel(&self) -> &str {
-        &self.kernel.release
+        self.source.kernel()
     }
 
     /// Whether the service, or a part of it, is here.
@@ -208,30 +126,8 @@ impl Prepared {
     /// # Errors
     /// A sentence for people.
     pub fn refresh(&mut self) -> Result<(), String> {
-        named("backdoor", self.link.ping())?;
-        let incarnation = self.link.welcome().incarnation;
-        let ram = named("backdoor", self.link.region("ram"))?;
         let filter = filter(&self.assignment, &self.part(None));
-        let walked = tcp::walk(&self.kernel, self.link.memory(), RemoteKey::new(ram.key), &filter);
-        let (sockets, damage) = named("sockets of the target", walked)?;
-        // A busy machine tears a chain now and then; a rebooted one has nothing where it was.
-        if incarnation != self.incarnation || (sockets.is_empty() && !damage.is_empty()) {
-            self.kernel = discover(&mut self.link)?;
-            self.incarnation = incarnation;
-        }
-        Ok(())
-    }
-
-    /// Reads the sessions out of the fenced target.
-    ///
-    /// # Errors
-    /// A sentence for people; nothing has been changed then.
-    fn extract(&mut self, part: &[IpAddr], token: &FenceToken, silent: Duration) -> Result<Extracted, String> {
-        let regions = named("regions under the fence", self.link.regions(Some(token)))?;
-        let pool = regions.iter().find(|region| region.name == "cb").cloned().map(Region::from);
-        let ram = RemoteKey::new(token.ram_key);
-        let filter = filter(&self.assignment, part);
-        named("extraction", extract(&self.kernel, self.link.memory(), ram, pool.as_ref(), &filter, silent))
+        self.source.refresh(&filter)
     }
 
     /// Takes over. `order` is when the order arrived.
@@ -251,34 +147,60 @@ impl Prepared {
             return Ok(Report::default());
         }
         let silent = Duration::from_millis(evacuation.silent_ms);
-        let Extracted { sessions, ending, mut lost, damage } = self.extract(&part, &evacuation.token, silent)?;
+        let token = &evacuation.token;
+        let (mut survey, pool) = self.source.survey(token, &filter(&self.assignment, &part))?;
         stages.end("extract");
         // From here on clients' packets come to us.
         let ours = || self.addresses.iter().filter(|address| part.contains(&address.address()));
         for address in ours() {
             named("announcing the address", address.announce())?;
         }
-        let keepers = sessions.into_iter().map(Keeper::Application).chain(ending.into_iter().map(Keeper::Kernel));
-        let keepers: Vec<_> = keepers.collect();
-        let snapshots: Vec<_> = keepers.iter().map(Keeper::snapshot).collect();
+        let values: Vec<_> = survey.sockets.iter().map(|socket| session::values(socket, silent)).collect();
         let again = || ours().for_each(|address| drop(address.announce()));
-        let verdicts = self.prober.ask(&snapshots, order, config.probe.patience(), again).unwrap_or_else(|error| {
-            tracing::warn!(%error, "clients cannot be asked; going on with the target's numbers");
-            snapshots.iter().map(|snapshot| Ok(crate::position::assumed(snapshot))).collect()
+        let (source, prober) = (&mut self.source, &mut self.prober);
+        // Clients take their time to answer, and boxes take theirs to be read.
+        let (verdicts, extracted) = thread::scope(|scope| {
+            let asking = scope.spawn(|| (ask(prober, &values, order, config.probe.patience(), again), order.elapsed()));
+            let extracted = source.pair(&mut survey, pool.as_ref(), silent);
+            stages.end("boxes");
+            let (verdicts, heard) = joined(asking);
+            stages.note("probe", stages.of("extract"), heard);
+            (verdicts, extracted)
         });
-        stages.end("probe");
-        let (existing, begun): (Vec<_>, Vec<_>) =
-            keepers.into_iter().zip(verdicts).partition(|(it, is)| !it.never_came_about(is));
-        let silent_ones = rebuild(existing, order, &mut lost);
-        stages.end("rebuild");
-        self.take_addresses(&part)?;
-        stages.end("address");
-        let mut resumed = Resumed::default();
-        let live = speak(&self.prober, silent_ones, &mut resumed, &mut lost);
-        hand_over(service, live, Duration::from_millis(config.application_ms), &mut resumed, &mut lost);
-        stages.end("resume");
+        let Extracted { sessions, ending, mut lost, damage } = extracted?;
+        let (keepers, begun): (Vec<_>, Vec<_>) = keepers(sessions, ending)
+            .into_iter()
+            .partition(|(number, keeper)| !keeper.never_came_about(&verdicts[*number]));
+        let numbers: Vec<usize> = keepers.iter().map(|(number, _)| *number).collect();
+        let (taker, queues) = mpsc::channel();
+        let Self { source, netlink, addresses, routes, prober, held, .. } = self;
+        let done = thread::scope(|scope| {
+            let survey = &survey;
+            let reading = scope.spawn(move || {
+                source.read_queues(survey, token, numbers, &taker);
+                drop(taker);
+                order.elapsed()
+            });
+            let mut silent_ones = rebuild(keepers, &verdicts, order, &mut lost);
+            stages.end("rebuild");
+            take_addresses(addresses, routes, netlink, held, &part)?;
+            stages.end("address");
+            let paired = stages.of("boxes");
+            let mut ending = Ending { resumed: Resumed::default(), lost: &mut lost };
+            let mut ordered = Orders::default();
+            for group in queues {
+                let silent_ones = given(group, &mut silent_ones, ending.lost);
+                let live = speak(prober, silent_ones, &mut ending);
+                ordered.add(service, live);
+            }
+            stages.note("queues", paired, joined(reading));
+            ordered.settle(service, Duration::from_millis(config.application_ms), &mut ending);
+            stages.end("resume");
+            Ok::<_, String>(ending.resumed)
+        });
+        let resumed = done.inspect_err(|_| self.release())?;
         self.end(lost.iter().map(|lost| &lost.snapshot), order);
-        self.end(begun.iter().map(|(keeper, _)| keeper.snapshot()), order);
+        self.end(begun.iter().map(|(_, keeper)| keeper.snapshot()), order);
         self.nudge(&resumed, silent + order.elapsed());
         Ok(report(&resumed, lost, damage, stages))
     }
@@ -300,21 +222,6 @@ impl Prepared {
                 tracing::debug!(peer = %snapshot.peer, %error, "a client cannot be nudged");
             }
         }
-    }
-
-    fn take_addresses(&mut self, part: &[IpAddr]) -> Result<(), String> {
-        for address in self.addresses.iter_mut().filter(|address| part.contains(&address.address())) {
-            let noted = self.held.note(address.address(), address.interface());
-            if let Err(error) = noted.and_then(|()| address.take(&mut self.netlink)) {
-                // Sockets under repair end without a word when they are dropped; give back what we took.
-                self.release();
-                return Err(format!("taking the address over: {error}"));
-            }
-        }
-        for routes in self.routes.iter_mut().filter(|routes| part.contains(&routes.address())) {
-            let _ = routes.retire(&mut self.netlink);
-        }
-        Ok(())
     }
 
     /// Ends connections at their clients: asked where it stands, a client answers, and this kernel, which has the
@@ -353,6 +260,29 @@ impl Prepared {
             named("noting that it is gone", self.held.forget(address.address()))?;
         }
         Ok(aborted)
+    }
+
+    /// Ends the service here if no connection uses it: the addresses go first, then it is looked. False if a connection
+    /// was there after all; the addresses are then back, and what was sent meanwhile comes again.
+    ///
+    /// # Errors
+    /// A sentence for people; what can be is as before.
+    pub fn give_back_unused(&mut self) -> Result<bool, String> {
+        let held = self.held();
+        for address in self.addresses.iter_mut().filter(|address| held.contains(&address.address())) {
+            named("giving the address back", address.give_back(&mut self.netlink))?;
+        }
+        let is_unused = |address: &IpAddr| leftovers::connections(*address).is_ok_and(|found| found.is_empty());
+        if held.iter().all(is_unused) {
+            for address in held {
+                named("noting that it is gone", self.held.forget(address))?;
+            }
+            return Ok(true);
+        }
+        for address in self.addresses.iter_mut().filter(|address| held.contains(&address.address())) {
+            named("taking the address again", address.take(&mut self.netlink))?;
+        }
+        Ok(false)
     }
 
     /// The end of standing by: whatever was changed on this machine is undone, as far as possible.
@@ -401,75 +331,55 @@ impl Stages {
         tracing::debug!(stage = name, end_us, "a stage has ended");
         self.begun = now;
     }
+
+    /// Notes a stage beside the others.
+    fn note(&mut self, name: &str, begun: Duration, ended: Duration) {
+        let (begin_us, end_us) = (begun.as_micros() as u64, ended.as_micros() as u64);
+        self.done.push(Stage { name: name.to_owned(), begin_us, end_us });
+    }
+
+    /// When stage `name` ended.
+    fn of(&self, name: &str) -> Duration {
+        let stage = self.done.iter().find(|stage| stage.name == name);
+        stage.map_or(Duration::ZERO, |stage| Duration::from_micros(stage.end_us))
+    }
 }
 
-fn rebuild(keepers: Vec<(Keeper, Verdict)>, order: Instant, lost: &mut Vec<Lost>) -> Vec<Silent> {
-    let mut rebuilt = Vec::with_capacity(keepers.len());
-    for (keeper, verdict) in keepers {
-        let snapshot = keeper.snapshot();
-        let built = verdict.map_err(Loss::from).and_then(|start| {
-            let socket = tcp_repair::rebuild(snapshot, start, snapshot.timestamp_after(order.elapsed()));
-            socket.map(|socket| (start, socket)).map_err(|error| Loss::Repair(error.to_string()))
-        });
-        match built {
-            Ok((start, socket)) => rebuilt.push(Silent { keeper, start, socket }),
-            Err(why) => lost.push(keeper.lost(why)),
-        }
-    }
-    rebuilt
+fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Lets the sockets speak. Those that no application wants are left to the kernel.
-fn speak(prober: &Prober, silent: Vec<Silent>, resumed: &mut Resumed, lost: &mut Vec<Lost>) -> Vec<Live> {
-    let mut live = Vec::with_capacity(silent.len());
-    for Silent { keeper, start, socket } in silent {
-        let spoken = revive(prober, keeper.snapshot(), start, socket);
-        match (spoken, keeper) {
-            (Ok(socket), Keeper::Application(session)) => live.push(Live { session, start, socket }),
-            (Ok(socket), Keeper::Kernel(snapshot)) => {
-                tcp_repair::leave_to_kernel(socket);
-                resumed.ended.push(snapshot);
-            }
-            (Err(why), keeper) => lost.push(keeper.lost(Loss::Repair(why))),
-        }
-    }
-    live
+/// Asks all clients where they stand; by their connections' numbers in the survey.
+fn ask(
+    prober: &mut Prober,
+    values: &[Snapshot],
+    order: Instant,
+    patience: Patience,
+    again: impl FnMut(),
+) -> Vec<Verdict> {
+    let values: Vec<&Snapshot> = values.iter().collect();
+    prober.ask(&values, order, patience, again).unwrap_or_else(|error| {
+        tracing::warn!(%error, "clients cannot be asked; going on with the target's numbers");
+        values.iter().map(|values| Ok(crate::position::assumed(values))).collect()
+    })
 }
 
-/// Brings a socket to where its connection was: live, and closed in the directions that were closed.
-///
-/// # Errors
-/// A sentence for people; the client has then been reset.
-pub fn revive(prober: &Prober, snapshot: &Snapshot, start: Start, socket: Rebuilt) -> Result<OwnedFd, String> {
-    let socket = socket.go_live(snapshot, start).map_err(|error| error.to_string())?;
-    if snapshot.peer_closed {
-        named("saying that the client has closed", prober.end_input(snapshot, start))?;
+fn take_addresses(
+    addresses: &mut [StandBy],
+    routes: &mut [RaisedRoutes],
+    netlink: &mut Netlink,
+    held: &HeldFile,
+    part: &[IpAddr],
+) -> Result<(), String> {
+    for address in addresses.iter_mut().filter(|address| part.contains(&address.address())) {
+        let noted = held.note(address.address(), address.interface());
+        // Sockets under repair end without a word when they are dropped.
+        named("taking the address over", noted.and_then(|()| address.take(netlink)))?;
     }
-    if snapshot.closed {
-        named("closing", tcp_repair::close_output(socket.as_fd()))?;
+    for routes in routes.iter_mut().filter(|routes| part.contains(&routes.address())) {
+        let _ = routes.retire(netlink);
     }
-    Ok(socket)
-}
-
-fn hand_over(service: &BoxService, live: Vec<Live>, patience: Duration, resumed: &mut Resumed, lost: &mut Vec<Lost>) {
-    let mut sessions = Vec::with_capacity(live.len());
-    let mut handovers = Vec::with_capacity(live.len());
-    for Live { session, start, socket } in live {
-        handovers.push(Handover { opening: session.opening(start), discard: session.discard, socket });
-        sessions.push(session);
-    }
-    for (session, answer) in sessions.into_iter().zip(service.resume(handovers, patience)) {
-        match answer {
-            Ok(()) => resumed.sessions.push(session),
-            Err(declined) => {
-                // An application that was merely slow must not go on with a session that is reported lost.
-                if let Err(error) = tcp_repair::reset(&declined.socket) {
-                    tracing::warn!(peer = %session.snapshot.peer, %error, "a declined session may live on");
-                }
-                lost.push(Lost { snapshot: session.snapshot, why: Loss::Declined(declined.why) });
-            }
-        }
-    }
+    Ok(())
 }
 
 fn report(resumed: &Resumed, lost: Vec<Lost>, damage: Vec<String>, stages: Stages) -> Report {
@@ -483,7 +393,7 @@ fn report(resumed: &Resumed, lost: Vec<Lost>, damage: Vec<String>, stages: Stage
     };
     let mut sessions: Vec<Reported> =
         resumed.sessions.iter().map(|session| went_on(&session.snapshot, session.bytes())).collect();
-    sessions.extend(resumed.ended.iter().map(|ended| went_on(ended, ended.sending.len() as u64)));
+    sessions.extend(resumed.ended.iter().map(|ended| went_on(ended, ended.queued() as u64)));
     sessions.extend(lost.iter().map(|lost| Reported {
         local: lost.snapshot.local,
         peer: lost.snapshot.peer,

@@ -2,6 +2,8 @@
 //!
 //! Reads only, in rounds that do not grow with the number of sessions: the socket walk's, one for the pool's header,
 //! one for all heads, one for all snapshots and logs. Nothing read is trusted; what is wrong costs one session.
+//!
+//! What waits to be sent comes last ([`tcp::Survey`]): everything before can go on without it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,7 +19,7 @@ use contbox::{
 };
 use introspect::{
     Kernel,
-    linux::tcp::{self, TcpFilter, TcpSocket},
+    linux::tcp::{self, Survey, TcpFilter, TcpSocket},
 };
 use remote_memory::{LinkError, Read, Region, RemoteKey, RemoteRead};
 
@@ -51,8 +53,8 @@ pub struct Lost {
 pub struct Extracted {
     /// Can go on.
     pub sessions: Vec<Session>,
-    /// Connections that their application had closed: a kernel brings them to their end.
-    pub ending: Vec<Snapshot>,
+    /// Connections that their application had closed, with their numbers: a kernel brings them to their end.
+    pub ending: Vec<(usize, Snapshot)>,
     /// Cannot.
     pub lost: Vec<Lost>,
     /// What was wrong, in words; at most [`DAMAGE_MAX`].
@@ -90,8 +92,8 @@ enum Carried {
     ToItsEnd,
 }
 
-/// Reads all sessions that `filter` lets through. `pool` is the region of the boxes, if the target registered one;
-/// `silent` is how long the target has been silent at most.
+/// Reads all sessions that `filter` lets through, with all their bytes. `pool` is the region of the boxes, if the target
+/// registered one; `silent` is how long the target has been silent at most.
 ///
 /// # Errors
 /// [`ExtractError`]
@@ -103,9 +105,40 @@ pub fn extract(
     filter: &TcpFilter,
     silent: Duration,
 ) -> Result<Extracted, ExtractError> {
-    let (sockets, damage) = tcp::walk(kernel, memory, ram, filter)?;
-    let words = damage.iter().map(ToString::to_string).collect();
-    Ok(pair(memory, pool, sockets, silent, words)?)
+    let mut survey = tcp::survey(kernel, memory, ram, filter)?;
+    let mut extracted = pair_all(memory, pool, &mut survey, silent)?;
+    let sessions = std::mem::take(&mut extracted.sessions);
+    let numbers: Vec<usize> = sessions.iter().map(|session| session.number).collect();
+    let queues = survey.read_queued(kernel, memory, ram, &numbers)?;
+    for (mut session, bytes) in sessions.into_iter().zip(queues) {
+        match bytes.map(|bytes| session.snapshot.give(bytes)) {
+            Some(Ok(())) => extracted.sessions.push(session),
+            _ => extracted.lost.push(Lost { snapshot: session.snapshot, why: Loss::Damaged("send queue") }),
+        }
+    }
+    let numbers: Vec<usize> = extracted.ending.iter().map(|(number, _)| *number).collect();
+    let queues = survey.read_queued(kernel, memory, ram, &numbers)?;
+    for ((number, mut snapshot), bytes) in std::mem::take(&mut extracted.ending).into_iter().zip(queues) {
+        match bytes.map(|bytes| snapshot.give(bytes)) {
+            Some(Ok(())) => extracted.ending.push((number, snapshot)),
+            _ => extracted.lost.push(Lost { snapshot, why: Loss::Damaged("send queue") }),
+        }
+    }
+    Ok(extracted)
+}
+
+/// Finds the boxes of all sockets of a survey, which is left without them. What waits to be sent is not read.
+///
+/// # Errors
+/// [`LinkError`] if the path to the memory failed.
+pub fn pair_all(
+    memory: &mut dyn RemoteRead,
+    pool: Option<&Region>,
+    survey: &mut Survey,
+    silent: Duration,
+) -> Result<Extracted, LinkError> {
+    let words = survey.damage.iter().map(ToString::to_string).collect();
+    pair(memory, pool, std::mem::take(&mut survey.sockets), silent, words)
 }
 
 /// Finds the box of each socket and puts both together.
@@ -129,10 +162,10 @@ fn pair(
     let mut extracted = Extracted { damage, ..Extracted::default() };
     let plans = sockets.iter().map(|socket| boxes.plan(socket)).collect::<Vec<_>>();
     let images = read_plans(memory, pool, &plans)?;
-    for (socket, carried) in sockets.into_iter().zip(images) {
+    for (number, (socket, carried)) in sockets.into_iter().zip(images).enumerate() {
         let image = match carried {
             Ok(Carried::ToItsEnd) => {
-                extracted.ending.push(session::ending(socket, silent));
+                extracted.ending.push((number, session::ending(socket, silent)));
                 continue;
             }
             Ok(Carried::FromBox(image)) => Ok(image),
@@ -140,9 +173,9 @@ fn pair(
             Err(why) => Err(why),
         };
         match image.and_then(|image| session::agree(&socket, &image).map(|standing| (image, standing))) {
-            Ok((image, standing)) => extracted.sessions.push(session::admit(socket, image, standing, silent)),
+            Ok((image, standing)) => extracted.sessions.push(session::admit(number, socket, image, standing, silent)),
             // A lost session still needs its numbers, so that its client can be told.
-            Err(why) => extracted.lost.push(Lost { snapshot: session::numbers(socket, silent), why }),
+            Err(why) => extracted.lost.push(Lost { snapshot: session::values(&socket, silent), why }),
         }
     }
     Ok(extracted)
@@ -346,7 +379,7 @@ mod tests {
         let closed = TcpSocket { send_queue: vec![], snd_una: closed.write_seq, ..closed };
         let extracted = paired(&[], vec![closed.clone(), TcpSocket { orphaned: false, ..closed.clone() }]);
         assert_eq!((extracted.lost.len(), extracted.ending.len()), (0, 2));
-        let snapshot = &extracted.ending[0];
+        let snapshot = &extracted.ending[0].1;
         assert_eq!((snapshot.closed, snapshot.snd_una), (true, closed.write_seq.wrapping_sub(1)));
         assert!(snapshot.receiving.is_empty());
     }

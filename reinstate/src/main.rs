@@ -58,6 +58,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!("{addresses} addresses of a killed daemon removed");
         return Ok(());
     }
+    let descriptors = service::raise_descriptor_limit().context("cannot ask for more descriptors")?;
+    tracing::debug!(descriptors, "each session takes one");
     let signals = service::Signals::block().context("cannot wait for signals")?;
     let daemon = Daemon::start(&config)?;
     service::notify("READY=1");

@@ -91,7 +91,7 @@ pub fn answered(snapshot: &Snapshot, heard: &Heard) -> Result<Start, Refused> {
         return Err(Refused::Reset);
     }
     let ahead = distance(snapshot.snd_una, heard.ack);
-    let written = snapshot.sending.len() as u32;
+    let written = snapshot.queued() as u32;
     match ahead {
         _ if ahead > i32::MAX as u32 => Err(Refused::Behind { behind: ahead.wrapping_neg() }),
         _ if ahead > written + u32::from(snapshot.closed) => Err(Refused::Beyond { beyond: ahead - written }),
@@ -125,6 +125,7 @@ mod tests {
             snd_una,
             snd_nxt: snd_una,
             sending: vec![7; written],
+            unread: 0,
             rcv_nxt: 1000,
             receiving: vec![],
             rcv_wup: 1000,

@@ -64,6 +64,8 @@ pub enum Loss {
 /// A session that can go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
+    /// Its number in the survey of the dead machine's connections.
+    pub number: usize,
     /// Its connection.
     pub snapshot: Snapshot,
     /// Its box.
@@ -82,13 +84,13 @@ pub struct Session {
 impl Session {
     /// Bytes put back: log and both queues.
     pub fn bytes(&self) -> u64 {
-        (self.image.logged.len() + self.snapshot.sending.len() + self.snapshot.receiving.len()) as u64
+        (self.image.logged.len() + self.snapshot.queued() + self.snapshot.receiving.len()) as u64
     }
 
     /// What its new box is created with, when the rebuilt socket goes on at `start`. The new kernel socket counts from
     /// there, and its first received byte is the first unread one.
     pub fn opening(&self, start: Start) -> Opening {
-        let left = self.snapshot.sending_from(start.seq).map_or(0, <[u8]>::len) as u64;
+        let left = self.snapshot.left_from(start.seq).unwrap_or(0) as u64;
         Opening {
             owner: 0,
             local: self.snapshot.local,
@@ -116,7 +118,7 @@ pub fn rebuildable(socket: &TcpSocket) -> Result<(), Loss> {
     if let Some((_, what)) = unsupported.iter().find(|(is, _)| *is) {
         return Err(Loss::Unsupported(what));
     }
-    let sent = socket.send_queue.iter().map(|segment| segment.bytes.len()).sum::<usize>();
+    let sent = socket.send_queue.iter().map(Segment::len).sum::<usize>();
     let fin_in_queue = socket.send_queue.iter().any(|segment| segment.fin);
     let unacknowledged = u64::from(distance(socket.snd_una, socket.write_seq));
     if !socket.send_queue_complete || sent as u64 + u64::from(fin_in_queue) != unacknowledged {
@@ -213,22 +215,29 @@ pub fn agree(socket: &TcpSocket, image: &BoxImage) -> Result<Standing, Loss> {
         return Err(Loss::Damaged("receive log"));
     }
     let discard = image.discard(written)?;
-    if written < socket.send_queue.iter().map(|segment| segment.bytes.len() as u64).sum() {
+    if written < socket.send_queue.iter().map(|segment| segment.len() as u64).sum() {
         return Err(Loss::Damaged("count of written bytes"));
     }
     Ok(Standing { copied, written, discard })
 }
 
-/// Puts a socket and the image of its box together, which [`agree`].
-pub fn admit(socket: TcpSocket, image: BoxImage, standing: Standing, silent: Duration) -> Session {
+/// Puts socket `number` of a survey and the image of its box together, which [`agree`].
+pub fn admit(number: usize, socket: TcpSocket, image: BoxImage, standing: Standing, silent: Duration) -> Session {
     let Standing { copied, written, discard } = standing;
     let unproven = socket.state == State::SynReceived && !socket.accepted;
-    Session { snapshot: snapshot(socket, silent), image, copied, written, discard, unproven }
+    Session { number, snapshot: snapshot(socket, silent), image, copied, written, discard, unproven }
 }
 
-/// The connection's values. `silent` is how long the target has been silent at most.
+/// The connection's values with its bytes, as far as they were read. `silent` is how long the target has been silent
+/// at most.
 pub fn snapshot(socket: TcpSocket, silent: Duration) -> Snapshot {
-    let timestamp = socket.timestamps.then(|| timestamp(&socket, silent));
+    let values = values(&socket, silent);
+    let sending = joined(socket.send_queue);
+    Snapshot { unread: values.unread - sending.len(), sending, receiving: socket.receive_queue, ..values }
+}
+
+/// The connection's values without its bytes: what it takes to ask its client, or to end it there.
+pub fn values(socket: &TcpSocket, silent: Duration) -> Snapshot {
     let fin_acknowledged = socket.fin_queued && socket.write_seq == socket.snd_una;
     let fin_in_acknowledgement = socket.fin_received && socket.rcv_wup == socket.rcv_nxt;
     Snapshot {
@@ -236,11 +245,12 @@ pub fn snapshot(socket: TcpSocket, silent: Duration) -> Snapshot {
         peer: socket.peer,
         snd_una: socket.snd_una.wrapping_sub(fin_acknowledged.into()),
         snd_nxt: socket.snd_nxt.wrapping_sub((socket.fin_queued && socket.snd_nxt == socket.write_seq).into()),
-        closed: output_ended(&socket),
+        closed: output_ended(socket),
         peer_closed: socket.fin_received,
-        sending: joined(socket.send_queue),
+        sending: Vec::new(),
+        unread: socket.send_queue.iter().map(Segment::len).sum(),
         rcv_nxt: socket.rcv_nxt.wrapping_sub(socket.fin_received.into()),
-        receiving: socket.receive_queue,
+        receiving: Vec::new(),
         // The window's right edge stays where it is.
         rcv_wup: socket.rcv_wup.wrapping_sub(fin_in_acknowledgement.into()),
         rcv_wnd: socket.rcv_wnd.saturating_add(fin_in_acknowledgement.into()),
@@ -249,7 +259,7 @@ pub fn snapshot(socket: TcpSocket, silent: Duration) -> Snapshot {
         max_window: socket.max_window.max(socket.snd_wnd),
         scales: socket.window_scaling.then_some((socket.snd_wscale, socket.rcv_wscale)),
         sack: socket.sack,
-        timestamp,
+        timestamp: socket.timestamps.then(|| timestamp(socket, silent)),
         mss_clamp: socket.mss_clamp,
     }
 }
@@ -262,11 +272,6 @@ fn joined(mut queue: Vec<Segment>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(queue.iter().map(|segment| segment.bytes.len()).sum());
     queue.iter().for_each(|segment| bytes.extend_from_slice(&segment.bytes));
     bytes
-}
-
-/// The values of a connection of which nothing but its numbers is needed, to end it at its client.
-pub fn numbers(socket: TcpSocket, silent: Duration) -> Snapshot {
-    snapshot(TcpSocket { send_queue: Vec::new(), receive_queue: Vec::new(), ..socket }, silent)
 }
 
 /// The values of a connection that nobody reads from any more: its kernel alone brings it to its end.
@@ -416,6 +421,35 @@ pub(crate) mod tests {
         assert_eq!(snapshot(fine, Duration::from_millis(40)).timestamp, Some(1_042_005));
     }
 
+    /// The spare dies, too. Its kernel counts from where it began, holds no SYN, and its box says where that was. The
+    /// application there has exported nothing since (0), or has digested and produced something.
+    #[test]
+    fn a_session_that_was_moved_moves_again_with_every_byte_once() {
+        for (exported, held) in [(0, false), (0, true), (30, false), (30, true)] {
+            let first = socket(u32::MAX - 50, 100, 180, 70, 90);
+            let (lsr, lsw) = (1000 + 60, 2000 + 150);
+            let boxed = image(&first, (1000, 2000), lsr, lsw);
+            let standing = agree(&first, &boxed).unwrap();
+            let once = admit(0, first, boxed, standing, Duration::ZERO);
+            let seq = once.snapshot.snd_una.wrapping_add(20);
+            let opening = once.opening(Start { seq, ..position::assumed(&once.snapshot) });
+            // 60 saved bytes were sent, the application made 40 more after those it swallowed; the client has 75. It has
+            // read the 20 that were unread and 25 of 35 new ones.
+            let again = socket(seq, 75, 100, 45, 55);
+            let again = TcpSocket { lock_held: held, ..again };
+            let (lsr, lsw) = (lsr + exported, lsw + exported);
+            let boxed = image(&again, (opening.base_read, opening.base_written), lsr, lsw);
+            assert_eq!(rebuildable(&again), Ok(()));
+            let standing = agree(&again, &boxed).unwrap();
+            let twice = admit(0, again, boxed, standing, Duration::ZERO);
+            assert_eq!((twice.copied, twice.written), (1000 + 70 + 45, 2000 + 180 + 40));
+            assert_eq!(twice.discard, twice.written - lsw);
+            assert_eq!(lsr + twice.image.logged.len() as u64, twice.copied);
+            let opening = twice.opening(position::assumed(&twice.snapshot));
+            assert_eq!((opening.base_read, opening.base_written), (twice.copied, 2000 + 120 + 75));
+        }
+    }
+
     proptest! {
         /// The model: the client got `[0, position)`; the application, set back to its last export, produces the
         /// stream again from `lsw` on. What is sent from the queue and what is produced after the swallowed bytes must
@@ -434,7 +468,7 @@ pub(crate) mod tests {
             let boxed = image(&dead, bases, lsr, lsw);
             prop_assert_eq!(rebuildable(&dead), Ok(()));
             let standing = agree(&dead, &boxed).unwrap();
-            let session = admit(dead, boxed, standing, Duration::ZERO);
+            let session = admit(0, dead, boxed, standing, Duration::ZERO);
             let ahead = has.min(queued);
             let seq = session.snapshot.snd_una.wrapping_add(ahead);
             let start = Start { seq, ..position::assumed(&session.snapshot) };

@@ -38,8 +38,10 @@ pub struct Snapshot {
     pub snd_una: u32,
     /// First byte never sent; may lag by one segment if the processor was stopped while sending.
     pub snd_nxt: u32,
-    /// The bytes from `snd_una` to the end of what the application wrote.
+    /// The bytes from `snd_una` to the end of what the application wrote; none while they are [`Snapshot::unread`].
     pub sending: Vec<u8>,
+    /// How many such bytes there are that were not read yet: see [`Snapshot::give`].
+    pub unread: usize,
     /// Next byte expected from the client.
     pub rcv_nxt: u32,
     /// The bytes the application has not read, up to `rcv_nxt`.
@@ -70,9 +72,26 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Bytes from `snd_una` to the end of what the application wrote.
+    pub fn queued(&self) -> usize {
+        self.sending.len() + self.unread
+    }
+
+    /// Takes the bytes that were not read yet.
+    ///
+    /// # Errors
+    /// Their number is another than was measured; nothing has changed then.
+    pub fn give(&mut self, bytes: Vec<u8>) -> Result<(), usize> {
+        if bytes.len() != self.queued() {
+            return Err(bytes.len());
+        }
+        (self.sending, self.unread) = (bytes, 0);
+        Ok(())
+    }
+
     /// The sequence number after the last byte the application wrote.
     pub fn write_seq(&self) -> u32 {
-        self.snd_una.wrapping_add(self.sending.len() as u32)
+        self.snd_una.wrapping_add(self.queued() as u32)
     }
 
     /// The sequence number of the first byte the application has not read.
@@ -85,8 +104,14 @@ impl Snapshot {
         self.timestamp.map(|value| value.wrapping_add(elapsed.as_millis() as u32).wrapping_add(TIMESTAMP_MARGIN_MS))
     }
 
-    /// The bytes to send when the connection goes on at `start`; `None` if `start` is not inside the queue.
+    /// How many bytes there are to send when the connection goes on at `start`; `None` if it is not inside the queue.
+    pub fn left_from(&self, start: u32) -> Option<usize> {
+        self.queued().checked_sub(distance(self.snd_una, start) as usize)
+    }
+
+    /// The bytes to send when the connection goes on at `start`; `None` if `start` is not inside the queue, or its bytes
+    /// were not read yet.
     pub fn sending_from(&self, start: u32) -> Option<&[u8]> {
-        self.sending.get(distance(self.snd_una, start) as usize..)
+        self.sending.get(distance(self.snd_una, start) as usize..).filter(|_| self.unread == 0)
     }
 }

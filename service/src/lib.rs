@@ -12,6 +12,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tracing_subscriber::EnvFilter;
@@ -49,6 +50,19 @@ impl Signals {
         }
         anyhow::bail!("a part of the daemon has failed; see the log")
     }
+}
+
+/// Lets this process have as many descriptors as it may: a spare needs one for each session, and the usual limit of
+/// 1024 is for programs that cannot count further. Returns the new limit.
+///
+/// # Errors
+/// Those of the system.
+pub fn raise_descriptor_limit() -> nix::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(hard)
 }
 
 /// Tells systemd, if it started us (`Type=notify`). See sd_notify(3).

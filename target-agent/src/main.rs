@@ -43,7 +43,7 @@ struct Arguments {
     #[arg(long, default_value = "/run/backdoors/box.sock")]
     box_socket: PathBuf,
     /// Continuation Boxes in the pool, 24 KiB each. A pool that exists keeps its size.
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=2700))]
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=10_900))]
     pool_slots: u32,
     /// Folder in a bpffs for what outlives the agent.
     #[arg(long, default_value = "/sys/fs/bpf/backdoors")]

@@ -24,4 +24,4 @@ pub use channel::{Channel, ChannelError};
 pub use client::{BoxClient, Handed};
 pub use lease::{Leases, RECLAIM_AFTER};
 pub use message::{FromApp, Held, PROTOCOL, Resume, ToApp};
-pub use server::{App, BoxService, Declined, Handover};
+pub use server::{App, BoxService, Declined, Handover, Ordered};

@@ -51,8 +51,13 @@ pub struct Declined {
     pub socket: OwnedFd,
 }
 
-/// A socket to hand over, and the order for the application that gets it or the reason why none does.
-type Placed = (OwnedFd, Result<(Resume, u32), String>);
+/// A session handed over whose application has not been heard yet.
+#[derive(Debug)]
+pub struct Ordered {
+    socket: OwnedFd,
+    /// The order for the application that gets it and who that is, or the reason why none does.
+    placing: Result<(Resume, u32), String>,
+}
 
 /// A running box service. Stops when dropped; boxes and mappings of applications live on.
 #[derive(Debug)]
@@ -125,26 +130,37 @@ impl BoxService {
 
     /// Hands sessions over, all orders before any answer, and returns the outcomes in the order of the handovers.
     ///
-    /// An application that does not answer within `patience` counts as declining. Calls at the same time wait for each
-    /// other's answers, too.
+    /// An application that does not answer within `patience` counts as declining.
     pub fn resume(&self, handovers: Vec<Handover>, patience: Duration) -> Vec<Result<(), Declined>> {
-        let deadline = Instant::now() + patience;
-        let placed: Vec<Placed> = {
+        let ordered = self.order(handovers);
+        self.outcomes(ordered, patience)
+    }
+
+    /// Hands sessions over without waiting for answers: [`Self::outcomes`] does, for many such calls at once.
+    pub fn order(&self, handovers: Vec<Handover>) -> Vec<Ordered> {
+        let placed: Vec<Ordered> = {
             let mut state = self.shared.lock();
             handovers.into_iter().map(|handover| state.place(handover)).collect()
         };
         self.send_orders(&placed);
-        let mut state = self.shared.all_answered(deadline);
-        let answered = |(socket, placing): Placed| {
+        placed
+    }
+
+    /// What became of sessions handed over, in their order. Calls at the same time wait for each other's answers, too.
+    ///
+    /// An application that does not answer within `patience` counts as declining.
+    pub fn outcomes(&self, ordered: Vec<Ordered>, patience: Duration) -> Vec<Result<(), Declined>> {
+        let mut state = self.shared.all_answered(Instant::now() + patience);
+        let answered = |Ordered { socket, placing }: Ordered| {
             let answer = placing.and_then(|(order, _)| state.take_answer(order.order));
             answer.map_err(|why| Declined { why, socket })
         };
-        placed.into_iter().map(answered).collect()
+        ordered.into_iter().map(answered).collect()
     }
 
-    fn send_orders(&self, placed: &[Placed]) {
+    fn send_orders(&self, placed: &[Ordered]) {
         let mut by_app: BTreeMap<u32, Vec<(ToApp, &OwnedFd)>> = BTreeMap::new();
-        for (socket, placing) in placed {
+        for Ordered { socket, placing } in placed {
             if let Ok((order, owner)) = placing {
                 by_app.entry(*owner).or_default().push((ToApp::Resume(order.clone()), socket));
             }
@@ -194,7 +210,7 @@ impl Shared {
 
 impl State {
     /// Puts a session into a slot of the application that serves its port.
-    fn place(&mut self, handover: Handover) -> Placed {
+    fn place(&mut self, handover: Handover) -> Ordered {
         let Handover { mut opening, discard, socket } = handover;
         let placing = self.place_box(&mut opening).map(|(slot, owner)| {
             self.last_order += 1;
@@ -203,7 +219,7 @@ impl State {
             let (order, local, peer) = (self.last_order, opening.local, opening.peer);
             (Resume { order, slot, local, peer, received, discard }, owner)
         });
-        (socket, placing)
+        Ordered { socket, placing }
     }
 
     fn place_box(&mut self, opening: &mut Opening) -> Result<(u32, u32), String> {

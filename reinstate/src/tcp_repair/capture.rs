@@ -75,6 +75,7 @@ pub fn capture(socket: impl AsFd, queue_bytes_max: usize) -> io::Result<Snapshot
         snd_una,
         snd_nxt: write_seq.wrapping_sub(closed.into()),
         sending,
+        unread: 0,
         rcv_nxt: end_of_input,
         receiving,
         rcv_wup: window.rcv_wup.wrapping_sub(acknowledged_fin.into()),

@@ -92,11 +92,11 @@ fn storage(address: SocketAddr) -> SockaddrStorage {
 
 fn refuse_nonsense(snapshot: &Snapshot, start: Start) -> io::Result<()> {
     let wrong = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidData, what));
-    let queues = [snapshot.sending.len(), snapshot.receiving.len()];
+    let queues = [snapshot.queued(), snapshot.receiving.len()];
     match snapshot.scales {
         Some((theirs, ours)) if theirs.max(ours) > WINDOW_SCALE_MAX => wrong("window scale above 14"),
         _ if queues.iter().any(|len| *len > QUEUE_BYTES_MAX) => wrong("queue above its limit"),
-        _ if snapshot.sending_from(start.seq).is_none() => wrong("start outside of the send queue"),
+        _ if snapshot.left_from(start.seq).is_none() => wrong("start outside of the send queue"),
         _ if snapshot.local.is_ipv4() != snapshot.peer.is_ipv4() => wrong("two address families"),
         _ => Ok(()),
     }
@@ -164,7 +164,7 @@ impl Rebuilt {
         let room = |payload: usize| (payload * BUFFER_OVERHEAD).max(BUFFER_BYTES_MIN).min(i32::MAX as usize / 2) as i32;
         let promised = snapshot.receiving.len() + snapshot.rcv_wnd as usize;
         for (force, plain, bytes) in [
-            (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, room(snapshot.sending.len())),
+            (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, room(snapshot.queued())),
             (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, room(promised.min(QUEUE_BYTES_MAX))),
         ] {
             // Best effort: force needs privileges in the first user namespace; what does not fit then shows as a short
@@ -237,7 +237,8 @@ impl Rebuilt {
     /// # Errors
     /// [`RepairError`]; the client has then been reset, since a plain close would make a cut stream look complete.
     pub fn go_live(self, snapshot: &Snapshot, start: Start) -> Result<OwnedFd, RepairError> {
-        self.speak(snapshot.sending_from(start.seq).unwrap_or_default())?;
+        let bytes = snapshot.sending_from(start.seq).ok_or(io::ErrorKind::InvalidData);
+        self.speak(bytes.at("looking for the saved bytes")?)?;
         Ok(self.socket)
     }
 

@@ -10,9 +10,9 @@ use std::{
 
 use reinstate::{
     address::{Interface, StandBy},
-    evacuate::revive,
     netlink::Netlink,
     probe::{Patience, Prober},
+    resume::revive,
     snapshot::Snapshot,
     tcp_repair,
 };

@@ -28,6 +28,7 @@ fn idle(number: u16) -> Snapshot {
         snd_una: seq,
         snd_nxt: seq,
         sending: Vec::new(),
+        unread: 0,
         rcv_nxt: seq,
         receiving: Vec::new(),
         rcv_wup: seq,

@@ -38,7 +38,7 @@ pub fn judge(machine: &Machine, stories: &[Story], extracted: &Extracted) {
         judge_receiving(&session.snapshot, golden);
         found.push(ends(&session.snapshot));
     }
-    for ending in &extracted.ending {
+    for (_, ending) in &extracted.ending {
         let (golden, place) = expected(ending);
         assert_eq!(place, Place::ToItsEnd, "{}", ending.peer);
         judge_numbers(ending, golden);

@@ -26,21 +26,24 @@ mod rescue;
 mod scale_tests;
 mod skb;
 mod socket;
+mod survey;
 pub(crate) mod tables;
 
 pub(crate) use layout::TcpLayout;
 #[cfg(test)]
 pub(crate) use layout::{HeadLayout, RequestLayout, SavedSynLayout, SharedLayout, SkbLayout, SockLayout};
 pub use socket::{Segment, State, TcpFilter, TcpSocket};
+pub use survey::Survey;
 pub(crate) use tables::TcpTable;
 
 use remote_memory::{LinkError, RemoteKey, RemoteRead};
 
 use crate::memory::Memory;
 use crate::{Damage, Fault, Kernel};
-use payload::{PAYLOAD_BYTES_MAX, Slice};
+use payload::{PAYLOAD_BYTES_MAX, Runs, Slice};
 use queue::{Cut, Plan};
 use skb::{Queues, Skb};
+use survey::Stretch;
 
 /// Reads the connections that `filter` lets through, with their queued bytes. The damage returned beside them is that
 /// of the table; each socket carries its own.
@@ -53,6 +56,34 @@ pub fn walk(
     ram: RemoteKey,
     filter: &TcpFilter,
 ) -> Result<(Vec<TcpSocket>, Vec<Damage>), LinkError> {
+    let mut survey = survey(kernel, mem, ram, filter)?;
+    let mut sockets = std::mem::take(&mut survey.sockets);
+    let all: Vec<usize> = (0..sockets.len()).collect();
+    for (socket, (bytes, whole)) in sockets.iter_mut().zip(survey.fetch(kernel, mem, ram, &all)?) {
+        let mut rest = bytes.as_slice();
+        for segment in &mut socket.send_queue {
+            let (these, later) = rest.split_at(segment.len());
+            segment.bytes = these.to_vec();
+            rest = later;
+        }
+        if !whole {
+            socket.damage.push(Damage { at: socket.address, part: "send queue", fault: Fault::Unreadable });
+            socket.send_queue_complete = false;
+        }
+    }
+    Ok((sockets, survey.damage))
+}
+
+/// As [`walk`], but send queues are only measured and located. They are most of the bytes, and the last that are needed.
+///
+/// # Errors
+/// [`LinkError`] if the path to the memory failed.
+pub fn survey(
+    kernel: &Kernel,
+    mem: &mut dyn RemoteRead,
+    ram: RemoteKey,
+    filter: &TcpFilter,
+) -> Result<Survey, LinkError> {
     let mut memory = Memory::new(mem, ram, &kernel.space.extents);
     let mut damage = Vec::new();
     let members = tables::members(kernel, &mut memory, filter, &mut damage)?;
@@ -79,9 +110,11 @@ pub fn walk(
         fields::settle_acknowledged(&kernel.tcp.sock, socket, bytes, queues);
     }
     anchor::settle_all(kernel, &mut memory, &socks, &mut sockets)?;
-    fill(kernel, &mut memory, &mut sockets, queues)?;
+    let mut queued = fill(kernel, &mut memory, &mut sockets, queues)?;
     request::collect(kernel, &mut memory, &members, init_net, &mut sockets, &mut damage)?;
-    Ok((sockets, damage))
+    // A connection whose handshake was under way has sent nothing.
+    queued.resize_with(sockets.len(), Vec::new);
+    Ok(Survey { sockets, damage, queued })
 }
 
 /// Both queues of one socket on their way from buffers to bytes.
@@ -128,13 +161,13 @@ impl Draft {
     }
 }
 
-/// Gives each socket its queues.
+/// Gives each socket its receive queue and the measures of its send queue; says where the latter lies.
 fn fill(
     kernel: &Kernel,
     memory: &mut Memory<'_>,
     sockets: &mut [TcpSocket],
     queues: Vec<Queues>,
-) -> Result<(), LinkError> {
+) -> Result<Vec<Vec<Stretch>>, LinkError> {
     let mut drafts = Vec::with_capacity(sockets.len());
     let mut budget = PAYLOAD_BYTES_MAX;
     for (socket, mut queues) in sockets.iter_mut().zip(queues) {
@@ -151,26 +184,12 @@ fn fill(
         drafts.push(draft);
     }
     let skbs: Vec<Skb> = drafts.iter().flat_map(|draft| &draft.skbs).copied().collect();
-    let runs = payload::locate(kernel, memory, &skbs)?;
-    let mut slices = Vec::new();
-    let mut owners = Vec::new();
+    let mut runs = payload::locate(kernel, memory, &skbs)?;
     let mut base = 0;
-    for (index, (socket, draft)) in sockets.iter_mut().zip(&drafts).enumerate() {
+    for (socket, draft) in sockets.iter_mut().zip(&drafts) {
         prepare(socket, draft);
-        let TcpSocket { send_queue, receive_queue, damage, .. } = socket;
-        for (cut, segment) in draft.send.cuts.iter().zip(send_queue) {
-            slices.push(Slice { runs: &runs[base + cut.skb], skip: cut.skip, into: &mut segment.bytes });
-            owners.push((index, true));
-        }
-        let mut rest = receive_queue.as_mut_slice();
-        for cut in &draft.receive.cuts {
-            let (into, later) = rest.split_at_mut(cut.take as usize);
-            slices.push(Slice { runs: &runs[base + cut.skb], skip: cut.skip, into });
-            owners.push((index, false));
-            rest = later;
-        }
-        for runs in &runs[base..base + draft.skbs.len()] {
-            damage.extend_from_slice(&runs.damage);
+        for runs in &mut runs[base..base + draft.skbs.len()] {
+            socket.damage.append(&mut runs.damage);
         }
         let contradicts = |cuts: &[Cut]| cuts.iter().any(|cut| runs[base + cut.skb].contradicts);
         if !socket.lock_held {
@@ -179,14 +198,41 @@ fn fill(
         }
         base += draft.skbs.len();
     }
-    for slice in payload::fetch(kernel, memory, slices)? {
-        let (index, is_send) = owners[slice];
-        let socket = &mut sockets[index];
-        let part = if is_send { "send queue" } else { "sk_receive_queue" };
-        socket.damage.push(Damage { at: socket.address, part, fault: Fault::Unreadable });
-        if is_send { socket.send_queue_complete = false } else { socket.receive_queue_complete = false }
+    let mut slices = Vec::new();
+    let mut owners = Vec::new();
+    let mut base = 0;
+    for (index, (socket, draft)) in sockets.iter_mut().zip(&drafts).enumerate() {
+        let mut rest = socket.receive_queue.as_mut_slice();
+        for cut in &draft.receive.cuts {
+            let (into, later) = rest.split_at_mut(cut.take as usize);
+            slices.push(Slice { runs: &runs[base + cut.skb], skip: cut.skip, into });
+            owners.push(index);
+            rest = later;
+        }
+        base += draft.skbs.len();
     }
-    Ok(())
+    for slice in payload::fetch(kernel, memory, slices)? {
+        let socket = &mut sockets[owners[slice]];
+        socket.damage.push(Damage { at: socket.address, part: "sk_receive_queue", fault: Fault::Unreadable });
+        socket.receive_queue_complete = false;
+    }
+    Ok(located(&drafts, &mut runs))
+}
+
+/// Where the send queue of each socket lies.
+fn located(drafts: &[Draft], runs: &mut [Runs]) -> Vec<Vec<Stretch>> {
+    let mut base = 0;
+    let mut queued = Vec::with_capacity(drafts.len());
+    for draft in drafts {
+        // A buffer is cut once.
+        let stretch = |cut: &Cut| {
+            let runs = std::mem::take(&mut runs[base + cut.skb]);
+            Stretch { runs, skip: cut.skip, take: cut.take as usize }
+        };
+        queued.push(draft.send.cuts.iter().map(stretch).collect());
+        base += draft.skbs.len();
+    }
+    queued
 }
 
 /// Makes room for the bytes and takes over what is known without them.
@@ -199,7 +245,7 @@ fn prepare(socket: &mut TcpSocket, draft: &Draft) {
         .map(|cut| Segment {
             seq: cut.seq,
             end_seq: cut.seq.wrapping_add(cut.take).wrapping_add(cut.fin.into()),
-            bytes: vec![0; cut.take as usize],
+            bytes: Vec::new(),
             sent: cut.skb < draft.sent,
             fin: cut.fin,
         })

@@ -49,12 +49,24 @@ pub struct Segment {
     pub seq: u32,
     /// Sequence number after the last byte, and after the FIN if there is one.
     pub end_seq: u32,
-    /// The bytes.
+    /// The bytes; none in a [`Survey`](super::Survey).
     pub bytes: Vec<u8>,
     /// Whether it was in the retransmission queue, that is, on the wire at least once as far as the kernel knew.
     pub sent: bool,
     /// Whether a FIN follows the bytes.
     pub fin: bool,
+}
+
+impl Segment {
+    /// How many bytes it has, whether they were read or not.
+    pub fn len(&self) -> usize {
+        self.end_seq.wrapping_sub(self.seq).wrapping_sub(self.fin.into()) as usize
+    }
+
+    /// Whether it has none: a FIN alone.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// One connection. Numbers are the kernel's own, named as there; sequence numbers are raw.

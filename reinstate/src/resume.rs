@@ -1,0 +1,198 @@
+//! From connections that can go on to sessions that their application has: sockets built, made to speak, handed over.
+//!
+//! ```text
+//!   keepers -- rebuild --> Silent   … address taken … -- given its bytes, speak --> Live -- Orders --> Resumed
+//!          `----------------`------------------------------`------------------------`----------------> Lost
+//! ```
+//! A connection that fails at any step is lost by itself; its client is told when the address is here.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use contbox::service::{BoxService, Handover, Ordered};
+
+use crate::{
+    extract::Lost,
+    position::{Proof, Start},
+    probe::{Prober, Verdict},
+    session::{Loss, Session},
+    snapshot::Snapshot,
+    source::Group,
+    tcp_repair::{self, Rebuilt},
+};
+
+/// Who goes on with a connection.
+pub(crate) enum Keeper {
+    /// The application.
+    Application(Session),
+    /// This kernel alone: the application had closed it.
+    Kernel(Snapshot),
+}
+
+impl Keeper {
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        match self {
+            Self::Application(session) => &session.snapshot,
+            Self::Kernel(snapshot) => snapshot,
+        }
+    }
+
+    pub(crate) fn snapshot_mut(&mut self) -> &mut Snapshot {
+        match self {
+            Self::Application(session) => &mut session.snapshot,
+            Self::Kernel(snapshot) => snapshot,
+        }
+    }
+
+    pub(crate) fn lost(self, why: Loss) -> Lost {
+        let snapshot = match self {
+            Self::Application(session) => session.snapshot,
+            Self::Kernel(snapshot) => snapshot,
+        };
+        Lost { snapshot, why }
+    }
+
+    /// Whether there is no connection: its handshake was under way, and the client does not say that it ended.
+    pub(crate) fn never_came_about(&self, verdict: &Verdict) -> bool {
+        let unproven = matches!(self, Self::Application(session) if session.unproven);
+        unproven && !verdict.as_ref().is_ok_and(|start| start.proof == Proof::Client)
+    }
+}
+
+/// A rebuilt connection that cannot be heard yet.
+pub(crate) struct Silent {
+    pub(crate) keeper: Keeper,
+    pub(crate) start: Start,
+    pub(crate) socket: Rebuilt,
+}
+
+/// A session whose socket speaks.
+pub(crate) struct Live {
+    session: Session,
+    pub(crate) start: Start,
+    pub(crate) socket: OwnedFd,
+}
+
+/// What has become of the connections that were not lost.
+#[derive(Default)]
+pub(crate) struct Resumed {
+    pub(crate) sessions: Vec<Session>,
+    pub(crate) ended: Vec<Snapshot>,
+}
+
+/// What has become of connections.
+pub(crate) struct Ending<'a> {
+    pub(crate) resumed: Resumed,
+    pub(crate) lost: &'a mut Vec<Lost>,
+}
+
+/// Sessions handed over whose application has not been heard yet.
+#[derive(Default)]
+pub(crate) struct Orders {
+    pub(crate) sessions: Vec<Session>,
+    ordered: Vec<Ordered>,
+}
+
+/// Who goes on, by number in the survey.
+pub(crate) fn keepers(sessions: Vec<Session>, ending: Vec<(usize, Snapshot)>) -> Vec<(usize, Keeper)> {
+    let sessions = sessions.into_iter().map(|session| (session.number, Keeper::Application(session)));
+    sessions.chain(ending.into_iter().map(|(number, snapshot)| (number, Keeper::Kernel(snapshot)))).collect()
+}
+
+pub(crate) fn rebuild(
+    keepers: Vec<(usize, Keeper)>,
+    verdicts: &[Verdict],
+    order: Instant,
+    lost: &mut Vec<Lost>,
+) -> HashMap<usize, Silent> {
+    let mut rebuilt = HashMap::with_capacity(keepers.len());
+    for (number, keeper) in keepers {
+        let snapshot = keeper.snapshot();
+        let built = verdicts[number].map_err(Loss::from).and_then(|start| {
+            let socket = tcp_repair::rebuild(snapshot, start, snapshot.timestamp_after(order.elapsed()));
+            socket.map(|socket| (start, socket)).map_err(|error| Loss::Repair(error.to_string()))
+        });
+        match built {
+            Ok((start, socket)) => drop(rebuilt.insert(number, Silent { keeper, start, socket })),
+            Err(why) => lost.push(keeper.lost(why)),
+        }
+    }
+    rebuilt
+}
+
+/// The rebuilt connections of a group, with what they have to send.
+pub(crate) fn given(group: Group, silent: &mut HashMap<usize, Silent>, lost: &mut Vec<Lost>) -> Vec<Silent> {
+    let mut given = Vec::with_capacity(group.len());
+    for (number, bytes) in group {
+        let Some(mut silent) = silent.remove(&number) else { continue };
+        match bytes.map(|bytes| silent.keeper.snapshot_mut().give(bytes)) {
+            Some(Ok(())) => given.push(silent),
+            // Its socket goes without a word; its client is told with those of the others that are lost.
+            _ => lost.push(silent.keeper.lost(Loss::Damaged("send queue"))),
+        }
+    }
+    given
+}
+
+/// Lets the sockets speak. Those that no application wants are left to the kernel.
+pub(crate) fn speak(prober: &Prober, silent: Vec<Silent>, ending: &mut Ending<'_>) -> Vec<Live> {
+    let mut live = Vec::with_capacity(silent.len());
+    for Silent { keeper, start, socket } in silent {
+        let spoken = revive(prober, keeper.snapshot(), start, socket);
+        match (spoken, keeper) {
+            (Ok(socket), Keeper::Application(session)) => live.push(Live { session, start, socket }),
+            (Ok(socket), Keeper::Kernel(snapshot)) => {
+                tcp_repair::leave_to_kernel(socket);
+                ending.resumed.ended.push(snapshot);
+            }
+            (Err(why), keeper) => ending.lost.push(keeper.lost(Loss::Repair(why))),
+        }
+    }
+    live
+}
+
+/// Brings a socket to where its connection was: live, and closed in the directions that were closed.
+///
+/// # Errors
+/// A sentence for people; the client has then been reset.
+pub fn revive(prober: &Prober, snapshot: &Snapshot, start: Start, socket: Rebuilt) -> Result<OwnedFd, String> {
+    let socket = socket.go_live(snapshot, start).map_err(|error| error.to_string())?;
+    if snapshot.peer_closed {
+        let said = prober.end_input(snapshot, start);
+        said.map_err(|error| format!("saying that the client has closed: {error}"))?;
+    }
+    if snapshot.closed {
+        tcp_repair::close_output(socket.as_fd()).map_err(|error| format!("closing: {error}"))?;
+    }
+    Ok(socket)
+}
+
+impl Orders {
+    /// Hands live sessions over; their application is heard later.
+    pub(crate) fn add(&mut self, service: &BoxService, live: Vec<Live>) {
+        let mut handovers = Vec::with_capacity(live.len());
+        for Live { session, start, socket } in live {
+            handovers.push(Handover { opening: session.opening(start), discard: session.discard, socket });
+            self.sessions.push(session);
+        }
+        self.ordered.extend(service.order(handovers));
+    }
+
+    pub(crate) fn settle(self, service: &BoxService, patience: Duration, ending: &mut Ending<'_>) {
+        for (session, answer) in self.sessions.into_iter().zip(service.outcomes(self.ordered, patience)) {
+            match answer {
+                Ok(()) => ending.resumed.sessions.push(session),
+                Err(declined) => {
+                    // An application that was merely slow must not go on with a session that is reported lost.
+                    if let Err(error) = tcp_repair::reset(&declined.socket) {
+                        tracing::warn!(peer = %session.snapshot.peer, %error, "a declined session may live on");
+                    }
+                    ending.lost.push(Lost { snapshot: session.snapshot, why: Loss::Declined(declined.why) });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The dead machine as a spare sees it: the link to its memory, the kernel that was learned, and what is read of both.
+//!
+//! ```text
+//!   survey        sockets, receive queues, measures of send queues      all clients can be asked
+//!   pair          boxes                                                 who goes on, and how
+//!   read_queues   send queues, the short ones first                     each session can speak as its bytes come
+//! ```
+
+use std::{sync::mpsc::Sender, time::Duration};
+
+use control::{
+    backdoor::{FenceToken, RegionEntry},
+    reinstate::Assignment,
+};
+use introspect::{
+    Extent, Kernel,
+    linux::tcp::{self, Survey, TcpFilter},
+};
+use link::{Link, Options};
+use remote_memory::{Region, RemoteKey};
+
+use crate::{
+    config::Config,
+    extract::{self, Extracted},
+};
+
+/// Send queues are read in groups of about this many bytes: some hundred packets, so that a round trip does not count,
+/// and about a millisecond, so that whoever waits for a short queue need not wait for all.
+const GROUP_BYTES: usize = 512 << 10;
+
+/// Failures of the link, each followed by a new connection, before the queues that are left are given up: clients wait,
+/// and other sessions have begun to go on.
+const LINK_TRIES: u32 = 3;
+
+/// A target's memory and what is known of its kernel.
+#[derive(Debug)]
+pub struct Source {
+    link: Link,
+    incarnation: u64,
+    kernel: Kernel,
+}
+
+/// Send queues that have been read: the number of each in the survey, and its bytes if all of them could be.
+pub type Group = Vec<(usize, Option<Vec<u8>>)>;
+
+fn named<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> Result<T, String> {
+    result.map_err(|error| format!("{what}: {error}"))
+}
+
+fn discover(link: &mut Link) -> Result<Kernel, String> {
+    let ram = named("backdoor", link.region("ram"))?;
+    let extents = extents(&ram);
+    named("kernel of the target", Kernel::discover(link.memory(), RemoteKey::new(ram.key), &extents))
+}
+
+fn extents(ram: &RegionEntry) -> Vec<Extent> {
+    match ram.extents.as_slice() {
+        [] => vec![Extent { start: ram.base, len: ram.len }],
+        some => some.iter().map(|extent| Extent { start: extent.start, len: extent.len }).collect(),
+    }
+}
+
+impl Source {
+    /// Connects to the target's backdoor and learns its kernel.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub fn connect(config: &Config, assignment: &Assignment) -> Result<Self, String> {
+        let options = Options { port: config.roce_port, ..Options::new(format!("reinstate@{}", config.name)) };
+        let mut link = named("backdoor", Link::connect(assignment.backdoor, config.listen, options))?;
+        let welcome = link.welcome();
+        if welcome.target != assignment.target {
+            return Err(format!("the backdoor at {} serves {}", assignment.backdoor, welcome.target));
+        }
+        let kernel = discover(&mut link)?;
+        Ok(Self { incarnation: welcome.incarnation, link, kernel })
+    }
+
+    /// The target's kernel release.
+    pub fn kernel(&self) -> &str {
+        &self.kernel.release
+    }
+
+    /// Looks whether the link and what was learned still stand while the target is healthy. A target that was started
+    /// anew is learned anew. Also keeps the walk's code and the link warm.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub fn refresh(&mut self, filter: &TcpFilter) -> Result<(), String> {
+        named("backdoor", self.link.ping())?;
+        let incarnation = self.link.welcome().incarnation;
+        let ram = named("backdoor", self.link.region("ram"))?;
+        let surveyed = tcp::survey(&self.kernel, self.link.memory(), RemoteKey::new(ram.key), filter);
+        let survey = named("sockets of the target", surveyed)?;
+        // A busy machine tears a chain now and then; a rebooted one has nothing where it was.
+        if incarnation != self.incarnation || (survey.sockets.is_empty() && !survey.damage.is_empty()) {
+            self.kernel = discover(&mut self.link)?;
+            self.incarnation = incarnation;
+        }
+        Ok(())
+    }
+
+    /// Surveys the connections of the fenced target. Also says where its boxes are, if it registered any.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub fn survey(&mut self, token: &FenceToken, filter: &TcpFilter) -> Result<(Survey, Option<Region>), String> {
+        let regions = named("regions under the fence", self.link.regions(Some(token)))?;
+        let pool = regions.iter().find(|region| region.name == "cb").cloned().map(Region::from);
+        let ram = RemoteKey::new(token.ram_key);
+        let survey = named("extraction", tcp::survey(&self.kernel, self.link.memory(), ram, filter))?;
+        Ok((survey, pool))
+    }
+
+    /// Finds the boxes of the surveyed connections; takes their sockets out of the survey.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub fn pair(&mut self, survey: &mut Survey, pool: Option<&Region>, silent: Duration) -> Result<Extracted, String> {
+        named("extraction", extract::pair_all(self.link.memory(), pool, survey, silent))
+    }
+
+    /// Reads the send queues of the connections `numbers`, the short ones first, until all are read or nobody takes
+    /// them any more.
+    pub fn read_queues(&mut self, survey: &Survey, token: &FenceToken, mut numbers: Vec<usize>, taker: &Sender<Group>) {
+        let ram = RemoteKey::new(token.ram_key);
+        numbers.sort_by_key(|number| survey.queued_bytes(*number));
+        let mut tries = LINK_TRIES;
+        for group in groups(&numbers, |number| survey.queued_bytes(number)) {
+            let mut queues = None;
+            while tries > 0 && queues.is_none() {
+                match survey.read_queued(&self.kernel, self.link.memory(), ram, group) {
+                    Ok(read) => queues = Some(read),
+                    Err(error) => {
+                        tries -= 1;
+                        tracing::warn!(%error, tries, "send queues cannot be read");
+                    }
+                }
+            }
+            let queues = queues.unwrap_or_else(|| vec![None; group.len()]);
+            if taker.send(group.iter().copied().zip(queues).collect()).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Cuts `numbers`, which are in order of their bytes, into groups: first those without any, then by [`GROUP_BYTES`].
+fn groups(numbers: &[usize], bytes: impl Fn(usize) -> usize) -> impl Iterator<Item = &[usize]> {
+    let mut rest = numbers;
+    std::iter::from_fn(move || {
+        let mut sum = 0;
+        let fits = |number: &&usize| {
+            sum += bytes(**number);
+            sum <= GROUP_BYTES
+        };
+        let empty = rest.iter().take_while(|number| bytes(**number) == 0).count();
+        let len = if empty > 0 { empty } else { rest.iter().take_while(fits).count().max(1) };
+        let (group, later) = rest.split_at_checked(len)?;
+        rest = later;
+        Some(group)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_queues_come_first_and_none_is_left_out() {
+        let bytes = [0, 0, 10, GROUP_BYTES - 10, 1, 5 * GROUP_BYTES];
+        let check = |numbers: &[usize], expected: &[&[usize]]| {
+            assert_eq!(groups(numbers, |number| bytes[number]).collect::<Vec<_>>(), expected);
+        };
+        check(&[0, 1, 2, 3, 4, 5], &[&[0, 1], &[2, 3], &[4], &[5]]);
+        check(&[2, 3], &[&[2, 3]]);
+        check(&[5], &[&[5]]);
+        check(&[], &[]);
+    }
+}
