@@ -1,4 +1,5 @@
-//! The logs of machines whose kernels panicked, read out of what was left of them: two processors, a process that wrote control characters into it, then `echo c >/proc/sysrq-trigger`.
+//! The logs of machines whose kernels panicked, read out of what was left of them: two processors, a process that wrote
+//! control characters into it, then `echo c >/proc/sysrq-trigger`.
 //!
 //! Damage at random as in `campaign.rs`.
 
