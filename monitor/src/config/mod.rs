@@ -39,6 +39,9 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// Three heartbeats: one may be late.
 const SILENCE_MIN: Duration = Duration::from_millis(300);
 
+/// Until the services of a target that is back have started, unless configured.
+const SETTLE: Duration = Duration::from_secs(10);
+
 /// How long connections may keep an address on the spare, unless configured.
 const DRAIN: Duration = Duration::from_secs(3600);
 
@@ -85,6 +88,8 @@ pub struct After {
     pub reset: Reset,
     /// Where the service is then.
     pub address: Address,
+    /// How long the target is left to itself once it is back, so that its services have started when clients come.
+    pub settle: Duration,
     /// How long connections on the spare may stand in the way of the address's return; what is left is reset then.
     pub drain: Duration,
 }
@@ -378,7 +383,7 @@ impl Checker<'_> {
     }
 
     fn after(&self, table: Option<&file::After>) -> Result<After, ConfigError> {
-        let standard = After { reset: Reset::Ask, address: Address::Stays, drain: DRAIN };
+        let standard = After { reset: Reset::Ask, address: Address::Stays, settle: SETTLE, drain: DRAIN };
         let Some(table) = table else { return Ok(standard) };
         let time = |value: &Spanned<f64>, key: &str| self.time(value, 1.0, &format!("target.after.{key}"));
         let reset = match (table.reset.as_ref().map(|reset| *reset.get_ref()), &table.reset_after_s) {
@@ -396,8 +401,9 @@ impl Checker<'_> {
             (Some(file::Reset::Drained), None) => Reset::Drained,
             (Some(file::Reset::Ask) | None, None) => Reset::Ask,
         };
-        let drain = table.drain_s.as_ref().map(|value| time(value, "drain_s")).transpose()?;
-        Ok(After { reset, address: table.address.unwrap_or(standard.address), drain: drain.unwrap_or(DRAIN) })
+        let drain = table.drain_s.as_ref().map(|value| time(value, "drain_s")).transpose()?.unwrap_or(DRAIN);
+        let settle = table.settle_s.as_ref().map(|value| time(value, "settle_s")).transpose()?.unwrap_or(SETTLE);
+        Ok(After { reset, address: table.address.unwrap_or(standard.address), settle, drain })
     }
 
     fn spares(&self, spares: &[file::Spare]) -> Result<Vec<Spare>, ConfigError> {
