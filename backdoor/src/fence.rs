@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   fence     query-status | stop, query-status, info network | set_link … off        three round trips
-//!   release   (keys are dead already) [system_reset] | set_link … on | cont           or quit
+//!   release   (keys are dead already) [system_reset] | set_link … on | cont | announce-self   or quit
+//!   reset     (keys are dead already) system_reset | cont                the links stay down until a release
 //! ```
 //!
 //! Processors first, then links: a link that goes down under running processors could still make them act. If any of it
@@ -97,7 +98,35 @@ pub fn release(qmp: &mut Qmp, stopped: &Stopped, then: Afterwards) -> Result<(),
     if stopped.was_running || then == Afterwards::Reset {
         qmp.execute("cont", json!({}))?;
     }
+    announce(qmp);
     Ok(())
+}
+
+/// Resets a stopped machine and lets it run, links down: the reset empties the queues of its cards, so that nothing of
+/// its earlier life leaves when they come up again.
+///
+/// # Errors
+/// [`QmpError`]; may be repeated.
+pub fn reset(qmp: &mut Qmp) -> Result<(), QmpError> {
+    qmp.execute("system_reset", json!({}))?;
+    qmp.execute("cont", json!({})).map(drop)
+}
+
+/// Lets a machine run that was found under the fence of a reset one, as QEMU does not know of it: links stay down.
+///
+/// # Errors
+/// [`QmpError`].
+pub fn run_on(qmp: &mut Qmp) -> Result<(), QmpError> {
+    qmp.execute("cont", json!({})).map(drop)
+}
+
+/// Has the machine tell its neighbours where its addresses are, which somebody else had meanwhile: as after a live
+/// migration, by the guest itself where its card can ask it to.
+fn announce(qmp: &mut Qmp) {
+    let rounds = json!({ "initial": 20, "max": 500, "rounds": 6, "step": 100 });
+    if let Err(error) = qmp.execute("announce-self", rounds) {
+        tracing::warn!(%error, "the machine is not announced; its neighbours learn where it is by asking");
+    }
 }
 
 /// Stops the processors again, and takes the links down: somebody else let a fenced machine run, and may have given it

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use control::agent::Registration;
-use control::backdoor::{Afterwards, FenceToken, RegionEntry};
+use control::backdoor::{Afterwards, FenceState, FenceToken, RegionEntry};
 
 use crate::fence::{self, FenceError, Stopped};
 use crate::guard::{Guard, RegisterError};
@@ -54,6 +54,9 @@ pub enum TargetError {
         /// Since when.
         epoch: u64,
     },
+    /// The machine's memory and state are to be reset, and QEMU did not obey.
+    #[error("the keys of the fence are dead, but the machine was not reset; order it again: {0}")]
+    NotReset(#[source] QmpError),
     /// The token is not that of the standing fence.
     #[error("the token is not that of a standing fence")]
     NoSuchFence,
@@ -82,6 +85,8 @@ struct Machine {
     identity: (u64, u64),
     /// What the standing fence did to it.
     stopped: Option<Stopped>,
+    /// Whether it was reset under the standing fence, and runs behind it.
+    is_reset: bool,
     /// When QEMU was seen to be gone.
     gone_since: Option<Instant>,
     shut_down: bool,
@@ -112,6 +117,7 @@ impl Target {
             machine.process = record.process;
             machine.identity = record.identity;
             machine.stopped = Some(record.stopped);
+            machine.is_reset = record.is_reset;
             guard.restore(record.token, record.claim);
         }
         Ok(Self {
@@ -202,7 +208,8 @@ impl Target {
         let mut machine = self.machine();
         {
             let state = self.memory.look();
-            if let Some(token) = state.guard.claimed(claim) {
+            // A fence behind which a new life runs is not one to act under.
+            if let Some(token) = state.guard.claimed(claim).filter(|_| !machine.is_reset) {
                 return Ok((token, self.fence_took()));
             }
             if state.guard.is_fenced() {
@@ -216,11 +223,53 @@ impl Target {
         machine.stopped = Some(stopped.clone());
         let token = self.memory.change().guard.fence(claim, &mut rand::rng());
         let (process, identity) = (machine.process, machine.identity);
-        Record { token: token.clone(), claim, stopped, process, identity }.keep(self.places.record.as_deref());
+        let record = Record { token: token.clone(), claim, stopped, process, identity, is_reset: false };
+        record.keep(self.places.record.as_deref());
         let took = begin.elapsed();
         self.fences.fetch_add(1, Ordering::Relaxed);
         self.fence_took_us.store(took.as_micros() as u64, Ordering::Relaxed);
         Ok((token, took))
+    }
+
+    /// Resets the machine behind its fence: its keys are dead, it boots and runs, its links are down. One that was
+    /// reset under this fence already is left alone.
+    ///
+    /// # Errors
+    /// See [`TargetError`].
+    pub fn reset(&self, token: &FenceToken) -> Result<(), TargetError> {
+        let mut machine = self.machine();
+        if !self.memory.look().guard.is_standing(token) {
+            return Err(TargetError::NoSuchFence);
+        }
+        if machine.is_reset {
+            return Ok(());
+        }
+        {
+            let mut state = self.memory.change();
+            state.guard.begin_release(token, &mut rand::rng()).map_err(|_| TargetError::NoSuchFence)?;
+            state.guard.machine_reset();
+        }
+        // Before QEMU obeys: what it says of it meanwhile must not be taken for somebody else's doing.
+        machine.is_reset = true;
+        if let Err(error) = machine.restart() {
+            machine.is_reset = false;
+            return Err(error);
+        }
+        let stopped = machine.stopped.clone().unwrap_or_else(Stopped::gone);
+        let (process, identity) = (machine.process, machine.identity);
+        let record = Record { token: token.clone(), claim: None, stopped, process, identity, is_reset: true };
+        record.keep(self.places.record.as_deref());
+        Ok(())
+    }
+
+    /// How the fence of `token` stands.
+    pub fn fence_state(&self, token: &FenceToken) -> FenceState {
+        let machine = self.machine();
+        match (self.memory.look().guard.is_standing(token), machine.is_reset) {
+            (false, _) => FenceState::Ended,
+            (true, false) => FenceState::Stands,
+            (true, true) => FenceState::Reset,
+        }
     }
 
     /// Ends the keys of a fence, then lets the machine go.
@@ -232,6 +281,7 @@ impl Target {
         {
             let mut state = self.memory.change();
             state.guard.begin_release(token, &mut rand::rng()).map_err(|_| TargetError::NoSuchFence)?;
+            // What runs behind the fence keeps its boxes, under new keys.
             if then != Afterwards::Resume {
                 state.guard.machine_reset();
             }
@@ -266,6 +316,17 @@ impl Machine {
         }
     }
 
+    fn restart(&mut self) -> Result<(), TargetError> {
+        let Some(qmp) = &mut self.qmp else { return Err(self.no_hypervisor()) };
+        let outcome = fence::reset(qmp);
+        if let Err(error) = &outcome
+            && error.is_fatal()
+        {
+            self.lose_hypervisor(error);
+        }
+        outcome.map_err(TargetError::NotReset)
+    }
+
     fn let_go(&mut self, then: Afterwards) -> Result<(), TargetError> {
         let stopped = self.stopped.clone().unwrap_or_else(Stopped::gone);
         if let Some(qmp) = &mut self.qmp {
@@ -280,7 +341,7 @@ impl Machine {
             return Err(self.no_hypervisor());
         }
         self.shut_down |= then == Afterwards::PowerOff;
-        self.stopped = None;
+        (self.stopped, self.is_reset) = (None, false);
         Ok(())
     }
 

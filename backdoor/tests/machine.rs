@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use backdoor::guest_ram::layout::Machine;
 use backdoor::target::{Places, Target, TargetError};
 use control::agent::Registration;
-use control::backdoor::{Afterwards, FenceToken};
+use control::backdoor::{Afterwards, FenceState, FenceToken};
 use rdma::responder::{Memory, Refusal};
 use remote_memory::{RemoteKey, Rights};
 use vm::{Folder, Vm, wait_for};
@@ -253,6 +253,46 @@ fn a_fenced_machine_that_somebody_resets_stays_stopped_under_the_same_fence() {
     assert_eq!(watched.target.fence(Some(7)).unwrap().0, token, "the fence stands");
     monitor.execute("cont");
     wait_for("the machine to be stopped", || !monitor.is_running());
+}
+
+#[test]
+fn a_machine_reset_behind_its_fence_runs_with_its_links_down() {
+    let folder = Folder::new();
+    let (vm, record) = (Vm::start(&folder, "q35", 64, &[]), folder.join("fence"));
+    let watched = Watched::remembering(&vm, Some(record.clone()));
+    let mut monitor = vm.monitor();
+    monitor.wait_for_bios();
+    let claim = Some(7);
+    let (token, _) = watched.target.fence(claim).unwrap();
+    let memory = watched.target.memory();
+    memory.write(fenced_key(&token), 0x10_0000, b"before").unwrap();
+    assert_eq!(watched.target.fence_state(&token), FenceState::Stands);
+    let stranger = FenceToken { secret: !token.secret, ..token.clone() };
+    assert!(matches!(watched.target.reset(&stranger), Err(TargetError::NoSuchFence)));
+    assert!(!monitor.is_running(), "nobody but the token's holder resets it");
+
+    watched.target.reset(&token).unwrap();
+    assert!(monitor.is_running() && !monitor.link_is_up());
+    assert_eq!(watched.target.fence_state(&token), FenceState::Reset);
+    assert_eq!(memory.write(fenced_key(&token), 0x10_0000, b"late"), Err(Refusal::Access), "the key died first");
+    assert!(matches!(watched.target.fence(claim), Err(TargetError::FencedAlready { .. })), "no fence to act under");
+    // It is not stopped as one that somebody let run, and not reset by an order that comes again.
+    monitor.wait_for_bios();
+    let registered = Registration { name: "sb".into(), len: 4096, pages: vec![0x2000], writable: false };
+    watched.target.register(&registered).unwrap();
+    watched.target.reset(&token).unwrap();
+    thread::sleep(std::time::Duration::from_millis(300));
+    assert!(monitor.is_running() && !monitor.link_is_up());
+    assert_eq!(watched.target.regions(None).unwrap().1.len(), 2, "its new box stays");
+
+    // A daemon that is started anew knows what runs there.
+    drop(watched);
+    let watched = Watched::remembering(&vm, Some(record));
+    assert_eq!(watched.target.fence_state(&token), FenceState::Reset);
+    assert!(monitor.is_running() && !monitor.link_is_up());
+    watched.target.release(&token, Afterwards::Resume).unwrap();
+    assert!(monitor.is_running() && monitor.link_is_up());
+    assert_eq!(watched.target.fence_state(&token), FenceState::Ended);
 }
 
 #[test]

@@ -35,6 +35,18 @@ pub enum Request {
         #[serde(default)]
         claim: Option<u64>,
     },
+    /// Resets a fenced target behind its fence: every key is dead, it boots anew and runs, its links stay down.
+    /// Answered by [`Reply::Reset`]. Idempotent: a target that was reset under this fence is not reset again. The fence
+    /// stands until a [`Request::Release`], which takes the links up.
+    Reset {
+        /// The fence's token.
+        token: FenceToken,
+    },
+    /// Asks how a fence stands; answered by [`Reply::Standing`].
+    Standing {
+        /// The fence's token.
+        token: FenceToken,
+    },
     /// Ends a fence; answered by [`Reply::Released`].
     Release {
         /// The fence's token.
@@ -46,11 +58,24 @@ pub enum Request {
     Stats,
 }
 
+/// How a fence stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FenceState {
+    /// The target stands still, its links are down.
+    Stands,
+    /// The target was reset and runs behind the fence: its links are down.
+    Reset,
+    /// There is no such fence, or no longer.
+    Ended,
+}
+
 /// What becomes of a target whose fence ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Afterwards {
-    /// It goes on where it was stopped, links up. Never after its sessions were taken over.
+    /// It goes on where it was stopped, links up. Never after its sessions were taken over, unless it was reset since
+    /// ([`Request::Reset`]).
     Resume,
     /// It is reset and boots anew.
     Reset,
@@ -105,6 +130,13 @@ pub enum Reply {
         token: FenceToken,
         /// How long the hypervisor took, in microseconds.
         took_us: u64,
+    },
+    /// The target has been reset and boots behind its fence.
+    Reset,
+    /// How the fence stands.
+    Standing {
+        /// See [`FenceState`].
+        state: FenceState,
     },
     /// The fence has ended.
     Released,

@@ -23,12 +23,17 @@ pub enum Request {
     Prepare(Assignment),
     /// Hands over a fenced target; answered by [`Reply::Evacuated`] when every session is live or given up.
     Evacuate(Evacuation),
-    /// Takes an order back whose answer was lost, so that another spare can have it. Answered by [`Reply::Evacuated`] if
-    /// it was carried out here, else by [`Reply::Withdrawn`]; an order under way is brought to its end first.
+    /// Takes an order back whose answer was lost, so that another spare can have it. Answered by [`Reply::Evacuated`]
+    /// if it was carried out here, else by [`Reply::Withdrawn`]; an order under way is brought to its end first.
     Withdraw(Evacuation),
     /// Ends the service here, after a time to drain: the address can then go back to its target; answered by
     /// [`Reply::GivenBack`]. Idempotent: a spare that serves for nobody has nothing to give back.
     GiveBack(GiveBack),
+    /// Asks which connections are left of a service that was taken over; answered by [`Reply::Draining`].
+    Sessions {
+        /// Name of the target whose service it is.
+        target: String,
+    },
 }
 
 /// A target a spare stands by for.
@@ -99,6 +104,10 @@ pub struct GiveBack {
     pub target: String,
     /// How long sessions may go on before those that are left are reset, in milliseconds.
     pub drain_ms: u64,
+    /// How long to wait for the answer, if not for as long as sessions may go on: [`Reply::Draining`] comes then, and
+    /// the service goes on as before.
+    #[serde(default)]
+    pub wait_ms: Option<u64>,
 }
 
 /// The answer to a [`Request`].
@@ -128,6 +137,13 @@ pub enum Reply {
     GivenBack {
         /// Connections that were left when the time was over: their clients were reset.
         aborted: u64,
+    },
+    /// The service goes on here: these connections are left.
+    Draining {
+        /// Sessions that were carried over.
+        recovered: u64,
+        /// Connections of clients that came since.
+        others: u64,
     },
     /// Nothing was taken over, or nothing given back, and why.
     Refused {

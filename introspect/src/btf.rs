@@ -93,6 +93,7 @@ macro_rules! layout {
         impl $name {
             /// The members by their newest paths.
             #[cfg(test)]
+            #[allow(dead_code, reason = "not every layout is built by a test")]
             pub(crate) const PATHS: &[&str] = &[$($path,)* $($($maybe_path,)*)?];
 
             pub(crate) fn resolve(btf: &$crate::btf::Btf) -> Result<Self, $crate::btf::TypeError> {

@@ -7,6 +7,7 @@ use remote_memory::{KernelVirt, LinkError, PAGE_BYTES};
 
 use crate::btf::{BTF_BYTES_MAX, Btf, TypeError};
 use crate::kallsyms::{self, NAMES_BYTES_MAX, SYMBOLS_MAX, TOKEN_INDEX_BYTES, TOKEN_TABLE_BYTES, Tables, Values};
+use crate::linux::log::LogLayout;
 use crate::linux::task::TaskLayout;
 use crate::linux::tcp::{TcpLayout, tables};
 use crate::memory::{Memory, word};
@@ -16,18 +17,24 @@ use crate::{DiscoverError, Extent, Kernel};
 
 /// Looked up in the one pass over the symbol table.
 const SYMBOLS: &[&str] = &[
+    "__per_cpu_offset",
     "__start_BTF",
     "__stop_BTF",
     "_end",
+    "_totalram_pages",
+    "current_task",
     "init_net",
     "init_pid_ns",
     "init_task",
     "jiffies",
     "linux_banner",
+    "nr_cpu_ids",
     "nr_threads",
     "page_offset_base",
+    "pcpu_hot",
     "tcp_hashinfo",
     "total_forks",
+    "vm_zone_stat",
     "vmemmap_base",
 ];
 
@@ -88,7 +95,9 @@ fn lacks(symbol: &str) -> String {
 
 fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Kernel, Dead> {
     let mut space = bootstrap(note, extents)?;
-    let symbols = read_symbols(memory, note, &space)?;
+    let mut symbols = read_symbols(memory, note, &space)?;
+    // A name of three letters may stand for something else as well; the note means the log.
+    symbols.extend(note.symbol("prb").map(|at| ("prb".to_owned(), at)));
     let address = |name: &'static str| symbols.get(name).copied().ok_or_else(|| Dead::Note(lacks(name)));
     space.image_end = address("_end")?.clamp(IMAGE_START, Space::image_end_max());
     check_banner(memory, &space, address("linux_banner")?, note.release())?;
@@ -105,6 +114,8 @@ fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Ke
     Ok(Kernel {
         release: note.release().to_string(),
         task: TaskLayout::resolve(&btf)?,
+        log: LogLayout::resolve(&btf).ok(),
+        hot_task: btf.field_at("pcpu_hot.current_task").ok(),
         tcp,
         tcp_tables,
         symbols,

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use remote_memory::{GuestPhys, KernelVirt, LinkError, RemoteKey, RemoteRead};
 use serde::{Deserialize, Serialize};
 
+use crate::btf::Field;
+use crate::linux::log::LogLayout;
 use crate::linux::task::TaskLayout;
 use crate::linux::tcp::{TcpLayout, TcpTable};
 use crate::memory::Memory;
@@ -48,13 +50,19 @@ pub struct Kernel {
     pub(crate) task: TaskLayout,
     pub(crate) tcp: TcpLayout,
     pub(crate) tcp_tables: Vec<TcpTable>,
+    /// Absent before 5.10, which has another log, and in descriptions that were saved before this was read.
+    #[serde(default)]
+    pub(crate) log: Option<LogLayout>,
+    /// Where `pcpu_hot` has the running task; kernels before 6.2 have a variable of its own for it.
+    #[serde(default)]
+    pub(crate) hot_task: Option<Field>,
 }
 
 impl Kernel {
     /// Finds the kernel in the RAM behind `ram` and reads its description of itself. `extents` are the stretches of
     /// guest-physical addresses that are RAM; nothing outside them is touched, now or later. Costs 40 bytes of
-    /// each page that is looked at until the kernel's note is found, some ten thousand pages whatever the memory's size,
-    /// and then some ten megabytes.
+    /// each page that is looked at until the kernel's note is found, some ten thousand pages whatever the memory's
+    /// size, and then some ten megabytes.
     ///
     /// # Errors
     /// [`DiscoverError`]

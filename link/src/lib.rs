@@ -23,7 +23,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use control::backdoor::{Afterwards, FenceToken, RegionEntry, Reply, Request, Stats};
+use control::backdoor::{Afterwards, FenceState, FenceToken, RegionEntry, Reply, Request, Stats};
 use remote_memory::{AccessError, RemoteAddr, RemoteKey, RemoteRead};
 
 use conversation::Conversation;
@@ -164,6 +164,28 @@ impl Link {
     /// How long the hypervisor took for the last fence of this link.
     pub fn fence_took(&self) -> Option<Duration> {
         self.fence_took
+    }
+
+    /// Resets a fenced target behind its fence, see [`Request::Reset`]; asked again, it is not reset again.
+    ///
+    /// # Errors
+    /// See [`LinkFailure`].
+    pub fn reset(&mut self, token: &FenceToken) -> Result<(), LinkFailure> {
+        match self.ask(&Request::Reset { token: token.clone() })? {
+            Reply::Reset => Ok(()),
+            other => Err(self.nonsense(&other)),
+        }
+    }
+
+    /// How the fence of `token` stands.
+    ///
+    /// # Errors
+    /// See [`LinkFailure`].
+    pub fn fence_state(&mut self, token: &FenceToken) -> Result<FenceState, LinkFailure> {
+        match self.ask(&Request::Standing { token: token.clone() })? {
+            Reply::Standing { state } => Ok(state),
+            other => Err(self.nonsense(&other)),
+        }
     }
 
     /// Ends a fence. Its keys are dead when this returns, and also if it fails half-way; then ask again.

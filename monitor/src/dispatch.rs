@@ -18,6 +18,7 @@ use crate::fence::fence;
 use crate::journal::Event;
 use crate::partner::{IncidentWord, TargetWord};
 use crate::sample::Door;
+use crate::succession::distinct;
 use crate::watch::{Patient, Standing, Watch, nanos};
 
 /// How long after a failed action the next one is tried.
@@ -75,14 +76,11 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 tracing::error!(target_name = %name, "the path works and brings no sensor box");
                 self.note(now_ns, Event::Unreadable { since_ns });
             }
+            Finding::Restarted { .. } if self.has_reset_it() => {}
             Finding::Restarted { was, is } => {
                 tracing::warn!(target_name = %name, "the target restarted");
                 self.note(now_ns, Event::Restarted { was, is });
-                self.standing = Standing::Watching;
-                (self.quiet_until_ns, self.fence_failures) = (0, 0);
-                (self.inherited, self.is_held) = (None, false);
-                self.tools.standby.rest(false);
-                self.tell_partner();
+                self.watch_again();
             }
         }
     }
@@ -259,6 +257,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         self.tools.metrics.sessions_resumed.inc_by(resumed as u64);
         self.tools.metrics.sessions_lost.inc_by(lost as u64);
         self.note(now_ns, Event::Evacuated { spare, resumed, lost, report });
+        self.begin_after(distinct(&patient.holders));
         self.standing = Standing::Evacuated { token: Some(patient.token) };
     }
 }

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use control::backdoor::FenceToken;
+use control::backdoor::{Afterwards, FenceState, FenceToken};
 use link::{Link, LinkFailure, Options};
 use rdma::soft::Hub;
 use remote_memory::{Queue, Region, RemoteRead};
@@ -104,11 +104,15 @@ impl Door for LinkDoor {
         self.open()?.fence_as(reason, claim)
     }
 
-    fn stands(&mut self, token: &FenceToken) -> Result<bool, LinkFailure> {
-        match self.open()?.regions(Some(token)) {
-            Ok(_) => Ok(true),
-            Err(LinkFailure::Refused { .. }) => Ok(false),
-            Err(failure) => Err(failure),
-        }
+    fn fence_state(&mut self, token: &FenceToken) -> Result<FenceState, LinkFailure> {
+        self.open()?.fence_state(token)
+    }
+
+    fn reset(&mut self, token: &FenceToken) -> Result<(), LinkFailure> {
+        self.open()?.reset(token)
+    }
+
+    fn plug(&mut self, token: &FenceToken) -> Result<(), LinkFailure> {
+        self.open()?.release(token, Afterwards::Resume)
     }
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
-use control::reinstate::{Assignment, Evacuation, Reply, Report, Request, Share};
+use control::reinstate::{Assignment, Evacuation, GiveBack, Reply, Report, Request, Share};
 use control::{Channel, FrameError, Hello};
 
 use crate::config::Spare;
@@ -103,6 +103,25 @@ pub enum Progress<'a> {
         why: String,
     },
 }
+
+/// What is left of a service that spares took over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Sessions that were carried over.
+    pub recovered: u64,
+    /// Connections of clients that came since.
+    pub others: u64,
+    /// Connections that were reset because the time was over.
+    pub aborted: u64,
+    /// Whether every spare has given its addresses back.
+    pub is_given_back: bool,
+}
+
+/// How long a spare may take for a short answer.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a spare waits for a moment without connections before it says that there was none.
+const QUIET_WAIT_MS: u64 = 300;
 
 /// The spares of one target.
 #[derive(Debug)]
@@ -282,6 +301,37 @@ impl Standby {
         others.any(|slot| matches!(*locked(&slot.readiness), Readiness::Ready { .. }))
     }
 
+    /// Asks the spares called `holders`, all of them if there are none, what is left of the service. With `drain`, they
+    /// are to give it back: without loss before that time is over, whatever is left when it is.
+    ///
+    /// # Errors
+    /// A sentence for people; a spare that does not answer may have the addresses still.
+    pub fn wind_up(&self, holders: &[String], drain: Option<Duration>) -> Result<Left, String> {
+        let target = self.assignment.target.clone();
+        let request = match drain {
+            Some(time) => {
+                let drain_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+                Request::GiveBack(GiveBack { target, drain_ms, wait_ms: Some(QUIET_WAIT_MS) })
+            }
+            None => Request::Sessions { target },
+        };
+        let mut left = Left { is_given_back: drain.is_some(), ..Left::default() };
+        let is_asked = |slot: &&Slot| holders.is_empty() || holders.contains(&slot.spare.name);
+        for slot in self.slots.iter().filter(is_asked) {
+            match slot.ask(&self.name, &request).map_err(|why| format!("{}: {why}", slot.spare.name))? {
+                Reply::GivenBack { aborted } => left.aborted += aborted,
+                Reply::Draining { recovered, others } => {
+                    left.recovered += recovered;
+                    left.others += others;
+                    left.is_given_back = false;
+                }
+                Reply::Refused { why } => return Err(format!("{}: {why}", slot.spare.name)),
+                other => return Err(format!("{} answered with {}", slot.spare.name, kind(&other))),
+            }
+        }
+        Ok(left)
+    }
+
     /// Ready ones first, each group as configured, beginning with another one for each part.
     fn in_order(&self, part: u32) -> Vec<&Slot> {
         let mut slots: Vec<_> = self.slots.iter().collect();
@@ -321,6 +371,18 @@ impl Standby {
 }
 
 impl Slot {
+    fn ask(&self, name: &str, request: &Request) -> Result<Reply, String> {
+        let mut conversation = locked(&self.conversation);
+        let channel = warm(&mut conversation, &self.spare, name)?;
+        let set = channel.stream().set_read_timeout(Some(ANSWER_PATIENCE)).map_err(FrameError::from);
+        let answer = set.and_then(|()| channel.ask(request));
+        answer.map_err(|error| {
+            // A late answer would be taken for the next one's.
+            *conversation = None;
+            error.to_string()
+        })
+    }
+
     fn prepare(&self, name: &str, assignment: &Assignment) -> Readiness {
         let mut conversation = locked(&self.conversation);
         let readiness = match ask_to_prepare(&mut conversation, &self.spare, name, assignment) {
@@ -456,6 +518,7 @@ fn kind(reply: &Reply) -> &'static str {
         Reply::Evacuated(_) => "a report",
         Reply::Withdrawn => "an order taken back",
         Reply::GivenBack { .. } => "the end of a service",
+        Reply::Draining { .. } => "what is left of a service",
         Reply::Refused { .. } => "a refusal",
     }
 }

@@ -1,7 +1,7 @@
 //! The fence: over a link that is kept warm, asked again when its answer was lost.
 //!
-//! Never released here. A target whose sessions were taken over must not run on; only an operator's reset ends its
-//! fence, and the target is then another one. The claim is in the journal since the watch began, so that a successor
+//! Never released here. A target whose sessions were taken over must not run on; only a reset ([`crate::after`]) leads
+//! to the end of its fence, and the target is then another one. The claim is in the journal since the watch began, so that a successor
 //! can ask for a fence whose token was never written down.
 
 use control::backdoor::FenceToken;

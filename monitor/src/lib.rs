@@ -14,8 +14,10 @@
 //! Invariants: the loss of the path never leads to a fence (`tests/pipeline/verdicts.rs`); nothing is taken over
 //! before the fence stands, and one spare at a time is asked (`tests/pipeline/order.rs`); every verdict can be drawn
 //! again from its journal (`tests/pipeline/journal.rs`); a monitor that dies half-way is succeeded by its next life or
-//! by a second monitor, under the same token (`tests/pipeline/succession.rs`); a fence is never released here.
+//! by a second monitor, under the same token (`tests/pipeline/succession.rs`); a fence is
+//! never released here but after a reset (`tests/pipeline/after.rs`).
 
+pub mod after;
 pub mod clock;
 pub mod config;
 pub mod detect;
@@ -24,6 +26,7 @@ pub mod door;
 pub mod evacuate;
 pub mod fence;
 pub mod fleet;
+pub mod inspect;
 pub mod journal;
 pub mod metrics;
 pub mod partner;

@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use control::reinstate::Assignment;
+use monitor::after::Order;
 use monitor::clock::{Clock, Monotonic};
 use monitor::config::{self, Config, OnHang, Target};
 use monitor::door::{self, LinkDoor};
 use monitor::evacuate::{Readiness, Standby};
 use monitor::fleet::Fleet;
+use monitor::inspect;
 use monitor::journal::{Journal, Line, heritage, replay, timeline};
 use monitor::metrics::{Metrics, TargetMetrics};
 use monitor::partner::{Deputy, Herald, Partner};
@@ -96,6 +98,34 @@ enum Command {
         #[arg(long, value_delimiter = ',', default_value = "5,6,8,10,12,15,20,30,50,75,100,150,200,300,500")]
         deadlines_ms: Vec<f64>,
     },
+    /// Say what the memory of a target tells: its log, what its processors were at, tasks, connections. Reads only.
+    Inspect {
+        /// The target's name.
+        target: String,
+        /// Configuration file.
+        #[arg(long)]
+        config: PathBuf,
+        /// The newest records of the kernel's log, this many.
+        #[arg(long, default_value_t = 100)]
+        log: usize,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// Save the whole memory to this file first, each byte at its guest-physical address.
+        #[arg(long)]
+        save_image: Option<PathBuf>,
+    },
+    /// Leave an order about an evacuated target for the monitor that runs with this configuration.
+    Order {
+        /// What is to be done.
+        #[arg(value_enum)]
+        order: Order,
+        /// The target's name.
+        target: String,
+        /// Configuration file.
+        #[arg(long)]
+        config: PathBuf,
+    },
     /// Print the incidents of a journal.
     Timeline {
         /// The journal.
@@ -129,6 +159,28 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             let deadlines = deadlines.collect::<Result<Vec<_>, _>>().context("a deadline")?;
             println!("{}", serde_json::to_string(&recording::false_verdicts(&recordings, &sensors, &deadlines))?);
         }
+        Some(Command::Inspect { target, config, log, json, save_image }) => {
+            let config = config::load(&config)?;
+            let mut link = inspect::connect(&config, named(&config, &target)?)?;
+            if let Some(path) = save_image {
+                let written = inspect::save_image(&mut link, &path)?;
+                eprintln!("{}: {} MiB that are not zero", path.display(), written >> 20);
+            }
+            let found = inspect::inspect(&mut link, log)?;
+            match json {
+                true => println!("{}", serde_json::to_string(&found)?),
+                false => print!("{}", found.text()),
+            }
+        }
+        Some(Command::Order { order, target, config }) => {
+            let config = config::load(&config)?;
+            let after = named(&config, &target)?.after;
+            if after.reset == config::Reset::Never {
+                bail!("target.after.reset is \"never\" for {target}: this monitor resets it for nobody");
+            }
+            let left = order.leave(&config.journal, &target).context("the order cannot be left")?;
+            println!("{}: taken when {target} is evacuated and it is its turn", left.display());
+        }
         Some(Command::Timeline { journal }) => print!("{}", timeline::text(&read(&journal)?)),
         None => {
             let Some(file) = arguments.config else { bail!("--config FILE is missing") };
@@ -150,9 +202,13 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn named<'a>(config: &'a Config, target: &str) -> Result<&'a Target> {
+    let found = config.targets.iter().find(|one| one.name == target);
+    found.with_context(|| format!("the configuration has no target {target}"))
+}
+
 fn record(config: &Config, target: &str, period: Option<Duration>, time: Duration, out: &Path) -> Result<()> {
-    let named = config.targets.iter().find(|one| one.name == target);
-    let named = named.with_context(|| format!("the configuration has no target {target}"))?;
+    let named = named(config, target)?;
     let file = File::create(out).with_context(|| format!("{} cannot be written", out.display()))?;
     let period_ns = u64::try_from(period.unwrap_or(config.period).as_nanos()).context("a period of centuries")?;
     let mut door = LinkDoor::new(config, named);

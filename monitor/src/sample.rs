@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use control::backdoor::FenceToken;
+use control::backdoor::{FenceState, FenceToken};
 use link::LinkFailure;
 use remote_memory::{AccessError, Completion, LinkError, Queue, Read, Region, RemoteRead, Request, Work};
 use sensorbox::layout::{RECORD_BYTES, RECORD_WORDS, State, record, state_and_id};
@@ -60,7 +60,27 @@ pub trait Door {
     ///
     /// # Errors
     /// [`LinkFailure`], if nobody could say.
-    fn stands(&mut self, token: &FenceToken) -> Result<bool, LinkFailure>;
+    fn stands(&mut self, token: &FenceToken) -> Result<bool, LinkFailure> {
+        Ok(self.fence_state(token)? != FenceState::Ended)
+    }
+
+    /// How the fence of `token` stands.
+    ///
+    /// # Errors
+    /// [`LinkFailure`], if nobody could say.
+    fn fence_state(&mut self, token: &FenceToken) -> Result<FenceState, LinkFailure>;
+
+    /// Resets it behind its fence; one that was reset under this fence is left alone.
+    ///
+    /// # Errors
+    /// [`LinkFailure`]; may be repeated.
+    fn reset(&mut self, token: &FenceToken) -> Result<(), LinkFailure>;
+
+    /// Ends the fence of a target that was reset: its links come up.
+    ///
+    /// # Errors
+    /// [`LinkFailure`]; may be repeated.
+    fn plug(&mut self, token: &FenceToken) -> Result<(), LinkFailure>;
 }
 
 /// What one look at a box brought.

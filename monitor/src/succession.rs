@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use control::backdoor::FenceToken;
+use control::backdoor::{FenceState, FenceToken};
 
+use crate::after::After;
 use crate::clock::Clock;
 use crate::journal::{Event, Incident};
 use crate::partner::{Duty, IncidentWord, TargetWord};
@@ -20,18 +21,26 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a hang is left to the other monitor before it is looked at again.
 const HOLD: Duration = Duration::from_millis(20);
 
+/// Each spare once.
+pub(crate) fn distinct(holders: &BTreeMap<u32, String>) -> Vec<String> {
+    let mut names: Vec<String> = holders.values().cloned().collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
 impl<D: Door, C: Clock> Watch<D, C> {
     /// Asks whether the inherited fence stands, and takes the incident up if it does.
     pub(crate) fn take_up_heritage(&mut self) {
         let Some(incident) = self.inherited.take() else { return };
         let now_ns = self.tools.clock.now_ns();
-        match self.tools.door.stands(&incident.token) {
-            Ok(true) => {
+        match self.tools.door.fence_state(&incident.token) {
+            Ok(state @ (FenceState::Stands | FenceState::Reset)) => {
                 tracing::warn!(target_name = %self.target.name, token = ?incident.token, "an earlier fence stands");
                 self.note(now_ns, Event::Succeeded { stands: true });
-                self.take_up(incident);
+                self.take_up(incident, state);
             }
-            Ok(false) => {
+            Ok(FenceState::Ended) => {
                 tracing::info!(target_name = %self.target.name, token = ?incident.token, "an earlier fence has ended");
                 self.note(now_ns, Event::Succeeded { stands: false });
                 self.tools.standby.rest(false);
@@ -45,13 +54,25 @@ impl<D: Door, C: Clock> Watch<D, C> {
         self.tell_partner();
     }
 
-    fn take_up(&mut self, incident: Incident) {
-        let Incident { token, illness, holders, is_done, alive_after_ns, age } = incident;
+    fn take_up(&mut self, incident: Incident, state: FenceState) {
+        let now_ns = self.tools.clock.now_ns();
+        let ago = |time: Duration| now_ns.saturating_sub(nanos(time));
+        let after = After {
+            holders: distinct(&incident.holders),
+            done_ns: ago(incident.done_age),
+            reset_ns: ago(incident.reset_age),
+            is_drained: incident.is_drained,
+            ..After::default()
+        };
+        let Incident { token, illness, holders, is_done, alive_after_ns, age, .. } = incident;
         let illness = self.illnesses.iter().position(|known| known.name() == illness).unwrap_or(0);
         let may_have = holders.values().next().cloned();
         let patient = Patient { token, alive_after_ns, illness, holders, age };
         self.standing = match (is_done, may_have) {
-            (true, _) => Standing::Evacuated { token: Some(patient.token) },
+            (true, _) => {
+                self.take_up_after(after, state);
+                Standing::Evacuated { token: Some(patient.token) }
+            }
             (false, Some(spare)) => Standing::OutcomeUnknown { patient, spare },
             (false, None) => Standing::Fenced(patient),
         };
@@ -92,8 +113,11 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 let now_ns = self.tools.clock.now_ns();
                 self.note(now_ns, Event::Fenced { token: token.clone(), asked_ns: now_ns });
                 self.tools.standby.rest(true);
-                let (is_done, age) = (false, Duration::ZERO);
-                self.take_up(Incident { token, illness: name, holders, is_done, alive_after_ns, age });
+                let (is_done, is_drained, zero) = (false, false, Duration::ZERO);
+                let (illness, age, done_age, reset_age) = (name, zero, zero, zero);
+                let incident =
+                    Incident { token, illness, holders, is_done, is_drained, done_age, reset_age, alive_after_ns, age };
+                self.take_up(incident, FenceState::Stands);
                 self.order();
                 return;
             }

@@ -9,10 +9,11 @@
 //! The schedule is absolute, so it does not drift; a sample that comes late is counted and the ticks it missed are
 //! skipped. When a stall could be completed before the next tick, one sample more is taken then.
 //!
-//! Invariants: exactly one action per incident; a fence that stands is never released here; a target whose evacuation
-//! has begun is only looked at, until it shows a new life of its machine.
+//! Invariants: exactly one action per incident; a fence that stands is never released here but after a reset, see
+//! [`crate::after`]; a target whose evacuation has begun is only looked at, until it shows a new life of its machine.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use control::backdoor::FenceToken;
 use healing_modules::Illness;
 use link::LinkFailure;
 
+use crate::after::After;
 use crate::clock::Clock;
 use crate::config::{Config, OnHang, Target};
 use crate::detect::{Detector, Finding, Look, Observation, Plan};
@@ -114,6 +116,10 @@ pub struct Watch<D, C> {
     pub(crate) inherited: Option<Incident>,
     /// A sample has been posted and not been taken yet.
     pub(crate) is_aloft: bool,
+    /// What comes after an evacuation.
+    pub(crate) after: After,
+    /// The journal's file, beside which an operator's orders lie.
+    pub(crate) journal_path: PathBuf,
     /// A hang that is left to the other monitor has been journaled.
     pub(crate) is_held: bool,
     reader: Option<(BoxReader, Opened)>,
@@ -155,6 +161,8 @@ impl<D: Door, C: Clock> Watch<D, C> {
             fence_failures: 0,
             claim,
             inherited,
+            after: After::default(),
+            journal_path: config.journal.clone(),
             is_held: false,
             is_aloft: false,
             reader: None,
@@ -229,6 +237,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         if is_open && self.tools.clock.now_ns() >= self.quiet_until_ns {
             self.order();
         }
+        self.look_after();
         self.tools.metrics.suspicious_sensors.set(self.detector.suspicions() as i64);
     }
 
@@ -240,7 +249,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
     fn next_look_ns(&self) -> u64 {
         let now_ns = self.tools.clock.now_ns();
         if !self.is_detecting() {
-            return now_ns + nanos(INSPECT_EVERY);
+            return now_ns + nanos(self.looks_after_every().unwrap_or(INSPECT_EVERY));
         }
         match self.failures {
             0 => self.due_ns(),
@@ -441,6 +450,21 @@ impl<D: Door, C: Clock> Watch<D, C> {
     /// Hands the samples so far to the journal; cheap, as the ring is moved.
     pub(crate) fn hand_over_evidence(&mut self) {
         self.tools.journal.evidence(&self.target.name, std::mem::take(&mut self.ring));
+    }
+
+    /// The incident is over: the target is watched as if nothing had been.
+    pub(crate) fn watch_again(&mut self) {
+        self.standing = Standing::Watching;
+        (self.quiet_until_ns, self.fence_failures) = (0, 0);
+        (self.inherited, self.is_held) = (None, false);
+        self.tools.standby.rest(false);
+        self.tell_partner();
+    }
+
+    /// What was known of the box is of no more use.
+    pub(crate) fn forget_box(&mut self) {
+        self.reader = None;
+        self.values.clear();
     }
 
     /// The values of the newest look.

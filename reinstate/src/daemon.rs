@@ -31,7 +31,7 @@ const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 const ANNOUNCE_AFTER: [Duration; 4] =
     [Duration::from_millis(20), Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
 /// Between two looks at the sessions that are to end before an address is given back.
-const DRAIN_LOOK: Duration = Duration::from_millis(20);
+const DRAIN_LOOK: Duration = Duration::from_millis(5);
 
 /// Counters since the start, and what is true now.
 #[derive(Debug, Default)]
@@ -190,6 +190,10 @@ fn converse(stream: TcpStream, spare: &Arc<Mutex<Spare>>) -> Result<(), FrameErr
             }
             Request::Withdraw(evacuation) => locked(spare).withdraw(&evacuation),
             Request::GiveBack(order) => give_back(spare, &order),
+            Request::Sessions { target } => {
+                let (recovered, others) = locked(spare).left(&target);
+                Reply::Draining { recovered, others }
+            }
         };
         channel.send(&reply)?;
     }
@@ -303,6 +307,17 @@ impl Spare {
         prepared.take_over(&self.service, &self.config, evacuation, order)
     }
 
+    /// Connections of a target's service that are here: those that were carried over, and those that came since.
+    fn left(&self, target: &str) -> (u64, u64) {
+        let Some(Ok(connections)) = self.prepared.get(target).map(Prepared::connections) else { return (0, 0) };
+        let reports = self.reports.iter().filter(|((of, ..), _)| of == target).map(|(_, report)| report);
+        let carried = reports.flat_map(|report| &report.sessions);
+        let carried = carried.filter(|session| session.outcome == Outcome::Resumed).map(|session| session.peer);
+        let carried: HashSet<SocketAddr> = carried.collect();
+        let recovered = connections.iter().filter(|connection| carried.contains(&connection.peer)).count();
+        (recovered as u64, (connections.len() - recovered) as u64)
+    }
+
     fn count_mute(&self, target: &str, resumed: &HashSet<SocketAddr>) {
         let connections = self.prepared.get(target).map(Prepared::connections);
         let Some(Ok(connections)) = connections else { return };
@@ -359,26 +374,41 @@ fn look_after(spare: &Arc<Mutex<Spare>>, target: &str, report: &Report) {
 }
 
 /// Ends the service of a target here. Sessions go on while it waits for them, and so do other orders.
+///
+/// Without loss at a moment without connections, if there is one before the time is over: the address is then gone
+/// before the last look, so that nobody can come in between; a client that tries is not refused but not heard, and tries
+/// again.
 fn give_back(spare: &Mutex<Spare>, order: &GiveBack) -> Reply {
-    let deadline = Instant::now() + Duration::from_millis(order.drain_ms);
+    let begin = Instant::now();
+    let deadline = begin + Duration::from_millis(order.drain_ms);
+    let answer_at = order.wait_ms.map_or(deadline, |wait_ms| deadline.min(begin + Duration::from_millis(wait_ms)));
     loop {
         let mut spare = locked(spare);
         let Some(prepared) = spare.prepared.get_mut(&order.target) else {
             return Reply::GivenBack { aborted: 0 };
         };
-        let busy = prepared.connections().map_or(0, |connections| connections.len());
-        let left = deadline.saturating_duration_since(Instant::now());
-        if busy == 0 || left.is_zero() {
-            return match prepared.give_back() {
-                Ok(aborted) => {
-                    spare.forget(&order.target);
-                    tracing::info!(target_name = order.target, aborted, "the service was given back");
-                    Reply::GivenBack { aborted: aborted as u64 }
-                }
-                Err(why) => Reply::Refused { why },
-            };
+        let is_over = Instant::now() >= deadline;
+        let is_quiet = prepared.connections().is_ok_and(|connections| connections.is_empty());
+        let ended = match (is_quiet, is_over) {
+            (_, true) => prepared.give_back().map(Some),
+            (true, false) => prepared.give_back_unused().map(|is_gone| is_gone.then_some(0)),
+            (false, false) => Ok(None),
+        };
+        match ended {
+            Ok(Some(aborted)) => {
+                spare.forget(&order.target);
+                tracing::info!(target_name = order.target, aborted, "the service was given back");
+                return Reply::GivenBack { aborted: aborted as u64 };
+            }
+            Err(why) => return Reply::Refused { why },
+            Ok(None) if Instant::now() >= answer_at && answer_at < deadline => {
+                let (recovered, others) = spare.left(&order.target);
+                return Reply::Draining { recovered, others };
+            }
+            Ok(None) => {}
         }
         drop(spare);
-        std::thread::sleep(left.min(DRAIN_LOOK));
+        let next = if is_quiet { Duration::ZERO } else { DRAIN_LOOK };
+        std::thread::sleep(next.min(deadline.saturating_duration_since(Instant::now())));
     }
 }

@@ -110,7 +110,7 @@ fn a_part_that_cannot_be_is_refused_and_nothing_can_be_given_back_by_who_has_not
     let order = Evacuation { share: Some(Share { index: 2, of: 2 }), ..evacuation("web1") };
     let Reply::Refused { why } = channel.ask(&Request::Evacuate(order)).unwrap() else { panic!("not refused") };
     assert!(why.contains("no part 2 of 2"), "{why}");
-    let order = GiveBack { target: "web1".into(), drain_ms: 60_000 };
+    let order = GiveBack { target: "web1".into(), drain_ms: 60_000, wait_ms: None };
     let reply: Reply = channel.ask(&Request::GiveBack(order)).unwrap();
     assert_eq!(reply, Reply::GivenBack { aborted: 0 });
 }

@@ -124,8 +124,25 @@ enum Action {
 enum Scenario {
     /// Clients are served by a guest, the guest hangs, every client must get every byte exactly once.
     HangDownload(HangDownload),
+    /// A guest hangs and is evacuated; then it is looked at, reset, and given its address back, with clients all along.
+    RescueAndReturn(RescueAndReturn),
     /// A healthy guest under a load must not be taken for one that hangs; at the end it does hang, and must be.
     Soak(SoakArguments),
+}
+
+#[derive(Args)]
+struct RescueAndReturn {
+    /// What is done to the guest.
+    #[arg(long, value_enum, default_value = "panic")]
+    fault: Fault,
+    /// How many clients are carried over.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=200))]
+    sessions: u16,
+    #[command(flatten)]
+    guest: Guest,
+    /// Where result, timeline and, after a failure, logs are left.
+    #[arg(long, default_value = "out/rescue-and-return")]
+    out: PathBuf,
 }
 
 #[derive(Args)]
@@ -313,6 +330,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             scenario::save_guest(&order, &file, Progress::begin())?;
             Ok(ExitCode::SUCCESS)
         }
+        Action::Run { scenario: Scenario::RescueAndReturn(arguments) } => rescue_and_return(arguments),
         Action::Torn { kernel, paths, visits, stride, phase } => {
             let order = torn::Order { kernel, paths, visits, stride: stride as usize, phase };
             let report = torn::explore(&order, Progress::begin())?;
@@ -338,6 +356,16 @@ fn run_hang_download(arguments: HangDownload) -> Result<ExitCode> {
     eprint!("\n{}", timeline.text(100));
     println!("{}", serde_json::to_string(&verdict)?);
     Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn rescue_and_return(arguments: RescueAndReturn) -> Result<ExitCode> {
+    let RescueAndReturn { fault, sessions, guest, out } = arguments;
+    let (seed, order) = (guest.seed, guest.order());
+    let run = scenario::rescue_and_return::Run { fault, sessions: sessions.into(), seed, order, out };
+    let (report, timeline) = scenario::rescue_and_return::run(&run, Progress::begin())?;
+    eprint!("\n{timeline}");
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(if report.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run_soak(arguments: SoakArguments) -> Result<ExitCode> {

@@ -111,6 +111,12 @@ impl Peer<'_> {
                 tracing::warn!(from = %self.from, peer = ?self.name, ?then, epoch = token.epoch, "target released");
                 Ok(Reply::Released)
             }
+            Request::Reset { token } => {
+                target.reset(&token).map_err(said)?;
+                tracing::warn!(from = %self.from, peer = ?self.name, epoch = token.epoch, "reset behind its fence");
+                Ok(Reply::Reset)
+            }
+            Request::Standing { token } => Ok(Reply::Standing { state: target.fence_state(&token) }),
             Request::Stats => Ok(Reply::Stats(self.plane.stats())),
             Request::Hello(_) | Request::Connect(_) => unreachable!("answered by the caller"),
         }

@@ -164,6 +164,11 @@ impl Guard {
         self.standing.is_some()
     }
 
+    /// Whether `token` is that of the standing fence, whatever its key opens now.
+    pub fn is_standing(&self, token: &FenceToken) -> bool {
+        self.standing.as_ref().is_some_and(|fence| fence.token == *token)
+    }
+
     /// The standing fence's token, for the caller that made it under `claim`.
     pub fn claimed(&self, claim: Option<u64>) -> Option<FenceToken> {
         let fence = self.standing.as_ref().filter(|fence| claim.is_some() && fence.claim == claim)?;

@@ -40,6 +40,9 @@ pub(super) struct Record {
     /// QEMU, and the file of its memory: whether a machine that is found later is still this one.
     pub process: Option<Process>,
     pub identity: (u64, u64),
+    /// Whether the machine was reset since, and runs behind its fence.
+    #[serde(default)]
+    pub is_reset: bool,
 }
 
 impl Record {
@@ -102,7 +105,14 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("backdoor-record-{}", std::process::id()));
         let path = folder.join("deep/web1.fence");
         let token = FenceToken { target: "web1".into(), epoch: 3, ram_key: 7, secret: u64::MAX };
-        let record = Record { token, claim: Some(9), stopped: Stopped::gone(), process: None, identity: (1, 2) };
+        let record = Record {
+            token,
+            claim: Some(9),
+            stopped: Stopped::gone(),
+            process: None,
+            identity: (1, 2),
+            is_reset: false,
+        };
         assert!(Record::load(Some(&path), "web1").unwrap().is_none());
         record.keep(Some(&path));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);

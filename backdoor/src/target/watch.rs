@@ -85,19 +85,26 @@ impl Target {
                 Ok(mapping) => mapping,
                 Err(error) => return format!("its memory cannot be mapped: {error}"),
             };
-            if self.is_fenced() {
+            // One that runs behind its fence since it was reset goes on with that.
+            if self.is_fenced() && !(known && machine.is_reset) {
                 match fence::stop(&mut qmp) {
                     // What is to be undone is what was done first: by now it stands still anyway.
                     Ok(stopped) if !known || machine.stopped.is_none() => machine.stopped = Some(stopped),
                     Ok(_) => {}
                     Err(error) => return format!("a machine under a standing fence cannot be stopped: {error}"),
                 }
+                // The new life that was ordered: it may run, and nobody may hear it.
+                if machine.is_reset
+                    && let Err(error) = fence::run_on(&mut qmp)
+                {
+                    return format!("a machine that was reset behind its fence does not run: {error}");
+                }
                 tracing::warn!(target = self.name, known, "the machine found is under a standing fence, and stopped");
             }
             let bytes = mapping.len();
             let mut state = self.memory.change();
             state.guard.attach(found.layout, &mut rand::rng());
-            if known {
+            if known && !machine.is_reset {
                 state.guard.reopen();
             }
             state.mapping = Some(mapping);
@@ -136,7 +143,7 @@ impl Target {
                 self.memory.change().guard.machine_reset();
             }
             "SHUTDOWN" => machine.shut_down = true,
-            "RESUME" if self.is_fenced() => self.keep_stopped(machine),
+            "RESUME" if self.is_fenced() && !machine.is_reset => self.keep_stopped(machine),
             _ => {}
         }
     }

@@ -1,4 +1,6 @@
 //! Walkers, one module per kernel subsystem.
 
+pub mod log;
+pub mod machine;
 pub mod task;
 pub mod tcp;

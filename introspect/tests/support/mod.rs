@@ -15,6 +15,9 @@ use remote_memory::{RemoteKey, RemoteRead};
 /// The machines in `tests/images`: paging depth and kernel line differ, the software in them is the same.
 pub const MACHINES: [&str; 2] = ["linux-6.1-5level", "linux-6.12-4level"];
 
+/// Machines whose kernels panicked: only what the log and the summary are read from.
+pub const PANICKED: [&str; 2] = ["linux-6.1-panic", "linux-6.12-panic"];
+
 pub const KEY: RemoteKey = RemoteKey::new(1);
 
 pub fn path(machine: &str, suffix: &str) -> PathBuf {

@@ -75,6 +75,25 @@ pub(super) struct Target {
     pub service: Vec<Spanned<Service>>,
     pub prepare_every_s: Option<Spanned<f64>>,
     pub evacuation_patience_s: Option<Spanned<f64>>,
+    pub after: Option<After>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct After {
+    pub reset: Option<Spanned<Reset>>,
+    pub reset_after_s: Option<Spanned<f64>>,
+    pub address: Option<super::Address>,
+    pub drain_s: Option<Spanned<f64>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Reset {
+    Never,
+    Ask,
+    After,
+    Drained,
 }
 
 #[derive(Debug, Deserialize)]

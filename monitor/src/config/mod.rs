@@ -3,7 +3,7 @@
 //! What is impossible is an error that names file, line and key and says how to put it right: a deadline that holds too
 //! few samples, two targets of one name, an evacuation without a spare. The sampling period may be left out: it then
 //! follows from the shortest deadline by the dissertation's rule, R >= log PM / log p_ml samples per deadline, and is
-//! [`PERIOD_MAX`] at most.
+//! [`PERIOD_MAX`] at most, or what a thread needs for the samples of all its targets.
 //!
 //! See `monitor.example.toml` for every key; a test keeps that file valid.
 
@@ -26,15 +26,21 @@ use crate::detect::{Quorum, Raises, Rule, samples_per_deadline};
 /// The shortest sampling period: below it a round trip over a software path no longer fits.
 pub const PERIOD_MIN: Duration = Duration::from_micros(100);
 
-/// The longest derived sampling period, which a verdict may come later than its deadline: samples cost the target
-/// nothing, and 200 in a second cost little here.
-pub const PERIOD_MAX: Duration = Duration::from_millis(5);
+/// The longest derived sampling period of a few targets. A verdict may come that much later than its deadline, as the
+/// last move of a sensor is known to a period: with this, 2 ms later at most. Costs some 2 % of a processor for a box.
+pub const PERIOD_MAX: Duration = Duration::from_micros(1500);
+
+/// Time that a thread has for one sample where a period is derived: twice what one of many costs it.
+const SAMPLE_ROOM: Duration = Duration::from_micros(10);
 
 /// Without a word for so long the first of two monitors counts as dead, unless configured.
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// Three heartbeats: one may be late.
 const SILENCE_MIN: Duration = Duration::from_millis(300);
+
+/// How long connections may keep an address on the spare, unless configured.
+const DRAIN: Duration = Duration::from_secs(3600);
 
 /// Times above this are typing errors.
 const TIME_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -47,6 +53,40 @@ pub enum OnHang {
     Evacuate,
     /// Say so and do nothing: a dry run, or a target without spares.
     Report,
+}
+
+/// When an evacuated target is reset. Until then it stays fenced, to be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// Not by this monitor, whoever asks.
+    Never,
+    /// When an operator says so.
+    Ask,
+    /// So long after its evacuation, or when an operator says so.
+    After(Duration),
+    /// When the sessions that were carried over have come to their end, or when an operator says so.
+    Drained,
+}
+
+/// Where the service is after the target was reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Address {
+    /// On the spare, until an operator says otherwise; the target's links stay down.
+    Stays,
+    /// On the target again, as soon as it is back and the spare has drained.
+    Returns,
+}
+
+/// What becomes of a target and its service after an evacuation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct After {
+    /// When the target is reset.
+    pub reset: Reset,
+    /// Where the service is then.
+    pub address: Address,
+    /// How long connections on the spare may stand in the way of the address's return; what is left is reset then.
+    pub drain: Duration,
 }
 
 /// A checked configuration.
@@ -116,6 +156,8 @@ pub struct Target {
     pub prepare_every: Duration,
     /// How long an evacuation may take until its outcome counts as unknown.
     pub evacuation_patience: Duration,
+    /// What becomes of it after that.
+    pub after: After,
 }
 
 /// A node that can take sessions over.
@@ -159,7 +201,10 @@ impl Checker<'_> {
             let what = "no target is named; add a [[target]] table with name, backdoor and on_hang";
             return Err(self.source.whole("target", what));
         }
-        let period = self.period(sampling, &file, samples)?;
+        let threads = self.threads(file.monitor.threads.as_ref(), file.target.len())?;
+        let per_thread = u32::try_from(file.target.len().div_ceil(threads)).unwrap_or(u32::MAX);
+        let longest = PERIOD_MAX.max(SAMPLE_ROOM.saturating_mul(per_thread));
+        let period = self.period(sampling, &file, samples, longest)?;
         let path_deadline = match &sampling.path_deadline_ms {
             Some(value) => self.time(value, 1e3, "sampling.path_deadline_ms")?,
             None => Duration::from_millis(500).max(period * samples),
@@ -178,7 +223,7 @@ impl Checker<'_> {
             metrics: file.monitor.metrics,
             partner: self.partner(file.partner.as_ref())?,
             cpu: file.monitor.cpu,
-            threads: self.threads(file.monitor.threads.as_ref(), targets.len())?,
+            threads,
             period,
             samples_per_deadline: samples,
             path_deadline,
@@ -211,8 +256,14 @@ impl Checker<'_> {
         }
     }
 
-    /// The period, or the shortest deadline divided by the samples it must hold.
-    fn period(&self, sampling: &file::Sampling, file: &file::File, samples: u32) -> Result<Duration, ConfigError> {
+    /// The period, or the shortest deadline divided by the samples it must hold, and `longest` at most.
+    fn period(
+        &self,
+        sampling: &file::Sampling,
+        file: &file::File,
+        samples: u32,
+        longest: Duration,
+    ) -> Result<Duration, ConfigError> {
         let rules = file.rule.iter().chain(file.target.iter().flat_map(|target| &target.get_ref().rule));
         let mut deadlines = Vec::new();
         for value in rules.filter_map(|rule| rule.get_ref().deadline_ms.as_ref()) {
@@ -221,7 +272,7 @@ impl Checker<'_> {
         let shortest = deadlines.iter().map(|(_, deadline)| *deadline).min();
         let period = match &sampling.period_ms {
             Some(value) => self.time(value, 1e3, "sampling.period_ms")?,
-            None => shortest.map_or(PERIOD_MAX, |deadline| (deadline / samples).min(PERIOD_MAX)),
+            None => shortest.map_or(longest, |deadline| (deadline / samples).min(longest)),
         };
         for (span, deadline) in deadlines {
             if period * samples > deadline {
@@ -322,7 +373,31 @@ impl Checker<'_> {
             services: self.services(&table.service)?,
             prepare_every: seconds(&table.prepare_every_s, "target.prepare_every_s", 10)?,
             evacuation_patience: seconds(&table.evacuation_patience_s, "target.evacuation_patience_s", 60)?,
+            after: self.after(table.after.as_ref())?,
         })
+    }
+
+    fn after(&self, table: Option<&file::After>) -> Result<After, ConfigError> {
+        let standard = After { reset: Reset::Ask, address: Address::Stays, drain: DRAIN };
+        let Some(table) = table else { return Ok(standard) };
+        let time = |value: &Spanned<f64>, key: &str| self.time(value, 1.0, &format!("target.after.{key}"));
+        let reset = match (table.reset.as_ref().map(|reset| *reset.get_ref()), &table.reset_after_s) {
+            (Some(file::Reset::After), Some(seconds)) => Reset::After(time(seconds, "reset_after_s")?),
+            (Some(file::Reset::After), None) => {
+                let span = table.reset.as_ref().map_or(0..0, Spanned::span);
+                let what = "say after how many seconds: add reset_after_s";
+                return Err(self.source.error(span, "target.after.reset", what));
+            }
+            (_, Some(seconds)) => {
+                let what = "has a meaning with reset = \"after\" only; set that or leave this out";
+                return Err(self.source.error(seconds.span(), "target.after.reset_after_s", what));
+            }
+            (Some(file::Reset::Never), None) => Reset::Never,
+            (Some(file::Reset::Drained), None) => Reset::Drained,
+            (Some(file::Reset::Ask) | None, None) => Reset::Ask,
+        };
+        let drain = table.drain_s.as_ref().map(|value| time(value, "drain_s")).transpose()?;
+        Ok(After { reset, address: table.address.unwrap_or(standard.address), drain: drain.unwrap_or(DRAIN) })
     }
 
     fn spares(&self, spares: &[file::Spare]) -> Result<Vec<Spare>, ConfigError> {

@@ -177,6 +177,11 @@ impl Detector {
         &self.plan
     }
 
+    /// The target's identity as seen last.
+    pub fn identity(&self) -> Option<u64> {
+        self.identity
+    }
+
     /// Watches something else from now on; what is known of the path and of the target's identity stays.
     pub fn replan(&mut self, plan: Plan) {
         self.tracks = baselines(&plan);

@@ -189,6 +189,32 @@ pub enum Event {
         /// What was seen.
         why: String,
     },
+    /// The target is about to be reset behind its fence; on disk before it is.
+    ResetOrdered {
+        /// The fence.
+        token: FenceToken,
+        /// What asked for it.
+        why: String,
+    },
+    /// The target was reset and boots behind its fence.
+    Reset,
+    /// The target is back: its agent has registered and its sensors move. Its links are down still.
+    TargetBack {
+        /// Identity of its box.
+        identity: u64,
+    },
+    /// The sessions that were carried over have come to their end.
+    Drained,
+    /// The spare no longer has the service's addresses.
+    AddressReturned {
+        /// Connections that were left when the time was over: their clients were reset.
+        aborted: u64,
+    },
+    /// A step after the evacuation did not succeed; it is tried again.
+    Delayed {
+        /// Why.
+        why: String,
+    },
     /// The fence has ended, by policy or by command.
     Released {
         /// What became of the target.

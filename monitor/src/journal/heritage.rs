@@ -8,7 +8,10 @@
 //!   fenced              fenced (token)             orders under the token
 //!   order leaving       committed (token, spare)   orders that spare again, and no other
 //!   order refused       passed                     orders under the token
-//!   evacuated           evacuated                  leaves the target alone while the fence stands
+//!   evacuated           evacuated                  leaves the target fenced until its policy says otherwise
+//!   reset ordered       reset_ordered (token)      asks the backdoor, which resets once under one fence
+//!   address returned    address_returned           asks the spares again, who have nothing more to give, and goes on
+//!   fence ended         released                   watches
 //! ```
 //!
 //! `committed` is written by the deciding thread itself and may stand before lines that happened earlier; everything
@@ -52,6 +55,12 @@ pub struct Incident {
     pub holders: BTreeMap<u32, String>,
     /// Whether the evacuation was reported finished.
     pub is_done: bool,
+    /// Whether the sessions that were carried over have come to their end.
+    pub is_drained: bool,
+    /// Time since the evacuation was reported finished.
+    pub done_age: Duration,
+    /// Time since the target was last ordered to be reset.
+    pub reset_age: Duration,
     /// The last sign of life on this machine's monotonic clock, if it still counts from the same zero.
     pub alive_after_ns: Option<u64>,
     /// Time since the fence was written down.
@@ -123,7 +132,18 @@ impl Estate {
             }
             Event::Evacuated { .. } => {
                 if let Some(incident) = &mut self.heritage.incident {
-                    incident.is_done = true;
+                    (incident.is_done, incident.done_age) = (true, age);
+                }
+            }
+            Event::ResetOrdered { .. } => {
+                if let Some(incident) = &mut self.heritage.incident {
+                    incident.reset_age = age;
+                }
+            }
+            Event::TargetBack { identity } => self.heritage.identity = Some(identity),
+            Event::Drained => {
+                if let Some(incident) = &mut self.heritage.incident {
+                    incident.is_drained = true;
                 }
             }
             _ => {}
@@ -143,6 +163,9 @@ impl Estate {
             illness,
             holders: BTreeMap::new(),
             is_done: false,
+            is_drained: false,
+            done_age: Duration::ZERO,
+            reset_age: Duration::ZERO,
             alive_after_ns,
             age,
         })

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use control::backdoor::FenceToken;
+use control::backdoor::{FenceState, FenceToken};
 use control::reinstate::{Outcome, Reply, Report, Request, Session, Stage as ReportStage};
 use control::{Channel, VERSION};
 use link::LinkFailure;
@@ -118,6 +118,7 @@ pub struct Path {
     pub down: std::ops::Range<u64>,
     pub fence: Result<(), &'static str>,
     pub fences: Fences,
+    pub is_reset: Rc<Cell<bool>>,
     pub log: Log,
 }
 
@@ -162,8 +163,34 @@ impl Door for Path {
         }
     }
 
-    fn stands(&mut self, presented: &FenceToken) -> Result<bool, LinkFailure> {
-        Ok(self.fences.lock().unwrap().is_some() && *presented == token())
+    fn fence_state(&mut self, presented: &FenceToken) -> Result<FenceState, LinkFailure> {
+        let is_standing = self.fences.lock().unwrap().is_some() && *presented == token();
+        Ok(match (is_standing, self.is_reset.get()) {
+            (false, _) => FenceState::Ended,
+            (true, false) => FenceState::Stands,
+            (true, true) => FenceState::Reset,
+        })
+    }
+
+    fn reset(&mut self, presented: &FenceToken) -> Result<(), LinkFailure> {
+        if self.fence_state(presented)? == FenceState::Ended {
+            return Err(LinkFailure::Refused { why: "the token is not that of a standing fence".into() });
+        }
+        if !self.is_reset.replace(true) {
+            self.log.lock().unwrap().push("reset".into());
+            self.target.borrow_mut().reboot();
+        }
+        Ok(())
+    }
+
+    fn plug(&mut self, presented: &FenceToken) -> Result<(), LinkFailure> {
+        if self.fence_state(presented)? != FenceState::Reset {
+            return Err(LinkFailure::Refused { why: "the token is not that of a standing fence".into() });
+        }
+        self.log.lock().unwrap().push("links up".into());
+        self.is_reset.set(false);
+        *self.fences.lock().unwrap() = None;
+        Ok(())
     }
 }
 
@@ -197,6 +224,11 @@ pub struct Spare {
 
 impl Spare {
     pub fn playing(name: &'static str, part: Part, log: &Log) -> Self {
+        Self::holding(name, part, log, Arc::default())
+    }
+
+    /// The same with sessions that are `left` of those it took over.
+    pub fn holding(name: &'static str, part: Part, log: &Log, left: Arc<AtomicU64>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let log = Arc::clone(log);
@@ -213,7 +245,17 @@ impl Spare {
                     let reply = match request {
                         Request::Hello(_) => Reply::Welcome { version: VERSION },
                         Request::Prepare(_) => Reply::Ready { kernel: "6.1".into() },
-                        Request::GiveBack(_) => Reply::GivenBack { aborted: 0 },
+                        Request::GiveBack(order) => {
+                            let left = left.load(Ordering::Relaxed);
+                            log.lock().unwrap().push(format!("{name}: asked to give back, {left} left"));
+                            match left > 0 && order.drain_ms > 0 {
+                                true => Reply::Draining { recovered: left, others: 1 },
+                                false => Reply::GivenBack { aborted: left },
+                            }
+                        }
+                        Request::Sessions { .. } => {
+                            Reply::Draining { recovered: left.load(Ordering::Relaxed), others: 1 }
+                        }
                         Request::Withdraw(order) => {
                             assert_eq!(order.token, token());
                             log.lock().unwrap().push(format!("{name}: asked to let go"));
@@ -267,6 +309,7 @@ struct JournalFile(PathBuf);
 impl Drop for JournalFile {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(self.0.with_added_extension("web.order"));
     }
 }
 
@@ -296,6 +339,10 @@ pub struct Setting {
     pub past: Vec<u8>,
     pub partner: Partner,
     pub fences: Fences,
+    /// Whether the target was reset behind its fence.
+    pub is_reset: Rc<Cell<bool>>,
+    /// The table `[target.after]`.
+    pub after: &'static str,
     /// Two addresses are served, and the spares share them.
     pub share: bool,
 }
@@ -314,6 +361,8 @@ impl Default for Setting {
             past: Vec::new(),
             partner: Partner::None,
             fences: Fences::default(),
+            is_reset: Rc::default(),
+            after: "",
             share: false,
         }
     }
@@ -328,11 +377,13 @@ pub fn configured(setting: &Setting) -> Config {
          [[rule]]\nsensors = \"tick.cpu*\"\ndeadline_ms = 20\nraises = \"hang\"\n\
          [[target]]\nname = \"web\"\nbackdoor = \"127.0.0.1:4790\"\non_hang = \"{}\"\n\
          spare = [{}]\nshare = {}\n\
-         service = [{{ address = \"10.77.0.100\", ports = [8080] }}{}]\nevacuation_patience_s = 30\n",
+         service = [{{ address = \"10.77.0.100\", ports = [8080] }}{}]\nevacuation_patience_s = 30\n\
+         after = {{ {} }}\n",
         setting.on_hang,
         spares.join(", "),
         setting.share,
         if setting.share { ", { address = \"fd77::100\", ports = [8080] }" } else { "" },
+        setting.after,
     );
     config::parse(std::path::Path::new("test.toml"), &text).unwrap()
 }
@@ -340,10 +391,11 @@ pub fn configured(setting: &Setting) -> Config {
 impl Play {
     pub fn begin(setting: Setting) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let config = configured(&setting);
+        let mut config = configured(&setting);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let file = std::env::temp_dir().join(format!("monitor-{}-{number}.jsonl", std::process::id()));
         std::fs::write(&file, &setting.past).unwrap();
+        config.journal.clone_from(&file);
         let heritage = heritage::inherit(&file, 1000 * MS).unwrap().remove("web").unwrap_or_default();
         let (journal, writer) = Journal::open(&file).unwrap();
         let clock = VirtualClock::default();
@@ -367,6 +419,7 @@ impl Play {
             down: setting.down,
             fence: setting.fence,
             fences: setting.fences,
+            is_reset: setting.is_reset,
             log: Arc::clone(&setting.log),
         };
         let (standby_too, partner) = (Arc::clone(&standby), setting.partner);
@@ -381,6 +434,11 @@ impl Play {
         while self.clock.now_ns() < until_ms * MS {
             self.watch.step();
         }
+    }
+
+    /// Leaves an operator's order.
+    pub fn leave(&self, order: monitor::after::Order) {
+        order.leave(&self.journal.0, "web").unwrap();
     }
 
     pub fn told(&self) -> Vec<String> {

@@ -126,6 +126,10 @@ impl Session {
             if signals.finish.load(Ordering::Relaxed) {
                 return Ok(());
             }
+            if self.plan.kind == Kind::Fresh {
+                // Between two connections it has none, as a client that comes now and then.
+                let _ = connection.stream().shutdown(Shutdown::Both);
+            }
             if self.plan.kind == Kind::Idle {
                 // What was silent for the whole fault still has to work.
                 wait_until(|| signals.finish.load(Ordering::Relaxed));

@@ -23,8 +23,8 @@ const STAGE_BOUND: Duration = Duration::from_secs(120);
 /// Between two looks at the log.
 const LOOK_AGAIN: Duration = Duration::from_micros(50);
 
-/// The longest a stage is given before the spare is killed. Stages take between a tenth and a few milliseconds.
-const INTO_STAGE: Duration = Duration::from_micros(800);
+/// The longest a stage is given before the spare is killed. Stages take between a tenth and some ten milliseconds.
+const INTO_STAGE: Duration = Duration::from_micros(300);
 
 /// The name in logs and files of the spare that dies.
 const NAME: &str = "reinstate";
@@ -43,8 +43,6 @@ pub enum Stage {
     Rebuilt,
     /// It has the addresses and hands sessions over.
     Address,
-    /// All is done but the report.
-    Resumed,
 }
 
 impl Stage {
@@ -56,7 +54,6 @@ impl Stage {
             Self::Probed => ended("probe"),
             Self::Rebuilt => ended("rebuild"),
             Self::Address => ended("address"),
-            Self::Resumed => ended("resume"),
         }
     }
 }
@@ -70,8 +67,8 @@ fn ended(stage: &str) -> String {
 pub(super) struct Died {
     /// Its next life.
     pub(super) next_life: Daemon,
-    /// Whether it had begun to take the addresses: clients may have heard it, or its kernel, which knows no session once
-    /// it is dead. They are reset then.
+    /// Whether it had begun to take the addresses: clients may have heard it, or its kernel, which knows no session
+    /// once it is dead. They are reset then.
     pub(super) may_have_spoken: bool,
 }
 

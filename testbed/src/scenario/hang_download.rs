@@ -322,6 +322,9 @@ fn judge(
     let mut why = incident.trouble.clone();
     why.extend(broken.false_takeovers.iter().cloned());
     // A spare that was killed passes the order on; what it had said to clients is lost, and reported.
+    if dead.is_some() && !why.iter().any(|trouble| trouble.starts_with("spare did not take over")) {
+        why.push("the spare had reported before it was killed: its sessions died with it".to_owned());
+    }
     why.retain(|trouble| dead.is_none() || !trouble.starts_with("spare did not take over"));
     let reported_lost = incident.lost();
     let lost = outcomes.iter().filter(|outcome| outcome.lost.is_some()).count();

@@ -6,6 +6,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -245,29 +246,51 @@ impl Installation {
     /// # Errors
     /// When one of them does not get there; quotes its log.
     pub fn ready(&mut self, order: &Order, progress: Progress) -> Result<()> {
+        self.ready_with(order, "", progress)
+    }
+
+    /// The same with `more` at the end of the monitor's configuration, where its target is.
+    ///
+    /// # Errors
+    /// See [`Self::ready`].
+    pub fn ready_with(&mut self, order: &Order, more: &str, progress: Progress) -> Result<()> {
         progress.step("the spare learns the guest's kernel");
         let monitor = self.topology.monitor.try_clone()?;
         self.daemon("reinstate")?.wait_until("readiness of the spare", DAEMON_BOUND, || {
             monitor.run(|| prepare(SPARE_CONTROL)).is_ok_and(|ready| ready)
         })?;
-        let mut more = String::new();
+        let mut second = String::new();
         if self.second.is_some() {
             self.daemon("reinstate-b")?.wait_until("readiness of the second spare", DAEMON_BOUND, || {
                 monitor.run(|| prepare(SECOND_CONTROL)).is_ok_and(|ready| ready)
             })?;
-            more = configuration::second_spare();
+            second = configuration::second_spare();
         }
         if let Some(death) = order.spare_dies {
             self.doom(death)?;
         }
         progress.step("the monitor looks for the Sensor Box");
-        let text = configuration::monitor(&self.journal, order.deadline_ms) + &more;
+        let text = configuration::monitor(&self.journal, order.deadline_ms) + &second + more;
         let arguments = configured(&self.folder, "monitor", &text)?;
         self.daemons.push(Daemon::start(&monitor, "monitor", arguments, &self.folder)?);
         let journal = self.journal.clone();
         self.daemon("monitor")?.wait_until("watching the guest", DAEMON_BOUND, || {
             incident::read(&journal).is_ok_and(|lines| incident::watches(&lines))
         })
+    }
+
+    /// Runs the monitor's program as an operator does, with the running monitor's configuration; returns what it said.
+    ///
+    /// # Errors
+    /// When it fails; quotes it.
+    pub fn operate(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(program("monitor")?);
+        command.args(arguments).arg("--config").arg(self.folder.join("monitor.toml"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let said = self.topology.monitor.spawn(&mut command)?.wait_with_output().context("waiting for an operator")?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        ensure!(said.status.success(), "monitor {}: {}{}", arguments.join(" "), text(&said.stdout), text(&said.stderr));
+        Ok(text(&said.stdout))
     }
 
     /// How many frames the guest has sent so far.
@@ -396,6 +419,7 @@ fn boot(
     fs::create_dir_all(files_of(folder)).context("the folder of files")?;
     let mut spec = VmSpec::new(TARGET, &kernel.vmlinuz, image);
     spec.cpus = order.vcpus;
+    spec.reboots = true; // some scenarios reset it
     spec.tap = Some(Tap::Name(TAP.to_owned()));
     spec.addresses = vec![
         format!("{}/{PREFIX_V4}", service_v4(GUEST)),

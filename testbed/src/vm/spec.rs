@@ -17,6 +17,9 @@ use crate::guest::CONTROL_PORT;
 /// Forces the accelerator: `kvm` or `tcg`.
 const ACCEL_VARIABLE: &str = "BACKDOORS_ACCEL";
 
+/// Hardware address of a machine's card, unless another one is wanted.
+pub const MAC: &str = "52:54:00:bd:00:10";
+
 /// How guest instructions are executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
@@ -116,6 +119,8 @@ pub struct VmSpec {
     pub shares: Vec<Share>,
     /// Further kernel parameters.
     pub append: Vec<String>,
+    /// Whether a reset boots it anew; otherwise QEMU ends, so that a guest that reboots by mistake is noticed.
+    pub reboots: bool,
     /// How it is executed; `None` chooses.
     pub accel: Option<Accel>,
     /// A saved machine of the same make that goes on instead of a boot; see [`Vm::save`](super::Vm::save).
@@ -134,10 +139,11 @@ impl VmSpec {
             cpu_model: "max".to_owned(),
             ram: Ram::Memfd,
             tap: None,
-            mac: "52:54:00:bd:00:10".to_owned(),
+            mac: MAC.to_owned(),
             addresses: vec![],
             shares: vec![],
             append: vec![],
+            reboots: false,
             accel: None,
             saved: None,
         }
@@ -215,7 +221,10 @@ pub(super) fn arguments(spec: &VmSpec, places: &Places, accel: Accel) -> Vec<Str
     if let Some(saved) = &spec.saved {
         add("-incoming", format!("exec:cat {}", saved.display()));
     }
-    all.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+    all.extend(["-nodefaults", "-no-user-config"].map(str::to_owned));
+    if !spec.reboots {
+        all.push("-no-reboot".to_owned());
+    }
     all
 }
 

@@ -1,10 +1,10 @@
 //! Extraction from recorded machines with garbage in their memory: whatever is admitted for take-over is what the
 //! undamaged machine held, or the extraction says that something is wrong. A failure prints its seed.
 //!
-//! One place of memory is spoilt at a time, in the kernel's objects or in the boxes, so that nothing else covers for it.
-//! Two things nobody can tell: other payload behind a good pointer, or a log's bytes, which only the application knows;
-//! and a number that no other place in memory repeats. They are counted, and the client's own answer is there for the
-//! second (`reinstate/src/position.rs`).
+//! One place of memory is spoilt at a time, in the kernel's objects or in the boxes, so that nothing else covers for
+//! it. Two things nobody can tell: other payload behind a good pointer, or a log's bytes, which only the application
+//! knows; and a number that no other place in memory repeats. They are counted, and the client's own answer is there
+//! for the second (`reinstate/src/position.rs`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;

@@ -1,0 +1,118 @@
+//! The machine as a whole: what each processor was at, and how much memory was free.
+//!
+//! ```text
+//!   __per_cpu_offset[cpu] + current_task -> task_struct       (from 6.2 on a member of pcpu_hot)
+//!   _totalram_pages, vm_zone_stat[NR_FREE_PAGES]              counters of the whole machine
+//! ```
+
+use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
+use serde::{Deserialize, Serialize};
+
+use crate::memory::{Memory, word};
+use crate::{Damage, Fault, Kernel};
+
+/// `CONFIG_NR_CPUS` of the largest kernels.
+const CPUS_MAX: u64 = 8192;
+
+/// `NR_FREE_PAGES` is the first of the zone counters in every version.
+const FREE_PAGES: u64 = 0;
+
+/// A machine's state in a few numbers; `None` where memory does not tell.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Summary {
+    /// Pages of 4 KiB that the kernel manages.
+    pub pages_total: Option<u64>,
+    /// Pages that were free.
+    pub pages_free: Option<u64>,
+    /// What each processor was at.
+    pub current: Vec<Current>,
+}
+
+/// A processor and the task it was at.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Current {
+    /// The processor.
+    pub cpu: u32,
+    /// Thread id; 0 for an idle task.
+    pub pid: u32,
+    /// Command name.
+    pub comm: String,
+}
+
+/// Reads the summary.
+///
+/// # Errors
+/// [`LinkError`] if the path to the memory failed.
+pub fn summary(kernel: &Kernel, mem: &mut dyn RemoteRead, ram: RemoteKey) -> Result<(Summary, Vec<Damage>), LinkError> {
+    let memory = Memory::new(mem, ram, &kernel.space.extents);
+    let mut walk = Walk { kernel, memory, damage: Vec::new() };
+    let pages_total = walk.number("_totalram_pages", 0, 8)?;
+    let pages_free = walk.number("vm_zone_stat", FREE_PAGES * 8, 8)?;
+    let current = walk.current()?;
+    Ok((Summary { pages_total, pages_free, current }, walk.damage))
+}
+
+struct Walk<'a> {
+    kernel: &'a Kernel,
+    memory: Memory<'a>,
+    damage: Vec<Damage>,
+}
+
+impl Walk<'_> {
+    fn report(&mut self, at: u64, part: &'static str, fault: Fault) {
+        self.damage.push(Damage { at: KernelVirt::new(at), part, fault });
+    }
+
+    /// The number behind a symbol.
+    fn number(&mut self, symbol: &'static str, offset: u64, size: usize) -> Result<Option<u64>, LinkError> {
+        let Some(at) = self.kernel.symbol(symbol).and_then(|at| at.checked_add(offset)) else { return Ok(None) };
+        let bytes = self.kernel.space.fetch(&mut self.memory, at, size)?;
+        if bytes.is_none() {
+            self.report(at.raw(), symbol, Fault::Unreadable);
+        }
+        Ok(bytes.map(|bytes| word(&bytes, 0, size)))
+    }
+
+    fn current(&mut self) -> Result<Vec<Current>, LinkError> {
+        let hot = self.kernel.symbol("pcpu_hot").zip(self.kernel.hot_task).map(|(at, field)| (at, field.offset));
+        let Some((current, offset)) = hot.or(self.kernel.symbol("current_task").map(|at| (at, 0))) else {
+            self.report(0, "current_task", Fault::Unsupported);
+            return Ok(Vec::new());
+        };
+        let Some(offsets) = self.kernel.symbol("__per_cpu_offset") else { return Ok(Vec::new()) };
+        let cpus = self.number("nr_cpu_ids", 0, 4)?.unwrap_or(0);
+        if cpus > CPUS_MAX {
+            self.report(offsets.raw(), "nr_cpu_ids", Fault::TooLong { limit: CPUS_MAX });
+            return Ok(Vec::new());
+        }
+        let space = &self.kernel.space;
+        let at: Vec<_> = (0..cpus).map(|cpu| KernelVirt::new(offsets.raw().wrapping_add(cpu * 8))).collect();
+        let bases = space.fetch_equal(&mut self.memory, &at, 8)?;
+        // A processor without a base of its own was never there.
+        let present =
+            |(cpu, base): (usize, Option<&[u8]>)| Some((cpu as u32, word(base?, 0, 8))).filter(|it| it.1 != 0);
+        let bases: Vec<(u32, u64)> = bases.iter().enumerate().filter_map(present).collect();
+        let of = |base: u64| KernelVirt::new(base.wrapping_add(current.raw()).wrapping_add(offset as u64));
+        let at: Vec<_> = bases.iter().map(|(_, base)| of(*base)).collect();
+        let pointers = space.fetch_equal(&mut self.memory, &at, 8)?;
+        let tasks: Vec<u64> = pointers.iter().map(|bytes| bytes.map_or(0, |bytes| word(bytes, 0, 8))).collect();
+        let (pid, comm) = (self.kernel.task.pid, self.kernel.task.comm);
+        let at = |offset: usize| -> Vec<_> {
+            tasks.iter().map(|task| KernelVirt::new(task.wrapping_add(offset as u64))).collect()
+        };
+        let pids = space.fetch_equal(&mut self.memory, &at(pid.offset), pid.size)?;
+        let comms = space.fetch_equal(&mut self.memory, &at(comm.offset), comm.size)?;
+        let mut found = Vec::with_capacity(bases.len());
+        for (index, (cpu, base)) in bases.into_iter().enumerate() {
+            match (pids.bytes(index), comms.bytes(index)) {
+                (Some(id), Some(name)) => {
+                    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+                    let comm = String::from_utf8_lossy(&name[..end]).into_owned();
+                    found.push(Current { cpu, pid: word(id, 0, pid.size) as u32, comm });
+                }
+                _ => self.report(base, "current_task", Fault::Unreadable),
+            }
+        }
+        Ok(found)
+    }
+}
