@@ -28,7 +28,10 @@ fn a_panicked_machine_says_why() {
         assert_eq!((damage, more), (vec![], vec![]), "{machine}");
         // Every record that the ring still held, in order, the newest last.
         assert!(records.len() > 1_500, "{} records", records.len());
-        assert!(records.windows(2).all(|pair| pair[0].seq + 1 == pair[1].seq && pair[0].time_ns <= pair[1].time_ns));
+        // By number: a kernel that changes its clock while it boots may count its time anew.
+        for pair in records.windows(2) {
+            assert_eq!(pair[0].seq + 1, pair[1].seq, "{pair:?}");
+        }
         let last = &records[records.len() - 1];
         assert_eq!(
             (last.level, last.text.contains("end Kernel panic - not syncing: sysrq triggered crash")),

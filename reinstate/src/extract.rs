@@ -92,8 +92,8 @@ enum Carried {
     ToItsEnd,
 }
 
-/// Reads all sessions that `filter` lets through, with all their bytes. `pool` is the region of the boxes, if the target
-/// registered one; `silent` is how long the target has been silent at most.
+/// Reads all sessions that `filter` lets through, with all their bytes. `pool` is the region of the boxes, if the
+/// target registered one; `silent` is how long the target has been silent at most.
 ///
 /// # Errors
 /// [`ExtractError`]

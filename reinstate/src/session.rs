@@ -433,8 +433,8 @@ pub(crate) mod tests {
             let once = admit(0, first, boxed, standing, Duration::ZERO);
             let seq = once.snapshot.snd_una.wrapping_add(20);
             let opening = once.opening(Start { seq, ..position::assumed(&once.snapshot) });
-            // 60 saved bytes were sent, the application made 40 more after those it swallowed; the client has 75. It has
-            // read the 20 that were unread and 25 of 35 new ones.
+            // 60 saved bytes were sent, the application made 40 more after those it swallowed; the client has 75. It
+            // has read the 20 that were unread and 25 of 35 new ones.
             let again = socket(seq, 75, 100, 45, 55);
             let again = TcpSocket { lock_held: held, ..again };
             let (lsr, lsw) = (lsr + exported, lsw + exported);

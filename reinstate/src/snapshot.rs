@@ -109,8 +109,8 @@ impl Snapshot {
         self.queued().checked_sub(distance(self.snd_una, start) as usize)
     }
 
-    /// The bytes to send when the connection goes on at `start`; `None` if `start` is not inside the queue, or its bytes
-    /// were not read yet.
+    /// The bytes to send when the connection goes on at `start`; `None` if `start` is not inside the queue, or its
+    /// bytes were not read yet.
     pub fn sending_from(&self, start: u32) -> Option<&[u8]> {
         self.sending.get(distance(self.snd_una, start) as usize..).filter(|_| self.unread == 0)
     }

@@ -453,7 +453,11 @@ impl Play {
         // Written ahead of lines that happened before it, which a kill at one of those would not have let happen.
         let is_before_commit = ["watching", "verdict", "fenced"].contains(&stage);
         let kept = text.lines().filter(|line| !is_before_commit || !line.contains("\"stage\":\"committed\""));
-        let text = kept.collect::<Vec<_>>().join("\n");
+        let mut kept: Vec<_> = kept.collect();
+        if stage == "reset_ordered" {
+            kept.sort_by_key(|line| serde_json::from_str::<Line>(line).unwrap().mono_ns);
+        }
+        let text = kept.join("\n");
         let wanted = format!("\"stage\":\"{stage}\"");
         let last = text.lines().position(|line| line.contains(&wanted)).unwrap_or_else(|| panic!("no {stage}"));
         let mut left = text.lines().take(last + 1).collect::<Vec<_>>().join("\n");

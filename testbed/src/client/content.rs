@@ -10,12 +10,13 @@ const STRETCH_BYTES: usize = 16;
 
 /// How many of the bytes that came at `offset`, and do not belong there, are a stretch that came before.
 pub fn repeated(seed: u64, offset: u64, came: &[u8]) -> u64 {
-    let (mut expected, mut before) = (vec![0; came.len()], vec![0; offset as usize]);
+    // What begins before `offset`: a stretch may have come before in part only.
+    let (mut expected, mut before) = (vec![0; came.len()], vec![0; offset as usize + STRETCH_BYTES - 1]);
     fill(seed, offset, &mut expected);
     fill(seed, 0, &mut before);
     let Some(first) = expected.iter().zip(came).position(|(ours, theirs)| ours != theirs) else { return 0 };
     let Some(stretch) = came.get(first..first + STRETCH_BYTES) else { return 0 };
-    let seen = before.windows(STRETCH_BYTES).any(|window| window == stretch);
+    let seen = before.windows(STRETCH_BYTES).take(offset as usize).any(|window| window == stretch);
     if seen { (came.len() - first) as u64 } else { 0 }
 }
 

@@ -11,8 +11,8 @@
 //!
 //! What memory says of the SYN is checked, not trusted: bounds, ports, flags, and that it fits what was counted.
 //! Without a SYN that passes, the count is believed where nobody can have been counting, and nowhere else. Segments are
-//! counted under the spinlock, or out of the backlog by the thread that owns the socket: `__release_sock` takes the list
-//! first and sets `sk_backlog.len` to zero when it is done.
+//! counted under the spinlock, or out of the backlog by the thread that owns the socket: `__release_sock` takes the
+//! list first and sets `sk_backlog.len` to zero when it is done.
 
 use remote_memory::{KernelVirt, LinkError};
 

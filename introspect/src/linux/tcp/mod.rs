@@ -74,7 +74,8 @@ pub fn walk(
     Ok((sockets, survey.damage))
 }
 
-/// As [`walk`], but send queues are only measured and located. They are most of the bytes, and the last that are needed.
+/// As [`walk`], but send queues are only measured and located. They are most of the bytes, and the last that are
+/// needed.
 ///
 /// # Errors
 /// [`LinkError`] if the path to the memory failed.
