@@ -158,10 +158,6 @@ fn a_fence_that_is_no_longer_its_own_is_left_alone() {
     assert_eq!(*play.watch.standing(), Standing::Watching, "at the time of the reset it is seen");
     assert_eq!((world.told("reset"), world.told("links up")), (0, 0));
 }
-    let play = world.monitor(RETURNS, Vec::new());
-    assert_eq!((world.told("reset"), world.told("links up")), (0, 0));
-    assert!(stages(&play.end()).iter().any(|stage| stage == "succeeded"), "it is watched again");
-}
 
 #[test]
 fn whatever_a_monitor_had_begun_its_next_life_brings_to_an_end_once() {
