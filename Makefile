@@ -17,7 +17,7 @@ test: setup
 # Figures of this machine, as a table; also out/bench.json and out/bench.svg. Optimised, because they are figures.
 bench: setup
 	$(CARGO) build --quiet --release --workspace --bins
-	$(CARGO) build --quiet --release --package monitor --example cost
+	$(CARGO) build --quiet --release --package monitor --package reinstate --examples
 	$(CARGO) run --quiet --release --package testbed -- bench
 
 # Hours: a million hostile inputs, then the whole matrix, a thousand crashes. Stop it at any time; the matrix goes on

@@ -23,8 +23,8 @@ pub enum Request {
     Prepare(Assignment),
     /// Hands over a fenced target; answered by [`Reply::Evacuated`] when every session is live or given up.
     Evacuate(Evacuation),
-    /// Takes an order back whose answer was lost, so that another spare can have it. Answered by [`Reply::Evacuated`] if
-    /// it was carried out here, else by [`Reply::Withdrawn`]; an order under way is brought to its end first.
+    /// Takes an order back whose answer was lost, so that another spare can have it. Answered by [`Reply::Evacuated`]
+    /// if it was carried out here, else by [`Reply::Withdrawn`]; an order under way is brought to its end first.
     Withdraw(Evacuation),
     /// Ends the service here, after a time to drain: the address can then go back to its target; answered by
     /// [`Reply::GivenBack`]. Idempotent: a spare that serves for nobody has nothing to give back.

@@ -61,8 +61,8 @@ pub struct Kernel {
 impl Kernel {
     /// Finds the kernel in the RAM behind `ram` and reads its description of itself. `extents` are the stretches of
     /// guest-physical addresses that are RAM; nothing outside them is touched, now or later. Costs 40 bytes of
-    /// each page that is looked at until the kernel's note is found, some ten thousand pages whatever the memory's size,
-    /// and then some ten megabytes.
+    /// each page that is looked at until the kernel's note is found, some ten thousand pages whatever the memory's
+    /// size, and then some ten megabytes.
     ///
     /// # Errors
     /// [`DiscoverError`]

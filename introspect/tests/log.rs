@@ -1,12 +1,9 @@
-//! The logs of machines whose kernels panicked, read out of what was left of them: two processors, a log that had gone
-//! round, a process that wrote control characters into it, then `echo c >/proc/sysrq-trigger`.
+//! The logs of machines whose kernels panicked, read out of what was left of them: two processors, a process that wrote
+//! control characters into it, then `echo c >/proc/sysrq-trigger`.
 //!
-//! Golden text as in `golden.rs`; damage at random as in `campaign.rs`.
+//! Damage at random as in `campaign.rs`.
 
 mod support;
-
-use std::fmt::Write;
-use std::{env, fs};
 
 use introspect::linux::{log, machine};
 use introspect::{Damage, Fault};
@@ -14,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use remote_memory::PAGE_BYTES;
 use remote_memory::trace::Trace;
-use support::{KEY, MACHINES, PANICKED, load, path};
+use support::{KEY, MACHINES, PANICKED, load};
 
 /// Damaged copies of each machine.
 const RUNS: u64 = 400;
@@ -30,9 +27,8 @@ fn a_panicked_machine_says_why() {
         let (summary, more) = machine::summary(&kernel, &mut image, KEY).unwrap();
         assert_eq!((damage, more), (vec![], vec![]), "{machine}");
         // Every record that the ring still held, in order, the newest last.
-        assert!(records.len() > 1_000, "{} records", records.len());
+        assert!(records.len() > 1_500, "{} records", records.len());
         assert!(records.windows(2).all(|pair| pair[0].seq + 1 == pair[1].seq && pair[0].time_ns <= pair[1].time_ns));
-        assert!(records[0].seq > 0, "the ring has gone round");
         let last = &records[records.len() - 1];
         assert_eq!(
             (last.level, last.text.contains("end Kernel panic - not syncing: sysrq triggered crash")),
@@ -43,16 +39,11 @@ fn a_panicked_machine_says_why() {
         let (few, _) = log::tail(&kernel, &mut image, KEY, 60).unwrap();
         assert_eq!(few, records[records.len() - 60..]);
 
-        let mut text = String::new();
-        for log::Record { seq, time_ns, level, text: said } in &few {
-            writeln!(text, "{seq} {time_ns} {level} {said:?}").unwrap();
-        }
-        writeln!(text, "{summary:?}").unwrap();
-        let golden = path(machine, "golden.txt");
-        if env::var("GOLDEN").is_ok_and(|value| value == "accept") {
-            fs::write(&golden, &text).unwrap();
-        }
-        assert_eq!(text, fs::read_to_string(golden).unwrap());
+        // Two processors, one of which wrote into sysrq-trigger; 256 MiB less what the kernel keeps for itself.
+        assert_eq!(summary.current.len(), 2, "{summary:?}");
+        assert!(summary.current.iter().any(|current| current.comm == "sh"), "{summary:?}");
+        let (free, total) = (summary.pages_free.unwrap(), summary.pages_total.unwrap());
+        assert!(free > 0 && free < total && (30_000..65_536).contains(&total), "{summary:?}");
     }
 }
 

@@ -109,6 +109,8 @@ pub(crate) struct After {
     pub done_ns: u64,
     /// When it was reset.
     pub reset_ns: u64,
+    /// When its new life was seen.
+    pub back_ns: u64,
     pub is_drained: bool,
     /// Values of its new life.
     pub seen: Vec<Option<u64>>,
@@ -224,7 +226,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         let identity = self.detector.identity().unwrap_or(0);
         tracing::warn!(target_name = %self.target.name, "the target is back behind its fence");
         self.note(self.tools.clock.now_ns(), Event::TargetBack { identity });
-        self.after.stage = Stage::Back;
+        (self.after.stage, self.after.back_ns) = (Stage::Back, self.tools.clock.now_ns());
     }
 
     /// Gives the address back, if it is to be.
@@ -239,6 +241,9 @@ impl<D: Door, C: Clock> Watch<D, C> {
             (Address::Stays, _) => return Ok(()),
         }
         let now_ns = self.tools.clock.now_ns();
+        if now_ns.saturating_sub(self.after.back_ns) < nanos(self.target.after.settle) {
+            return Ok(());
+        }
         let waited = Duration::from_nanos(now_ns.saturating_sub(self.after.reset_ns));
         let left_time = self.target.after.drain.saturating_sub(waited);
         let left = Arc::clone(&self.tools.standby).wind_up(&self.after.holders, Some(left_time))?;

@@ -1,8 +1,8 @@
 //! The fence: over a link that is kept warm, asked again when its answer was lost.
 //!
 //! Never released here. A target whose sessions were taken over must not run on; only a reset ([`crate::after`]) leads
-//! to the end of its fence, and the target is then another one. The claim is in the journal since the watch began, so that a successor
-//! can ask for a fence whose token was never written down.
+//! to the end of its fence, and the target is then another one. The claim is in the journal since the watch began, so
+//! that a successor can ask for a fence whose token was never written down.
 
 use control::backdoor::FenceToken;
 use link::LinkFailure;

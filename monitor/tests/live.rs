@@ -38,6 +38,9 @@ const CAPACITY: usize = 255;
 /// A bound for waiting that only a broken build reaches.
 const GENEROUS: Duration = Duration::from_secs(60);
 
+#[path = "live/daemon.rs"]
+mod daemon;
+
 type Words = Arc<Vec<AtomicU64>>;
 
 struct Boxes(Words);
@@ -129,21 +132,26 @@ fn answer(request: Request, server: &ServerHandle, fences: &Mutex<Vec<u64>>) -> 
     }
 }
 
+/// A spare that serves one monitor after the other, each until it hangs up.
 fn spare() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
-        let mut channel = Channel::new(listener.accept().unwrap().0);
-        while let Ok(request) = channel.receive::<reinstate::Request>() {
-            let reply = match request {
-                reinstate::Request::Hello(_) => reinstate::Reply::Welcome { version: VERSION },
-                reinstate::Request::Prepare(_) => reinstate::Reply::Ready { kernel: "6.1".into() },
-                reinstate::Request::Evacuate(_) => reinstate::Reply::Evacuated(Report::default()),
-                reinstate::Request::Withdraw(_) => reinstate::Reply::Withdrawn,
-                reinstate::Request::GiveBack(_) => reinstate::Reply::GivenBack { aborted: 0 },
-                reinstate::Request::Sessions { .. } => reinstate::Reply::Draining { recovered: 0, others: 0 },
-            };
-            channel.send(&reply).unwrap();
+        for stream in listener.incoming() {
+            let mut channel = Channel::new(stream.unwrap());
+            while let Ok(request) = channel.receive::<reinstate::Request>() {
+                let reply = match request {
+                    reinstate::Request::Hello(_) => reinstate::Reply::Welcome { version: VERSION },
+                    reinstate::Request::Prepare(_) => reinstate::Reply::Ready { kernel: "6.1".into() },
+                    reinstate::Request::Evacuate(_) => reinstate::Reply::Evacuated(Report::default()),
+                    reinstate::Request::Withdraw(_) => reinstate::Reply::Withdrawn,
+                    reinstate::Request::GiveBack(_) => reinstate::Reply::GivenBack { aborted: 0 },
+                    reinstate::Request::Sessions { .. } => reinstate::Reply::Draining { recovered: 0, others: 0 },
+                };
+                if channel.send(&reply).is_err() {
+                    break;
+                }
+            }
         }
     });
     address

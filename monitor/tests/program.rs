@@ -63,7 +63,7 @@ fn a_check_says_what_is_right_and_what_is_wrong() {
     let good = folder.config("", "");
     let output = monitor(&["--config", good.to_str().unwrap(), "--check"]);
     let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success() && said.ends_with("right; 1 targets, a sample every 5ms\n"), "{said}");
+    assert!(output.status.success() && said.ends_with("right; 1 targets, a sample every 1.5ms\n"), "{said}");
 
     let bad = folder.config("", "colour = 3");
     let output = monitor(&["--config", bad.to_str().unwrap(), "--check"]);

@@ -24,9 +24,9 @@ const STRIDE: usize = 10_000;
 fn check(ppm: u32) {
     let ram = Arc::new(Ram::patterned(RAM_BYTES));
     let options = Options { loss_ppm: ppm, ..Options::default() };
-    let mut server = Server::bind(SERVER, PORT, Arc::clone(&ram), options.clone()).unwrap();
+    let mut server = Server::bind(SERVER, PORT, Arc::clone(&ram), options).unwrap();
     let (handle, stop) = (server.handle(), AtomicBool::new(false));
-    let (mut queue, ours) = SoftQueue::open(CLIENT, PORT, options).unwrap();
+    let (mut queue, ours) = SoftQueue::open(CLIENT, PORT, Options::default()).unwrap();
     queue.connect(handle.add(ours).unwrap()).unwrap();
     let mut memory = Blocking::new(queue, Duration::from_secs(20));
     let outcome = thread::scope(|scope| {

@@ -376,8 +376,8 @@ fn look_after(spare: &Arc<Mutex<Spare>>, target: &str, report: &Report) {
 /// Ends the service of a target here. Sessions go on while it waits for them, and so do other orders.
 ///
 /// Without loss at a moment without connections, if there is one before the time is over: the address is then gone
-/// before the last look, so that nobody can come in between; a client that tries is not refused but not heard, and tries
-/// again.
+/// before the last look, so that nobody can come in between; a client that tries is not refused but not heard, and
+/// tries again.
 fn give_back(spare: &Mutex<Spare>, order: &GiveBack) -> Reply {
     let begin = Instant::now();
     let deadline = begin + Duration::from_millis(order.drain_ms);

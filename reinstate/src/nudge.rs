@@ -7,8 +7,7 @@
 //! `tcp_ld_RTO_revert`). That is what happened here: the path was broken, and is not any more.
 //!
 //! Harmless: a client with nothing unacknowledged ignores it, and an established connection takes it for a soft error
-//! (RFC 1122, 4.2.3.9). Where ICMP is filtered nothing is won and nothing lost. IPv4 only: over IPv6 measurements
-//! showed no gain. See docs/decisions/0007.
+//! (RFC 1122, 4.2.3.9). Where ICMP is filtered nothing is won and nothing lost. See docs/decisions/0007.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -21,14 +20,21 @@ use crate::{
 
 const V4_UNREACHABLE: u8 = 3;
 const V4_HOST: u8 = 1;
+const V6_UNREACHABLE: u8 = 1;
+/// The only code of IPv6 that takes doublings back (`tcp_v6_err`): "address unreachable" does not.
+const V6_NO_ROUTE: u8 = 0;
 /// The shortest retransmission timer of Linux, TCP_RTO_MIN. Most clients on a short path have it.
 const SHORTEST_TIMER: Duration = Duration::from_millis(200);
 /// More doublings than this make a timer of 25 seconds: such a client has waited for longer than we care about.
 const NUDGES_MAX: u32 = 8;
 
-/// A socket that speaks ICMP, opened before it is needed.
+/// Sockets that speak ICMP, opened before they are needed.
 #[derive(Debug)]
-pub struct Nudger(Socket);
+pub struct Nudger {
+    v4: Socket,
+    /// None on a machine without IPv6.
+    v6: Option<Socket>,
+}
 
 /// How often a client must be nudged whose server was silent for `silent`: once for each time its timer can have
 /// doubled.
@@ -38,32 +44,37 @@ pub fn doublings(silent: Duration) -> u32 {
 }
 
 impl Nudger {
-    /// Opens the socket.
+    /// Opens the sockets.
     ///
     /// # Errors
     /// The kernel's: usually a missing CAP_NET_RAW.
     pub fn open() -> io::Result<Self> {
-        Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).map(Self)
+        let v4 = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
+        Ok(Self { v4, v6: Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).ok() })
     }
 
-    /// Nudges the client of a live session `times` times, if it is one of IPv4.
+    /// Nudges the client of a live session `times` times.
     ///
     /// # Errors
     /// The kernel's: usually no route to the client.
     pub fn nudge(&self, snapshot: &Snapshot, times: u32) -> io::Result<()> {
-        if !snapshot.peer.is_ipv4() {
-            return Ok(());
-        }
+        let mouth = if snapshot.peer.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
+        let mouth = mouth.ok_or(io::ErrorKind::Unsupported)?;
         let message = unreachable(snapshot);
         let to = SocketAddr::new(snapshot.peer.ip(), 0).into();
-        (0..times).try_for_each(|_| self.0.send_to(&message, &to).map(drop))
+        (0..times).try_for_each(|_| mouth.send_to(&message, &to).map(drop))
     }
 }
 
 /// The message, quoting the segment that begins with the byte the session waits for.
 fn unreachable(snapshot: &Snapshot) -> Vec<u8> {
-    let mut message = vec![V4_UNREACHABLE, V4_HOST, 0, 0, 0, 0, 0, 0];
+    let v4 = snapshot.peer.is_ipv4();
+    let (kind, code) = if v4 { (V4_UNREACHABLE, V4_HOST) } else { (V6_UNREACHABLE, V6_NO_ROUTE) };
+    let mut message = vec![kind, code, 0, 0, 0, 0, 0, 0];
     message.extend(quoted(snapshot.peer, snapshot.local, snapshot.rcv_nxt));
+    if !v4 {
+        return message; // the kernel fills in the checksum, which covers addresses
+    }
     let sum = internet_checksum(word_sum(&message));
     message[2..4].copy_from_slice(&sum.to_be_bytes());
     message

@@ -421,6 +421,35 @@ pub(crate) mod tests {
         assert_eq!(snapshot(fine, Duration::from_millis(40)).timestamp, Some(1_042_005));
     }
 
+    /// The spare dies, too. Its kernel counts from where it began, holds no SYN, and its box says where that was. The
+    /// application there has exported nothing since (0), or has digested and produced something.
+    #[test]
+    fn a_session_that_was_moved_moves_again_with_every_byte_once() {
+        for (exported, held) in [(0, false), (0, true), (30, false), (30, true)] {
+            let first = socket(u32::MAX - 50, 100, 180, 70, 90);
+            let (lsr, lsw) = (1000 + 60, 2000 + 150);
+            let boxed = image(&first, (1000, 2000), lsr, lsw);
+            let standing = agree(&first, &boxed).unwrap();
+            let once = admit(0, first, boxed, standing, Duration::ZERO);
+            let seq = once.snapshot.snd_una.wrapping_add(20);
+            let opening = once.opening(Start { seq, ..position::assumed(&once.snapshot) });
+            // 60 saved bytes were sent, the application made 40 more after those it swallowed; the client has 75. It has
+            // read the 20 that were unread and 25 of 35 new ones.
+            let again = socket(seq, 75, 100, 45, 55);
+            let again = TcpSocket { lock_held: held, ..again };
+            let (lsr, lsw) = (lsr + exported, lsw + exported);
+            let boxed = image(&again, (opening.base_read, opening.base_written), lsr, lsw);
+            assert_eq!(rebuildable(&again), Ok(()));
+            let standing = agree(&again, &boxed).unwrap();
+            let twice = admit(0, again, boxed, standing, Duration::ZERO);
+            assert_eq!((twice.copied, twice.written), (1000 + 70 + 45, 2000 + 180 + 40));
+            assert_eq!(twice.discard, twice.written - lsw);
+            assert_eq!(lsr + twice.image.logged.len() as u64, twice.copied);
+            let opening = twice.opening(position::assumed(&twice.snapshot));
+            assert_eq!((opening.base_read, opening.base_written), (twice.copied, 2000 + 120 + 75));
+        }
+    }
+
     proptest! {
         /// The model: the client got `[0, position)`; the application, set back to its last export, produces the
         /// stream again from `lsw` on. What is sent from the queue and what is produced after the swallowed bytes must

@@ -16,7 +16,7 @@ use reinstate::{
     probe::{Patience, Prober, Verdict},
     snapshot::Snapshot,
 };
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use wire::{
     SERVICE, Wire, address,
     pair::{NEVER, Pair, hear, patient, say},
@@ -27,16 +27,26 @@ use wire::{
 const SERVER_ISN: u32 = 0xffff_fff0;
 const ETH_P_ALL: u16 = 0x0003;
 
+/// A wire whose server has fallen silent; the client knows its link address, or no SYN would leave.
+fn silent_server(v6: bool) -> Wire {
+    let wire = Wire::new();
+    let _listener = wire.server.run(|| TcpListener::bind(service(v6)).unwrap());
+    wire.client.run(|| TcpStream::connect(service(v6)).unwrap());
+    wire.silence_server();
+    wire
+}
+
 /// A client whose SYN got no answer, and the number of that SYN.
 fn calling(wire: &Wire, v6: bool) -> (Socket, SocketAddr, u32) {
     wire.client.run(|| {
-        let mut ear = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(ETH_P_ALL.to_be().into()))).unwrap();
+        let mut ear =
+            Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(i32::from(ETH_P_ALL.to_be())))).unwrap();
         ear.set_read_timeout(Some(NEVER)).unwrap();
         let domain = if v6 { Domain::IPV6 } else { Domain::IPV4 };
         let client = Socket::new(domain, Type::STREAM, None).unwrap();
         client.set_nonblocking(true).unwrap();
         assert!(client.connect(&service(v6).into()).is_err(), "nobody can have answered");
-        let from = client.local_addr().as_ref().and_then(SockAddr::as_socket).unwrap();
+        let from = client.local_addr().unwrap().as_socket().unwrap();
         let mut packet = [0; 128];
         loop {
             let len = ear.read(&mut packet).unwrap();
@@ -97,8 +107,7 @@ fn ask(wire: &Wire, snapshot: &Snapshot, most: Duration) -> (Spare, Verdict) {
 
 /// A client in SYN_SENT says nothing to the probe, before and after the address is here, and then reaches the listener.
 fn begins_anew(v6: bool) {
-    let wire = Wire::new();
-    wire.silence_server();
+    let wire = silent_server(v6);
     let (client, peer, isn) = calling(&wire, v6);
     let snapshot = request(v6, peer, isn);
     let (mut spare, verdict) = ask(&wire, &snapshot, Duration::from_millis(100));
@@ -118,7 +127,8 @@ fn begins_anew(v6: bool) {
 }
 
 fn both_ways(client: &TcpStream, server: &TcpStream) {
-    [client, server].map(patient);
+    patient(client);
+    patient(server);
     say(client, 3000);
     hear(server, 3000);
     say(server, 3000);
@@ -134,8 +144,7 @@ fn a_client_that_never_got_the_answer_to_its_syn_begins_anew_with_the_spare() {
 /// Another connection from the same port: the one of the request is no more.
 #[test]
 fn a_client_that_has_begun_another_connection_since_says_so() {
-    let wire = Wire::new();
-    wire.silence_server();
+    let wire = silent_server(false);
     let (_client, peer, isn) = calling(&wire, false);
     let (_, verdict) = ask(&wire, &request(false, peer, isn.wrapping_sub(1000)), NEVER / 4);
     assert_eq!(verdict, Err(Refused::Reset));

@@ -16,8 +16,8 @@ const TIMEOUTS: u8 = 3;
 const UPLOAD: usize = 20_000;
 
 /// How long the rest of an upload takes to arrive once its session is live, with so many nudges.
-fn rest_of_upload(nudges: u32) -> Duration {
-    let mut pair = Pair::new(false);
+fn rest_of_upload(v6: bool, nudges: u32) -> Duration {
+    let mut pair = Pair::new(v6);
     pair.silence();
     say(&pair.client, UPLOAD);
     let begin = Instant::now();
@@ -51,7 +51,9 @@ fn rest_of_upload(nudges: u32) -> Duration {
 
 #[test]
 fn a_client_whose_timer_has_backed_off_is_woken() {
-    let (left_alone, woken) = (rest_of_upload(0), rest_of_upload(TIMEOUTS.into()));
-    println!("{left_alone:?} left alone, {woken:?} woken");
-    assert!(woken < left_alone / 2, "{woken:?} against {left_alone:?}");
+    for v6 in [false, true] {
+        let (left_alone, woken) = (rest_of_upload(v6, 0), rest_of_upload(v6, TIMEOUTS.into()));
+        println!("IPv6 {v6}: {left_alone:?} left alone, {woken:?} woken");
+        assert!(woken < left_alone / 2, "IPv6 {v6}: {woken:?} against {left_alone:?}");
+    }
 }

@@ -1,5 +1,6 @@
-//! What every daemon shares with its surroundings: the file that configures it, the rights it needs, logs, counters for Prometheus, the
-//! signals that end it, and what a service manager expects to be told. It knows nothing of what the daemons do.
+//! What every daemon shares with its surroundings: the file that configures it, the rights it needs, logs, counters
+//! for Prometheus, the signals that end it, and what a service manager expects to be told. It knows nothing of what the
+//! daemons do.
 
 pub mod capabilities;
 pub mod config;

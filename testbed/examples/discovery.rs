@@ -96,7 +96,8 @@ fn measure(arguments: &Arguments, vm: &Vm) -> Result<()> {
 fn serve(arguments: &Arguments, vm: &Vm) -> Result<Served> {
     let config = std::env::temp_dir().join(format!("discovery-{}.toml", std::process::id()));
     let text = format!(
-        "target = \"guest\"\nlisten = \"{BACKDOOR}\"\ncontrol_port = {CONTROL_PORT}\n[vm]\nqmp = \"{}\"\nram = \"{}\"\n",
+        "target = \"guest\"\nlisten = \"{BACKDOOR}\"\ncontrol_port = {CONTROL_PORT}\n\
+         [vm]\nqmp = \"{}\"\nram = \"{}\"\n",
         vm.backdoor_qmp_socket().display(),
         vm.ram_path().display()
     );

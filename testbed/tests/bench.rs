@@ -72,5 +72,12 @@ fn the_file_server_is_measured_with_all_its_requests_exported() {
 
 #[test]
 fn recoveries_are_measured() {
-    check("recovery", &["verdict to last of 3 live", "gap past the deadline, 1", "gap past the deadline, 2"]);
+    let lines = [
+        "verdict to last of 3 live",
+        "order to live, one session",
+        "order to live, each of 3",
+        "gap past the deadline, 1",
+        "gap past the deadline, 2",
+    ];
+    check("recovery", &lines);
 }

@@ -84,6 +84,7 @@ pub(super) struct After {
     pub reset: Option<Spanned<Reset>>,
     pub reset_after_s: Option<Spanned<f64>>,
     pub address: Option<super::Address>,
+    pub settle_s: Option<Spanned<f64>>,
     pub drain_s: Option<Spanned<f64>>,
 }
 

@@ -3,7 +3,7 @@
 //! What is impossible is an error that names file, line and key and says how to put it right: a deadline that holds too
 //! few samples, two targets of one name, an evacuation without a spare. The sampling period may be left out: it then
 //! follows from the shortest deadline by the dissertation's rule, R >= log PM / log p_ml samples per deadline, and is
-//! [`PERIOD_MAX`] at most.
+//! [`PERIOD_MAX`] at most, or what a thread needs for the samples of all its targets.
 //!
 //! See `monitor.example.toml` for every key; a test keeps that file valid.
 
@@ -26,15 +26,21 @@ use crate::detect::{Quorum, Raises, Rule, samples_per_deadline};
 /// The shortest sampling period: below it a round trip over a software path no longer fits.
 pub const PERIOD_MIN: Duration = Duration::from_micros(100);
 
-/// The longest derived sampling period, which a verdict may come later than its deadline: samples cost the target
-/// nothing, and 200 in a second cost little here.
-pub const PERIOD_MAX: Duration = Duration::from_millis(5);
+/// The longest derived sampling period of a few targets. A verdict may come that much later than its deadline, as the
+/// last move of a sensor is known to a period: with this, 2 ms later at most. Costs some 2 % of a processor for a box.
+pub const PERIOD_MAX: Duration = Duration::from_micros(1500);
+
+/// Time that a thread has for one sample where a period is derived: twice what one of many costs it.
+const SAMPLE_ROOM: Duration = Duration::from_micros(10);
 
 /// Without a word for so long the first of two monitors counts as dead, unless configured.
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// Three heartbeats: one may be late.
 const SILENCE_MIN: Duration = Duration::from_millis(300);
+
+/// Until the services of a target that is back have started, unless configured.
+const SETTLE: Duration = Duration::from_secs(10);
 
 /// How long connections may keep an address on the spare, unless configured.
 const DRAIN: Duration = Duration::from_secs(3600);
@@ -82,6 +88,8 @@ pub struct After {
     pub reset: Reset,
     /// Where the service is then.
     pub address: Address,
+    /// How long the target is left to itself once it is back, so that its services have started when clients come.
+    pub settle: Duration,
     /// How long connections on the spare may stand in the way of the address's return; what is left is reset then.
     pub drain: Duration,
 }
@@ -198,7 +206,10 @@ impl Checker<'_> {
             let what = "no target is named; add a [[target]] table with name, backdoor and on_hang";
             return Err(self.source.whole("target", what));
         }
-        let period = self.period(sampling, &file, samples)?;
+        let threads = self.threads(file.monitor.threads.as_ref(), file.target.len())?;
+        let per_thread = u32::try_from(file.target.len().div_ceil(threads)).unwrap_or(u32::MAX);
+        let longest = PERIOD_MAX.max(SAMPLE_ROOM.saturating_mul(per_thread));
+        let period = self.period(sampling, &file, samples, longest)?;
         let path_deadline = match &sampling.path_deadline_ms {
             Some(value) => self.time(value, 1e3, "sampling.path_deadline_ms")?,
             None => Duration::from_millis(500).max(period * samples),
@@ -217,7 +228,7 @@ impl Checker<'_> {
             metrics: file.monitor.metrics,
             partner: self.partner(file.partner.as_ref())?,
             cpu: file.monitor.cpu,
-            threads: self.threads(file.monitor.threads.as_ref(), targets.len())?,
+            threads,
             period,
             samples_per_deadline: samples,
             path_deadline,
@@ -250,8 +261,14 @@ impl Checker<'_> {
         }
     }
 
-    /// The period, or the shortest deadline divided by the samples it must hold.
-    fn period(&self, sampling: &file::Sampling, file: &file::File, samples: u32) -> Result<Duration, ConfigError> {
+    /// The period, or the shortest deadline divided by the samples it must hold, and `longest` at most.
+    fn period(
+        &self,
+        sampling: &file::Sampling,
+        file: &file::File,
+        samples: u32,
+        longest: Duration,
+    ) -> Result<Duration, ConfigError> {
         let rules = file.rule.iter().chain(file.target.iter().flat_map(|target| &target.get_ref().rule));
         let mut deadlines = Vec::new();
         for value in rules.filter_map(|rule| rule.get_ref().deadline_ms.as_ref()) {
@@ -260,7 +277,7 @@ impl Checker<'_> {
         let shortest = deadlines.iter().map(|(_, deadline)| *deadline).min();
         let period = match &sampling.period_ms {
             Some(value) => self.time(value, 1e3, "sampling.period_ms")?,
-            None => shortest.map_or(PERIOD_MAX, |deadline| (deadline / samples).min(PERIOD_MAX)),
+            None => shortest.map_or(longest, |deadline| (deadline / samples).min(longest)),
         };
         for (span, deadline) in deadlines {
             if period * samples > deadline {
@@ -366,7 +383,7 @@ impl Checker<'_> {
     }
 
     fn after(&self, table: Option<&file::After>) -> Result<After, ConfigError> {
-        let standard = After { reset: Reset::Ask, address: Address::Stays, drain: DRAIN };
+        let standard = After { reset: Reset::Ask, address: Address::Stays, settle: SETTLE, drain: DRAIN };
         let Some(table) = table else { return Ok(standard) };
         let time = |value: &Spanned<f64>, key: &str| self.time(value, 1.0, &format!("target.after.{key}"));
         let reset = match (table.reset.as_ref().map(|reset| *reset.get_ref()), &table.reset_after_s) {
@@ -384,8 +401,9 @@ impl Checker<'_> {
             (Some(file::Reset::Drained), None) => Reset::Drained,
             (Some(file::Reset::Ask) | None, None) => Reset::Ask,
         };
-        let drain = table.drain_s.as_ref().map(|value| time(value, "drain_s")).transpose()?;
-        Ok(After { reset, address: table.address.unwrap_or(standard.address), drain: drain.unwrap_or(DRAIN) })
+        let drain = table.drain_s.as_ref().map(|value| time(value, "drain_s")).transpose()?.unwrap_or(DRAIN);
+        let settle = table.settle_s.as_ref().map(|value| time(value, "settle_s")).transpose()?.unwrap_or(SETTLE);
+        Ok(After { reset, address: table.address.unwrap_or(standard.address), settle, drain })
     }
 
     fn spares(&self, spares: &[file::Spare]) -> Result<Vec<Spare>, ConfigError> {

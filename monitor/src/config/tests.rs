@@ -37,9 +37,29 @@ fn check(old: &str, new: &str, expected: &str) {
 fn the_period_follows_from_the_shortest_deadline() {
     let config = parsed(GOOD).unwrap();
     assert_eq!((config.samples_per_deadline, config.period), (3, PERIOD_MAX));
-    let short = parsed(&GOOD.replace("deadline_ms = 100", "deadline_ms = 6")).unwrap();
-    assert_eq!(short.period, Duration::from_millis(2));
+    let short = parsed(&GOOD.replace("deadline_ms = 100", "deadline_ms = 3")).unwrap();
+    assert_eq!(short.period, Duration::from_millis(1));
     assert_eq!(config.targets[0].rules[0].quorum, Quorum::Any);
+}
+
+#[test]
+fn deadlines_from_a_millisecond_up_are_accepted() {
+    for (deadline_ms, period_us) in [(1, 333), (2, 666), (20, 1500), (50, 1500)] {
+        let config = parsed(&GOOD.replace("deadline_ms = 100", &format!("deadline_ms = {deadline_ms}"))).unwrap();
+        assert_eq!(config.period.as_micros(), period_us, "for {deadline_ms} ms");
+        assert_eq!(config.targets[0].rules[0].deadline, Some(Duration::from_millis(deadline_ms)));
+    }
+}
+
+#[test]
+fn a_thread_with_many_targets_gets_the_time_for_their_samples() {
+    let mut text = GOOD.replacen("[[rule]]", "threads = 2\n[[rule]]", 1);
+    for number in 0..1999 {
+        let (high, low) = (number / 256, number % 256);
+        text +=
+            &format!("[[target]]\nname = \"t{number}\"\nbackdoor = \"10.9.{high}.{low}:4790\"\non_hang = \"report\"\n");
+    }
+    assert_eq!(parsed(&text).unwrap().period, Duration::from_millis(10));
 }
 
 #[test]

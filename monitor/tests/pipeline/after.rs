@@ -53,7 +53,7 @@ fn after_reset(play: Play) -> Vec<String> {
     stages[first.unwrap_or(stages.len())..].to_vec()
 }
 
-const RETURNS: &str = "reset = \"after\", reset_after_s = 2, address = \"returns\", drain_s = 60";
+const RETURNS: &str = "reset = \"after\", reset_after_s = 2, address = \"returns\", settle_s = 0.5, drain_s = 60";
 
 #[test]
 fn without_a_policy_the_target_stays_fenced_to_be_looked_at() {

@@ -32,7 +32,8 @@ pub struct Options {
     pub socket_buffer_bytes: usize,
     /// How a server answers READs that are repeated from their middle: a matter of the adapters that ask.
     pub resumption: Resumption,
-    /// Of a million packets made, how many are not sent: a bad path, for tests where the kernel cannot make one.
+    /// Of a million packets made, how many are not sent, and of a million received, how many are dropped: a path that
+    /// is bad in both directions if one end has this, for tests where the kernel cannot make one.
     #[doc(hidden)]
     pub loss_ppm: u32,
 }

@@ -58,8 +58,8 @@ impl Port {
         }
     }
 
-    /// Takes what has arrived, of sockets of its own `packets_max` packets at a time. `is_own_turn`: the caller waits, so
-    /// nobody else may be receiving for it.
+    /// Takes what has arrived, of sockets of its own `packets_max` packets at a time. `is_own_turn`: the caller waits,
+    /// so nobody else may be receiving for it.
     pub(super) fn receive(&mut self, packets_max: usize, is_own_turn: bool) -> io::Result<usize> {
         match self {
             Self::Own(socket) => socket.receive(packets_max),

@@ -124,7 +124,13 @@ impl Socket {
     pub(super) fn receive(&mut self, packets_max: usize) -> io::Result<usize> {
         match self.received.receive(self.raw.as_fd(), packets_max) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-            other => other,
+            Ok(arrived) => {
+                for index in (0..arrived).filter(|_| self.loss.strikes()) {
+                    self.received.blank(index);
+                }
+                Ok(arrived)
+            }
+            failed => failed,
         }
     }
 

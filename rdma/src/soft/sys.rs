@@ -53,6 +53,11 @@ impl Slots {
         self.filled += 1;
     }
 
+    /// Leaves nothing of packet `index`.
+    pub(super) fn blank(&mut self, index: usize) {
+        self.lens[index] = 0;
+    }
+
     /// Takes all slots out of use.
     pub(super) fn clear(&mut self) {
         self.filled = 0;

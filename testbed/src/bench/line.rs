@@ -14,7 +14,7 @@ pub enum Group {
     Read,
     /// An application's export into its Continuation Box, and the import after a recovery.
     Boxes,
-    /// Extraction and reinstatement of sessions.
+    /// Reinstatement of sessions, without a virtual machine.
     Sessions,
     /// The processor time of a monitor.
     Monitor,

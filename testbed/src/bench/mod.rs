@@ -11,6 +11,7 @@ mod monitor;
 mod read;
 mod recovery;
 mod result;
+mod sessions;
 mod sockets;
 mod svg;
 mod wrk;
@@ -48,6 +49,8 @@ pub struct Effort {
     reads: usize,
     /// Exports and imports of each size, in sixteens.
     exports: usize,
+    /// Sessions that are reinstated together.
+    sessions: usize,
     /// Seconds that a monitor is watched, with 10 and with 100 ms between its samples.
     monitor_s: [u64; 2],
     /// Recoveries for each line.
@@ -63,12 +66,30 @@ pub struct Effort {
 impl Effort {
     /// What figures are taken with; some minutes.
     pub fn full(recoveries: u64) -> Self {
-        Self { reads: 10_000, exports: 5_000, monitor_s: [5, 10], recoveries, crowd: 200, gaps: [1, 20], wrk_pairs: 5 }
+        Self {
+            reads: 10_000,
+            exports: 5_000,
+            sessions: 1000,
+            monitor_s: [5, 10],
+            recoveries,
+            crowd: 200,
+            gaps: [1, 20],
+            wrk_pairs: 5,
+        }
     }
 
     /// Everything once and briefly: shows that it runs. The figures mean nothing.
     pub fn brief() -> Self {
-        Self { reads: 100, exports: 10, monitor_s: [1, 1], recoveries: 1, crowd: 3, gaps: [1, 2], wrk_pairs: 1 }
+        Self {
+            reads: 100,
+            exports: 10,
+            sessions: 4,
+            monitor_s: [1, 1],
+            recoveries: 1,
+            crowd: 3,
+            gaps: [1, 2],
+            wrk_pairs: 1,
+        }
     }
 }
 
@@ -79,7 +100,7 @@ impl Effort {
 pub fn bench(bench: &Bench) -> Result<BenchResult> {
     let (progress, began) = (Progress::begin(), Instant::now());
     let mut result = BenchResult::begin();
-    for group in [Group::Read, Group::Boxes, Group::Monitor, Group::Files, Group::Recovery] {
+    for group in [Group::Read, Group::Boxes, Group::Sessions, Group::Monitor, Group::Files, Group::Recovery] {
         if bench.only.is_empty() || bench.only.contains(&group) {
             progress.step(format_args!("{group:?}"));
             let lines = measure(group, bench, progress);
@@ -97,7 +118,7 @@ fn measure(group: Group, bench: &Bench, progress: Progress) -> Result<Vec<Line>>
     match group {
         Group::Read => read::measure(effort),
         Group::Boxes => boxes::measure(effort),
-        Group::Sessions => Ok(Vec::new()),
+        Group::Sessions => sessions::measure(effort, progress),
         Group::Monitor => monitor::measure(effort),
         Group::Files => files::measure(effort, progress),
         Group::Recovery => recovery::measure(effort, &bench.out, &bench.order, progress),

@@ -21,7 +21,8 @@ const INIT: &str = include_str!("init.sh");
 /// Images that are kept beside those in use: a few for each kernel and set of programs that is worked with.
 const KEPT: usize = 12;
 
-/// An image that was asked for within this time may be about to be booted: slow machines, and runs that wait for a turn.
+/// An image that was asked for within this time may be about to be booted: slow machines, and runs that wait for their
+/// turn.
 const IN_USE: Duration = Duration::from_secs(3600);
 
 /// Drivers every guest has: disks are not needed, the network, the serial ports and shared folders are.

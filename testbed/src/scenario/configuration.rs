@@ -88,7 +88,7 @@ ports = [{FILE_PORT}]
 "#,
         local = rdma_v4(MONITOR),
         journal = journal.display(),
-        period_ms = (deadline_ms as f64 / SAMPLES_PER_DEADLINE).clamp(0.5, 5.0),
+        period_ms = (deadline_ms as f64 / SAMPLES_PER_DEADLINE).clamp(0.5, 1.5),
         v4 = service_v4(SERVICE),
         v6 = service_v6(SERVICE),
     )

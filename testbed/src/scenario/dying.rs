@@ -67,8 +67,8 @@ fn ended(stage: &str) -> String {
 pub(super) struct Died {
     /// Its next life.
     pub(super) next_life: Daemon,
-    /// Whether it had begun to take the addresses: clients may have heard it, or its kernel, which knows no session once
-    /// it is dead. They are reset then.
+    /// Whether it had begun to take the addresses: clients may have heard it, or its kernel, which knows no session
+    /// once it is dead. They are reset then.
     pub(super) may_have_spoken: bool,
 }
 

@@ -188,11 +188,25 @@ impl Installation {
             Some(_) => installation.vm.go_on(BOOT_BOUND)?,
             None => installation.vm.wait_ready(BOOT_BOUND)?,
         }
-        let served = installation.vm.run(&configuration::guest_serve(order.connections_max))?;
-        ensure!(served.status == 0, "the guest does not serve: {}", served.text());
+        installation.serve(order)?;
         progress.step("the guest is up; backdoor and spare start");
         installation.start_daemons()?;
         Ok(installation)
+    }
+
+    fn serve(&mut self, order: &Order) -> Result<()> {
+        let served = self.vm.run(&configuration::guest_serve(order.connections_max))?;
+        ensure!(served.status == 0, "the guest does not serve: {}", served.text());
+        Ok(())
+    }
+
+    /// Has a guest serve that was reset, once it says within `bound` that it is up.
+    ///
+    /// # Errors
+    /// When it does not get there.
+    pub fn serve_again(&mut self, order: &Order, bound: Duration) -> Result<()> {
+        self.vm.wait_ready(bound)?;
+        self.serve(order)
     }
 
     fn start_daemons(&mut self) -> Result<()> {

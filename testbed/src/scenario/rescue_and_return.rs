@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// The policy: nothing without an operator; then all the way.
-const POLICY: &str = "\n[target.after]\nreset = \"ask\"\naddress = \"returns\"\ndrain_s = 300\n";
+const POLICY: &str = "\n[target.after]\nreset = \"ask\"\naddress = \"returns\"\nsettle_s = 0.5\ndrain_s = 300\n";
 
 /// Clients that come anew again and again, once the spare serves.
 const NEW_CLIENTS: usize = 2;
@@ -200,7 +200,9 @@ fn direct(
     progress.step(format_args!("inspected in {inspect_ms:.0} ms; the operator orders the guest's return"));
     installation.operate(&["order", "return", super::configuration::TARGET])?;
     wait("the guest behind its fence", BOOT_BOUND, || has(|event| matches!(event, Event::TargetBack { .. })))?;
-    progress.step("the guest is back; the sessions that were carried over are still on the spare");
+    // As its service manager would; the sessions that are left keep the address where it is until then.
+    installation.serve_again(&run.order, BOUND)?;
+    progress.step("the guest is back and serves; the sessions that were carried over are still on the spare");
     thread::sleep(HOLD);
     if has(|event| matches!(event, Event::AddressReturned { .. }))? {
         why.push("the address returned while sessions were left".to_owned());

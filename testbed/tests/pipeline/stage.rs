@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use control::backdoor::FenceToken;
+use control::backdoor::{FenceState, FenceToken};
 use control::reinstate::Assignment;
 use link::LinkFailure;
 use monitor::clock::Clock;
@@ -104,6 +104,20 @@ impl Door for Path {
     fn stands(&mut self, _: &FenceToken) -> Result<bool, LinkFailure> {
         self.ask()?;
         Ok(self.record.fences.get() > 0)
+    }
+
+    fn fence_state(&mut self, _: &FenceToken) -> Result<FenceState, LinkFailure> {
+        self.ask()?;
+        Ok(if self.record.fences.get() > 0 { FenceState::Stands } else { FenceState::Ended })
+    }
+
+    // The watch of this stage leaves a fenced target alone, which is the default; monitor/tests/pipeline has the rest.
+    fn reset(&mut self, _: &FenceToken) -> Result<(), LinkFailure> {
+        Err(LinkFailure::Refused { why: "nothing is reset on this stage".into() })
+    }
+
+    fn plug(&mut self, _: &FenceToken) -> Result<(), LinkFailure> {
+        Err(LinkFailure::Refused { why: "nothing is reset on this stage".into() })
     }
 }
 

@@ -42,10 +42,13 @@ pub(crate) fn collect(
     damage: &mut Vec<Damage>,
 ) -> Result<(), LinkError> {
     let Some(layout) = &kernel.tcp.request else { return Ok(()) };
+    let mut open: Vec<_> = members.iter().filter(|member| member.is_request()).collect();
+    if open.is_empty() {
+        return Ok(());
+    }
     // A sock replaces its request under the bucket's lock; a stop in between leaves both, and the sock knows more.
     let known: HashSet<_> = sockets.iter().map(|socket| (socket.local, socket.peer)).collect();
-    let open = members.iter().filter(|member| member.is_request() && !known.contains(&(member.local, member.peer)));
-    let open: Vec<_> = open.collect();
+    open.retain(|member| !known.contains(&(member.local, member.peer)));
     let at: Vec<_> = open.iter().map(|member| member.address).collect();
     let records = kernel.space.fetch_equal(memory, &at, layout.span())?;
     for (member, record) in open.into_iter().zip(records.iter()) {
