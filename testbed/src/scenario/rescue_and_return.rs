@@ -211,7 +211,7 @@ fn direct(
     wait("the end of the fence", BOUND, || has(|event| matches!(event, Event::Released { .. })))?;
     progress.step("the address is back, the guest's links are up");
     thread::sleep(AFTERWARDS);
-    let neighbours = installation.topology.client.run(|| service_neighbours())?;
+    let neighbours = installation.topology.client.run(service_neighbours)?;
     if neighbours != BTreeSet::from([MAC.to_owned()]) {
         why.push(format!("the clients look for the service at {neighbours:?} and not at {MAC}"));
     }
