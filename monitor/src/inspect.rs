@@ -175,7 +175,7 @@ impl Inspection {
         let mut out = String::new();
         let state = if self.fenced { "fenced" } else { "NOT fenced: what moves may be torn" };
         let _ = writeln!(out, "{}: Linux {}, {state}", self.target, self.kernel);
-        let mib = |pages: Option<u64>| pages.map_or("?".to_owned(), |pages| (pages * PAGE_BYTES >> 20).to_string());
+        let mib = |pages: Option<u64>| pages.map_or("?".to_owned(), |pages| ((pages * PAGE_BYTES) >> 20).to_string());
         let (free, total) = (mib(self.machine.pages_free), mib(self.machine.pages_total));
         let _ = writeln!(out, "memory: {free} MiB of {total} MiB free");
         for current in &self.machine.current {
