@@ -6,8 +6,8 @@
 //!                       one JSON line ─┘   └── a saved guest: booted once for some dozens of runs
 //! ```
 //!
-//! Each run is a process of its own, so that one that dies costs one line. Results are appended to a file, one JSON line
-//! per run; a campaign that is started again goes on where that file ends. Cases come in an order shuffled by the
+//! Each run is a process of its own, so that one that dies costs one line. Results are appended to a file, one JSON
+//! line per run; a campaign that is started again goes on where that file ends. Cases come in an order shuffled by the
 //! campaign's seed: wherever it is stopped, what has run covers the matrix evenly.
 
 mod guests;

@@ -85,8 +85,8 @@ impl Vm {
         Ok(())
     }
 
-    /// Writes the machine as it is to `file` and leaves it stopped. Another [`Vm`] of the same make can go on from there
-    /// ([`VmSpec::saved`]); no shared folder may be mounted.
+    /// Writes the machine as it is to `file` and leaves it stopped. Another [`Vm`] of the same make can go on from
+    /// there ([`VmSpec::saved`]); no shared folder may be mounted.
     ///
     /// # Errors
     /// If QEMU refuses.
