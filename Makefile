@@ -20,8 +20,8 @@ bench: setup
 	$(CARGO) build --quiet --release --package monitor --package reinstate --examples
 	$(CARGO) run --quiet --release --package testbed -- bench
 
-# Hours: a million hostile inputs, then the whole matrix, a thousand crashes. Stop it at any time; the matrix goes on
-# where it was.
+# A million hostile inputs, then the whole matrix, a thousand crashes: an hour or two. Stop it at any time; the matrix
+# goes on where it was.
 campaign: setup
 	scripts/setup --all
 	$(CARGO) build --quiet --release --workspace --bins
