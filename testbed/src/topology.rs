@@ -47,6 +47,14 @@ pub struct Topology {
     rough: Option<RoughCable>,
 }
 
+/// Brings up the loopback of the namespace that the caller is in; a new one has it down.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn loopback_up() -> Result<()> {
+    wires::netlink(wires::loopback_up())
+}
+
 impl Topology {
     /// Builds everything but the guest's end. The caller must be in a network namespace of its own, see
     /// [`crate::sandbox`].

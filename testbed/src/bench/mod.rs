@@ -27,7 +27,10 @@ use anyhow::{Context, Result};
 pub use line::{Goal, Group, Line, Sample, Unit};
 pub use result::BenchResult;
 
-use crate::scenario::{Order, Progress};
+use crate::{
+    scenario::{Order, Progress},
+    topology,
+};
 
 /// What is measured, how thoroughly, and where results go.
 #[derive(Clone, Debug)]
@@ -99,6 +102,7 @@ impl Effort {
 /// When something cannot be measured.
 pub fn bench(bench: &Bench) -> Result<BenchResult> {
     let (progress, began) = (Progress::begin(), Instant::now());
+    topology::loopback_up()?; // what is measured without a topology talks over it
     let mut result = BenchResult::begin();
     for group in [Group::Read, Group::Boxes, Group::Sessions, Group::Monitor, Group::Files, Group::Recovery] {
         if bench.only.is_empty() || bench.only.contains(&group) {
