@@ -10,10 +10,10 @@
 //!
 //! A release fence separates A, B and C, and x86-64 keeps stores in order anyhow; inside A any order will do, so
 //! that A is a plain copy, at the speed of the memory. So a reader finds `newest = n` with buffer `n&1` untouched
-//! during A (and all log bytes from lsr(n) on, for C has not begun), or `newest = n+1` with buffer `(n+1)&1` complete. If the stop came between the end of A and B, the
-//! checksum of buffer n+1 holds already and the reader may take it: its log is a part of n's. Checksums cover
-//! generation, sequence, offsets and length, so neither a half-filled buffer nor one of the slot's previous
-//! connection passes. `export_state` makes no system call and allocates nothing.
+//! during A (and all log bytes from lsr(n) on, for C has not begun), or `newest = n+1` with buffer `(n+1)&1` complete.
+//! If the stop came between the end of A and B, the checksum of buffer n+1 holds already and the reader may take it:
+//! its log is a part of n's. Checksums cover generation, sequence, offsets and length, so neither a half-filled buffer
+//! nor one of the slot's previous connection passes. `export_state` makes no system call and allocates nothing.
 //!
 //! What a box does not do: it knows no socket and no clock, and one writer at a time is its owner's promise.
 
