@@ -295,7 +295,8 @@ fn a_machine_reset_behind_its_fence_runs_with_its_links_down() {
     assert_eq!(watched.target.fence_state(&token), FenceState::Reset);
     assert!(monitor.is_running() && !monitor.link_is_up());
     watched.target.release(&token, Afterwards::Resume).unwrap();
-    assert!(monitor.is_running() && monitor.link_is_up());
+    assert!(monitor.is_running());
+    wait_for("the link", || monitor.link_is_up());
     assert_eq!(watched.target.fence_state(&token), FenceState::Ended);
 }
 
