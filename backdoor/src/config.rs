@@ -101,9 +101,7 @@ impl Config {
         let config: Self = source.parse()?;
         source.check_name("target", &config.target)?;
         source.check_address("listen", config.listen)?;
-        let metrics = config.metrics_port.map(|port| ("metrics_port", port));
-        source.check_ports(&[("control_port", config.control_port)].into_iter().chain(metrics).collect::<Vec<_>>())?;
-        source.check_ports(&[("roce_port", config.roce_port)])?;
+        source.check_daemon_ports(config.control_port, config.metrics_port, config.roce_port)?;
         config.cpu.map_or(Ok(()), |cpu| source.check_cpu("cpu", cpu))?;
         for (key, path) in [
             ("vm.qmp", Some(&config.vm.qmp)),

@@ -176,6 +176,16 @@ pub struct Extent {
     pub len: u64,
 }
 
+impl RegionEntry {
+    /// The stretches of it that exist, ascending.
+    pub fn stretches(&self) -> Vec<Extent> {
+        match self.extents.as_slice() {
+            [] => vec![Extent { start: self.base, len: self.len }],
+            some => some.to_vec(),
+        }
+    }
+}
+
 impl From<&Region> for RegionEntry {
     fn from(region: &Region) -> Self {
         Self {

@@ -131,10 +131,7 @@ pub fn inspect(link: &mut Link, log_records: usize) -> Result<Inspection> {
 }
 
 fn extents(ram: &RegionEntry) -> Vec<Extent> {
-    match ram.extents.as_slice() {
-        [] => vec![Extent { start: ram.base, len: ram.len }],
-        some => some.iter().map(|extent| Extent { start: extent.start, len: extent.len }).collect(),
-    }
+    ram.stretches().iter().map(|stretch| Extent { start: stretch.start, len: stretch.len }).collect()
 }
 
 fn task_line(task: &task::Task) -> TaskLine {

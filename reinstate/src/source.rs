@@ -54,10 +54,7 @@ fn discover(link: &mut Link) -> Result<Kernel, String> {
 }
 
 fn extents(ram: &RegionEntry) -> Vec<Extent> {
-    match ram.extents.as_slice() {
-        [] => vec![Extent { start: ram.base, len: ram.len }],
-        some => some.iter().map(|extent| Extent { start: extent.start, len: extent.len }).collect(),
-    }
+    ram.stretches().iter().map(|stretch| Extent { start: stretch.start, len: stretch.len }).collect()
 }
 
 impl Source {

@@ -172,6 +172,18 @@ impl Source<'_> {
         Ok(())
     }
 
+    /// The ports of a daemon that is spoken to over RoCEv2 and a control connection, under their usual keys.
+    ///
+    /// # Errors
+    /// See [`Self::check_ports`]; RoCEv2 has UDP's ports for itself.
+    pub fn check_daemon_ports(&self, control: u16, metrics: Option<u16>, roce: u16) -> Result<(), ConfigError> {
+        match metrics {
+            Some(metrics) => self.check_ports(&[("control_port", control), ("metrics_port", metrics)])?,
+            None => self.check_ports(&[("control_port", control)])?,
+        }
+        self.check_ports(&[("roce_port", roce)])
+    }
+
     /// TCP ports of one daemon, with their keys.
     ///
     /// # Errors

@@ -165,16 +165,6 @@ impl BoxClient {
         }
     }
 
-    /// Answers an order: the session is ours.
-    pub fn resumed(&self, order: u64) {
-        self.answer(&[(order, Ok(()))]);
-    }
-
-    /// Answers an order: we do not take the session.
-    pub fn declined(&self, order: u64, why: &str) {
-        self.answer(&[(order, Err(why.to_owned()))]);
-    }
-
     /// Answers orders, all at once: whether each session is ours.
     pub fn answer(&self, answers: &[(u64, Result<(), String>)]) {
         let message = |(order, answer): &(u64, Result<(), String>)| match answer {

@@ -15,8 +15,9 @@ use std::ops::Range;
 use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
 use serde::{Deserialize, Serialize};
 
+use super::walk::Walk;
 use crate::btf::{Btf, TypeError, layout};
-use crate::memory::{Memory, word};
+use crate::memory::word;
 use crate::paging::Pieces;
 use crate::{Damage, Fault, Kernel};
 
@@ -124,8 +125,7 @@ pub fn tail(
     ram: RemoteKey,
     wanted: usize,
 ) -> Result<(Vec<Record>, Vec<Damage>), LinkError> {
-    let memory = Memory::new(mem, ram, &kernel.space.extents);
-    let mut walk = Walk { kernel, memory, damage: Vec::new() };
+    let mut walk = Walk::new(kernel, mem, ram);
     let records = walk.tail(wanted.min(RECORDS_MAX))?;
     Ok((records, walk.damage))
 }
@@ -158,17 +158,7 @@ impl Ring {
     }
 }
 
-struct Walk<'a> {
-    kernel: &'a Kernel,
-    memory: Memory<'a>,
-    damage: Vec<Damage>,
-}
-
 impl Walk<'_> {
-    fn report(&mut self, at: u64, part: &'static str, fault: Fault) {
-        self.damage.push(Damage { at: KernelVirt::new(at), part, fault });
-    }
-
     fn tail(&mut self, wanted: usize) -> Result<Vec<Record>, LinkError> {
         let (Some(layout), Some(prb)) = (&self.kernel.log, self.kernel.symbol("prb")) else {
             self.report(0, "prb", Fault::Unsupported);

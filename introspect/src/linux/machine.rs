@@ -8,7 +8,8 @@
 use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
 use serde::{Deserialize, Serialize};
 
-use crate::memory::{Memory, word};
+use super::walk::Walk;
+use crate::memory::word;
 use crate::{Damage, Fault, Kernel};
 
 /// `CONFIG_NR_CPUS` of the largest kernels.
@@ -44,25 +45,14 @@ pub struct Current {
 /// # Errors
 /// [`LinkError`] if the path to the memory failed.
 pub fn summary(kernel: &Kernel, mem: &mut dyn RemoteRead, ram: RemoteKey) -> Result<(Summary, Vec<Damage>), LinkError> {
-    let memory = Memory::new(mem, ram, &kernel.space.extents);
-    let mut walk = Walk { kernel, memory, damage: Vec::new() };
+    let mut walk = Walk::new(kernel, mem, ram);
     let pages_total = walk.number("_totalram_pages", 0, 8)?;
     let pages_free = walk.number("vm_zone_stat", FREE_PAGES * 8, 8)?;
     let current = walk.current()?;
     Ok((Summary { pages_total, pages_free, current }, walk.damage))
 }
 
-struct Walk<'a> {
-    kernel: &'a Kernel,
-    memory: Memory<'a>,
-    damage: Vec<Damage>,
-}
-
 impl Walk<'_> {
-    fn report(&mut self, at: u64, part: &'static str, fault: Fault) {
-        self.damage.push(Damage { at: KernelVirt::new(at), part, fault });
-    }
-
     /// The number behind a symbol.
     fn number(&mut self, symbol: &'static str, offset: u64, size: usize) -> Result<Option<u64>, LinkError> {
         let Some(at) = self.kernel.symbol(symbol).and_then(|at| at.checked_add(offset)) else { return Ok(None) };

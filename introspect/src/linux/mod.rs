@@ -4,3 +4,4 @@ pub mod log;
 pub mod machine;
 pub mod task;
 pub mod tcp;
+mod walk;

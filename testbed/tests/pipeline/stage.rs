@@ -101,11 +101,6 @@ impl Door for Path {
         Ok(FenceToken { target: "web".into(), epoch: 1, ram_key: RAM_FENCED.raw(), secret: 42 })
     }
 
-    fn stands(&mut self, _: &FenceToken) -> Result<bool, LinkFailure> {
-        self.ask()?;
-        Ok(self.record.fences.get() > 0)
-    }
-
     fn fence_state(&mut self, _: &FenceToken) -> Result<FenceState, LinkFailure> {
         self.ask()?;
         Ok(if self.record.fences.get() > 0 { FenceState::Stands } else { FenceState::Ended })
