@@ -29,8 +29,8 @@ const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 /// Rests before the further announcements of an address that has moved: a switch that is just learning, a client that
 /// was busy, a cable that was being plugged.
 const ANNOUNCE_AFTER_MS: [u64; 5] = [20, 60, 200, 1000, 3000];
-/// After these, too, clients are told where things stand of which nothing has been heard: as long as a kernel repeats its
-/// answer to a SYN.
+/// After these, too, clients are told where things stand of which nothing has been heard: as long as a kernel repeats
+/// its answer to a SYN.
 const TELL_AFTER_MS: [u64; 3] = [8000, 16_000, 32_000];
 /// Between two looks at the sessions that are to end before an address is given back.
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
@@ -360,8 +360,8 @@ fn key(Evacuation { token, share, .. }: &Evacuation) -> Order {
     (token.target.clone(), token.epoch, token.secret, *share)
 }
 
-/// Announcements have no answer and may be lost: they are repeated, each time after a longer rest, and so is what clients
-/// are told. After that, whether every client answers its session: one that does not is counted and named.
+/// Announcements have no answer and may be lost: they are repeated, each time after a longer rest, and so is what
+/// clients are told. After that, whether every client answers its session: one that does not is counted and named.
 fn look_after(spare: &Arc<Mutex<Spare>>, target: &str, report: &Report) {
     let (spare, target) = (Arc::downgrade(spare), target.to_owned());
     let resumed = report.sessions.iter().filter(|session| session.outcome == Outcome::Resumed);

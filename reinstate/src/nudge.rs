@@ -23,8 +23,8 @@ const V4_HOST: u8 = 1;
 const V6_UNREACHABLE: u8 = 1;
 /// The only code of IPv6 that takes doublings back (`tcp_v6_err`): "address unreachable" does not.
 const V6_NO_ROUTE: u8 = 0;
-/// One for each time a timer can have doubled between Linux's shortest, 200 ms, and its longest, two minutes: how long a
-/// client has been waiting already, only it knows. Those too many are ignored.
+/// One for each time a timer can have doubled between Linux's shortest, 200 ms, and its longest, two minutes: how
+/// long a client has been waiting already, only it knows. Those too many are ignored.
 const NUDGES: u32 = 10;
 
 /// Sockets that speak ICMP, opened before they are needed.

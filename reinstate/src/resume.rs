@@ -65,9 +65,9 @@ impl Keeper {
     }
 }
 
-/// Those that can go on, by what their clients say. Of a handshake that was under way a client may know nothing yet: its
-/// silence says neither that there is a connection nor that there is none, so it goes on too ([`crate::tell`]). Only
-/// the word of a client that it knows no such connection ends it without a loss.
+/// Those that can go on, by what their clients say. Of a handshake that was under way a client may know nothing yet:
+/// its silence says neither that there is a connection nor that there is none, so it goes on too ([`crate::tell`]).
+/// Only the word of a client that it knows no such connection ends it without a loss.
 pub(crate) fn came_about(
     keepers: Vec<(usize, Keeper)>,
     verdicts: &[Verdict],
@@ -225,5 +225,51 @@ impl Orders {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use introspect::linux::tcp::State;
+
+    use super::*;
+    use crate::{
+        position,
+        session::{admit, agree, fresh, tests::socket},
+    };
+
+    /// What becomes of an unfinished handshake, alone and as the last of a crowd of silent ones.
+    fn handshake(verdict: impl Fn(&Snapshot) -> Verdict, crowd: usize) -> (usize, Vec<Loss>) {
+        let keeper = |number| {
+            let mut socket = socket(7, 0, 0, 0, 0);
+            (socket.state, socket.accepted) = (State::SynReceived, false);
+            let image = fresh(&socket);
+            let standing = agree(&socket, &image).unwrap();
+            let session = admit(number, socket, image, standing, Duration::ZERO);
+            assert!(session.calling.is_some());
+            (number, Keeper::Application(session))
+        };
+        let keepers: Vec<_> = (0..=crowd).map(keeper).collect();
+        let silent = |keeper: &Keeper| Ok(position::assumed(keeper.snapshot()));
+        let mut verdicts: Vec<Verdict> = keepers.iter().map(|(_, keeper)| silent(keeper)).collect();
+        verdicts[crowd] = verdict(keepers[crowd].1.snapshot());
+        let mut lost = Vec::new();
+        let here = came_about(keepers, &verdicts, &mut lost).len();
+        (here, lost.into_iter().map(|lost| lost.why).collect())
+    }
+
+    #[test]
+    fn an_unfinished_handshake_goes_on_unless_its_client_knows_nothing_of_it_and_is_never_dropped_in_silence() {
+        let silent = |snapshot: &Snapshot| Ok(position::assumed(snapshot));
+        let vouched = |snapshot: &Snapshot| Ok(Start { proof: Proof::Client, ..position::assumed(snapshot) });
+        assert_eq!(handshake(silent, 0), (1, vec![]));
+        assert_eq!(handshake(vouched, CALLING_MAX), (CALLING_MAX + 1, vec![]));
+        assert_eq!(handshake(|_| Err(Refused::Reset), 0), (0, vec![]));
+        assert_eq!(
+            handshake(|_| Err(Refused::Beyond { beyond: 1 }), 0),
+            (1, vec![]),
+            "its rebuilding fails, and is said"
+        );
+        assert_eq!(handshake(silent, CALLING_MAX), (CALLING_MAX, vec![Loss::Crowd(CALLING_MAX)]));
     }
 }

@@ -79,8 +79,8 @@ pub struct Session {
     pub written: u64,
     /// Bytes of regenerated output to swallow.
     pub discard: u64,
-    /// The dead kernel had not seen the end of the handshake: the TSval of the client's SYN, to be echoed. The client may
-    /// believe in the connection or still wait for the answer to its SYN.
+    /// The dead kernel had not seen the end of the handshake: the TSval of the client's SYN, to be echoed. The client
+    /// may believe in the connection or still wait for the answer to its SYN.
     pub calling: Option<u32>,
 }
 

@@ -5,17 +5,19 @@
 //!   every other                   one acknowledgement: what has arrived, and how much more it may send
 //!   … that may have to repeat     a nudge for its timer, see `nudge`
 //! ```
-//! The first makes an open question harmless. A client that has the answer to its SYN believes in the connection and may
-//! have sent its request; one that never got it does not know of it. Both look the same while they are silent, and both
-//! get a connection: the socket stands, the one says where it is (RFC 9293, 3.10.7.4: a SYN in a window is challenged)
-//! and the other is connected by it. Without it the other would wait in vain: its SYN is the one this connection began
-//! with, so the socket's acknowledgement is acceptable to it, and dropped (3.10.7.3).
+//! The first makes an open question harmless. A client that has the answer to its SYN believes in the connection and
+//! may have sent its request; one that never got it does not know of it. Both look the same while they are silent,
+//! and both get a connection: the socket stands, the one says where it is (RFC 9293, 3.10.7.4: a SYN in a window is
+//! challenged) and the other is connected by it. Without it the other would wait in vain: its SYN is the one this
+//! connection began with, so the socket's acknowledgement is acceptable to it, and dropped (3.10.7.3).
 //!
 //! The second is for a client that believes in a closed window or in a lost segment; the word that would have told it
-//! may have died with its kernel, and the probe that ends repair has an old sequence number, from which nothing is taken.
+//! may have died with its kernel, and the probe that ends repair has an old sequence number, from which nothing is
+//! taken.
 //!
-//! Every packet may be lost, so it is said again after longer and longer rests, while this kernel's own socket shows that
-//! nothing has come. Nothing here can change a stream: each word only repeats what socket and dead kernel have agreed on.
+//! Every packet may be lost, so it is said again after longer and longer rests, while this kernel's own socket shows
+//! that nothing has come. Nothing here can change a stream: each word only repeats what socket and dead kernel have
+//! agreed on.
 
 use std::{
     collections::HashMap,
