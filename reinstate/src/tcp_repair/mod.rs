@@ -136,8 +136,8 @@ fn acceptable_windows(snapshot: &Snapshot, start: Start) -> RepairWindow {
         snd_wl1: earlier(snapshot.snd_wl1),
         snd_wnd: start.window,
         max_window: snapshot.max_window.max(start.window),
-        // The right edge stays where it is.
-        rcv_wnd: snapshot.rcv_wnd.saturating_add(distance(rcv_wup, snapshot.rcv_wup)),
+        // The right edge never moves back.
+        rcv_wnd: snapshot.receive_room().saturating_add(distance(rcv_wup, snapshot.rcv_nxt)),
         rcv_wup,
     }
 }
@@ -162,7 +162,7 @@ impl Rebuilt {
 
     fn buffers(&self, snapshot: &Snapshot) {
         let room = |payload: usize| (payload * BUFFER_OVERHEAD).max(BUFFER_BYTES_MIN).min(i32::MAX as usize / 2) as i32;
-        let promised = snapshot.receiving.len() + snapshot.rcv_wnd as usize;
+        let promised = snapshot.receiving.len() + snapshot.receive_room() as usize;
         for (force, plain, bytes) in [
             (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, room(snapshot.queued())),
             (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, room(promised.min(QUEUE_BYTES_MAX))),
@@ -333,11 +333,12 @@ mod tests {
                 assert!(told.max_window >= told.snd_wnd);
             }
         };
-        check(0, 1000, 0, (0, 1000, 0));
-        check(-700, 1000, -1448, (-700, 1000, -1448));
+        check(0, 70_000, 0, (0, 70_000, 0));
+        check(-700, 70_000, -1448, (-700, 70_000, -1448));
+        check(-700, 1000, 0, (-700, 66_235, 0));
         // Seen on 6.12 in an upload to a slow reader: no memory, so the window was taken back, though a segment behind
         // the dropped one had updated the send window.
-        check(0, 0, 7240, (0, 0, 0));
-        check(5, 1000, 0, (0, 1005, 0));
+        check(0, 0, 7240, (0, 65_535, 0));
+        check(5, 70_000, 0, (0, 70_005, 0));
     }
 }
