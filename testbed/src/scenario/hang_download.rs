@@ -39,8 +39,13 @@ const PAUSE_US: std::ops::Range<u64> = 300_000..1_100_000;
 /// A cable that can be bad is so from here before the fault on.
 const BAD_BEFORE: Duration = Duration::from_millis(150);
 
-/// Until every session has its first bytes: an emulated guest with hundreds of sessions takes a while.
+/// Until every session has its first bytes: an emulated guest with hundreds of sessions takes a while, and longer with
+/// more.
 const START_BOUND: Duration = Duration::from_secs(30);
+const START_BOUND_EACH: Duration = Duration::from_millis(20);
+
+/// Sessions that are drawn: more are no drawing.
+const LANES_MAX: usize = 400;
 
 /// From the fault to the spare's report. A recovery takes a fraction of a second; a loaded machine takes longer.
 const RECOVERY_BOUND: Duration = Duration::from_secs(30);
@@ -190,9 +195,13 @@ fn sessions(run: &Run, clock: Clock) -> Vec<Session> {
 }
 
 fn crowd(sessions: Vec<Session>, signals: &Signals) -> Vec<Outcome> {
+    let idle = sessions.iter().filter(|session| session.plan.kind == Kind::Idle).count();
+    let (idle, others): (Vec<_>, Vec<_>) =
+        sessions.into_iter().partition(|session| session.plan.kind == Kind::Idle && idle > client::IDLE_ALONE_MAX);
     thread::scope(|scope| {
-        let running: Vec<_> = sessions.into_iter().map(|session| scope.spawn(|| session.run(signals))).collect();
-        running.into_iter().filter_map(|session| session.join().ok()).collect()
+        let running: Vec<_> = others.into_iter().map(|session| scope.spawn(|| session.run(signals))).collect();
+        let idle = client::idle_crowd(idle, signals);
+        running.into_iter().filter_map(|session| session.join().ok()).chain(idle).collect()
     })
 }
 
@@ -260,9 +269,10 @@ fn direct(
 
 fn start(run: &Run, signals: &Signals) -> Result<()> {
     let (begin, count) = (Instant::now(), run.sessions);
+    let bound = START_BOUND + START_BOUND_EACH * u32::try_from(count).unwrap_or(u32::MAX);
     while signals.under_way.load(Ordering::Relaxed) < count {
-        if begin.elapsed() > START_BOUND {
-            bail!("{} of {count} clients got bytes within {START_BOUND:?}", signals.under_way.load(Ordering::Relaxed));
+        if begin.elapsed() > bound {
+            bail!("{} of {count} clients got bytes within {bound:?}", signals.under_way.load(Ordering::Relaxed));
         }
         thread::sleep(Duration::from_millis(10));
     }
@@ -391,7 +401,7 @@ fn draw(
     let zero_ns = incident.last_sign_ns.unwrap_or(fault_ns);
     let zero = clock.since_zero(zero_ns);
     let ms = |at: Duration| (at.as_secs_f64() - zero.as_secs_f64()) * 1e3;
-    let lanes = outcomes.iter().enumerate().map(|(number, outcome)| {
+    let lanes = outcomes.iter().enumerate().take(LANES_MAX).map(|(number, outcome)| {
         let near = outcome.arrivals.iter().map(|arrival| (ms(arrival.at), arrival.bytes));
         Lane {
             label: format!("{} {}", outcome.kind.name(), number + 1),
