@@ -140,7 +140,24 @@ impl Prober {
         snapshots: &[&Snapshot],
         order: Instant,
         patience: Patience,
+        again: impl FnMut(),
+    ) -> io::Result<Vec<Verdict>> {
+        self.ask_telling(snapshots, order, patience, again, |_, _| ())
+    }
+
+    /// The same, telling each verdict as soon as it stands, with its number in `snapshots`: once a client has answered,
+    /// or the wait for all is over. What a client says after its answer can only be further ahead of where its session
+    /// goes on; it then gets bytes again that it has.
+    ///
+    /// # Errors
+    /// See [`Prober::ask`]; some verdicts may have been told.
+    pub fn ask_telling(
+        &mut self,
+        snapshots: &[&Snapshot],
+        order: Instant,
+        patience: Patience,
         mut again: impl FnMut(),
+        mut told: impl FnMut(usize, Verdict),
     ) -> io::Result<Vec<Verdict>> {
         let index: HashMap<_, _> = snapshots.iter().enumerate().map(|(at, one)| ((one.local, one.peer), at)).collect();
         let mut verdicts: Vec<Verdict> = snapshots.iter().map(|one| Ok(position::assumed(one))).collect();
@@ -161,13 +178,18 @@ impl Prober {
             while !silent.is_empty() {
                 let Some(heard) = self.hear(until)? else { break };
                 let Some(&at) = index.get(&(heard.destination, heard.source)) else { continue };
+                if !silent.contains(&at) {
+                    continue;
+                }
                 take(&mut verdicts[at], snapshots[at], &heard);
-                let settled = verdicts[at].as_ref().is_ok_and(|start| start.proof == position::Proof::Client);
-                if settled && silent.remove(&at) {
+                if verdicts[at].as_ref().is_ok_and(|start| start.proof == position::Proof::Client) {
+                    silent.remove(&at);
+                    told(at, verdicts[at]);
                     until = end.min(Instant::now() + patience.after_answer);
                 }
             }
         }
+        silent.into_iter().for_each(|at| told(at, verdicts[at]));
         Ok(verdicts)
     }
 
