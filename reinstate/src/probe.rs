@@ -83,7 +83,7 @@ impl Prober {
         Ok(Self { ears, v4: mouth(Domain::IPV4)?, v6 })
     }
 
-    fn say(&self, segment: &Segment<'_>) -> io::Result<()> {
+    pub(crate) fn say(&self, segment: &Segment<'_>) -> io::Result<()> {
         let mouth = if segment.destination.is_ipv4() { &self.v4 } else { self.v6.as_ref().unwrap_or(&self.v4) };
         let to = SocketAddr::new(segment.destination.ip(), 0);
         mouth.send_to(&segment.to_packet(), &to.into()).map(drop)
@@ -97,14 +97,13 @@ impl Prober {
     pub fn poke(&self, snapshot: &Snapshot, elapsed: Duration) -> io::Result<()> {
         let shift = snapshot.scales.map_or(0, |(_, ours)| ours);
         self.say(&Segment {
-            source: snapshot.local,
-            destination: snapshot.peer,
             seq: snapshot.snd_una.wrapping_sub(1),
             ack: snapshot.rcv_wup,
             flags: ACK | PSH,
             window: u16::try_from(snapshot.rcv_wnd.checked_shr(shift.into()).unwrap_or(0)).unwrap_or(u16::MAX),
             timestamps: snapshot.timestamp_after(elapsed).map(|value| (value, 0)),
             payload: &[0],
+            ..Segment::between(snapshot.local, snapshot.peer)
         })
     }
 
@@ -117,15 +116,12 @@ impl Prober {
     pub fn end_input(&self, snapshot: &Snapshot, start: Start) -> io::Result<()> {
         let shift = snapshot.scales.map_or(0, |(theirs, _)| theirs);
         self.say(&Segment {
-            source: snapshot.peer,
-            destination: snapshot.local,
             seq: snapshot.rcv_nxt,
             ack: start.seq,
             flags: ACK | FIN,
             // Its sequence number is new, so its window counts.
             window: u16::try_from(start.window.checked_shr(shift.into()).unwrap_or(0)).unwrap_or(u16::MAX),
-            timestamps: None,
-            payload: &[],
+            ..Segment::between(snapshot.peer, snapshot.local)
         })
     }
 

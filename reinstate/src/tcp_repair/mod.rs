@@ -147,8 +147,8 @@ fn acceptable_windows(snapshot: &Snapshot, start: Start) -> RepairWindow {
         snd_wl1: earlier(snapshot.snd_wl1),
         snd_wnd: start.window,
         max_window: snapshot.max_window.max(start.window),
-        // The right edge stays where it is.
-        rcv_wnd: snapshot.rcv_wnd.saturating_add(distance(rcv_wup, snapshot.rcv_wup)),
+        // The right edge never moves back.
+        rcv_wnd: snapshot.receive_room().saturating_add(distance(rcv_wup, snapshot.rcv_nxt)),
         rcv_wup,
     }
 }
@@ -174,7 +174,7 @@ impl Rebuilt {
     /// Makes room for what is put back and promised, where a new socket may have too little.
     fn buffers(&mut self, snapshot: &Snapshot) {
         let room = |payload: usize| (payload * BUFFER_OVERHEAD).max(BUFFER_BYTES_MIN).min(i32::MAX as usize / 2) as i32;
-        let promised = snapshot.receiving.len() + snapshot.rcv_wnd as usize;
+        let promised = snapshot.receiving.len() + snapshot.receive_room() as usize;
         let queued = snapshot.queued();
         for (force, plain, bytes, is_needed) in [
             (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, room(queued), queued > SENDING_BYTES_PLAIN),
@@ -366,11 +366,12 @@ mod tests {
                 assert!(told.max_window >= told.snd_wnd);
             }
         };
-        check(0, 1000, 0, (0, 1000, 0));
-        check(-700, 1000, -1448, (-700, 1000, -1448));
+        check(0, 70_000, 0, (0, 70_000, 0));
+        check(-700, 70_000, -1448, (-700, 70_000, -1448));
+        check(-700, 1000, 0, (-700, 66_235, 0));
         // Seen on 6.12 in an upload to a slow reader: no memory, so the window was taken back, though a segment behind
         // the dropped one had updated the send window.
-        check(0, 0, 7240, (0, 0, 0));
-        check(5, 1000, 0, (0, 1005, 0));
+        check(0, 0, 7240, (0, 65_535, 0));
+        check(5, 70_000, 0, (0, 70_005, 0));
     }
 }
