@@ -2,8 +2,8 @@
 //!
 //! A connection waits for the box service only while the answer that brings more boxes is due. Without a service (or
 //! without a free slot) it is accepted unprotected and that is logged. Sessions handed over are taken and answered
-//! together, as many as are waiting, up to some dozens: a spare has hundreds at once, and all their clients wait for the
-//! last; but the first are not to wait for the last of thousands.
+//! together, as many as are waiting, up to some dozens: a spare has hundreds at once, and all their clients wait for
+//! the last; but the first are not to wait for the last of thousands.
 //!
 //! The listening socket gets TCP_SAVE_SYN: some hundred bytes of kernel memory per connection.
 

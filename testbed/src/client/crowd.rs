@@ -1,7 +1,8 @@
-//! Thousands of keep-alive connections that are silent during the fault, on a few threads.
+//! Thousands of connections that are silent during the fault, on a few threads.
 //!
 //! ```text
-//!   each in turn: connect, one exchange ── silence ── all: request ── all: response
+//!   idle:    each connects and has one exchange ── silence ── all: request ── all: response
+//!   unread:  each connects and asks             ── silence ──                all: response
 //! ```
 //! A thread for each would do as well and cost more than the emulated guest has. Nothing is measured on them but that
 //! every byte comes, so it does no harm that one waits for another.
@@ -15,11 +16,12 @@ use std::{
 
 use super::{
     http::{Connection, HttpError},
+    plan::Kind,
     session::{Outcome, SILENCE_MAX, Session, Signals, wait_until},
 };
 
-/// More idle sessions than this share threads.
-pub const IDLE_ALONE_MAX: usize = 250;
+/// More silent sessions than this share threads.
+pub const SILENT_ALONE_MAX: usize = 250;
 
 /// Threads: so many that a guest always has a connection to accept, so few that they leave it the processor.
 const THREADS: usize = 8;
@@ -34,8 +36,8 @@ struct Member {
     outcome: Outcome,
 }
 
-/// Runs idle `sessions` until they shall finish; see [`Session::run`] for one.
-pub fn idle_crowd(sessions: Vec<Session>, signals: &Signals) -> Vec<Outcome> {
+/// Runs `sessions`, silent ones, until they shall finish; see [`Session::run`] for one.
+pub fn silent_crowd(sessions: Vec<Session>, signals: &Signals) -> Vec<Outcome> {
     let share = sessions.len().div_ceil(THREADS).max(1);
     let mut sessions = sessions.into_iter();
     let shares =
@@ -50,7 +52,7 @@ fn together(sessions: Vec<Session>, signals: &Signals) -> Vec<Outcome> {
     let mut members: Vec<Member> = sessions.into_iter().map(|session| Member::begin(session, signals)).collect();
     wait_until(|| signals.finish.load(Ordering::Relaxed));
     let asked = Instant::now();
-    for member in &mut members {
+    for member in members.iter_mut().filter(|member| member.session.plan.kind == Kind::Idle) {
         member.then(|session, connection, outcome| session.ask(connection, signals, outcome));
     }
     for member in &mut members {
@@ -72,7 +74,7 @@ impl Member {
         member.outcome.lost = lost;
         member.then(|session, connection, outcome| {
             session.ask(connection, signals, outcome)?;
-            session.hear(connection, signals, outcome)
+            if session.plan.kind == Kind::Idle { session.hear(connection, signals, outcome) } else { Ok(()) }
         });
         member
     }

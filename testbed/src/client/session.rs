@@ -1,14 +1,15 @@
 //! One checking session, from connect to its last byte.
 
 use std::{
-    io,
+    fs, io,
     net::{Shutdown, SocketAddr, TcpStream},
+    os::fd::AsRawFd,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
 
 use super::{
     content,
@@ -27,6 +28,9 @@ const UPLOAD_PIECE_BYTES: usize = 16 * 1024;
 
 /// Receive buffer of a client that keeps its own pace: what it does not read stays with the server.
 const FAST_RECEIVE_BUFFER: usize = 64 * 1024;
+
+/// Receive buffer of a client that takes at last what it has left with the server.
+const WIDE_RECEIVE_BUFFER: usize = 1 << 20;
 
 /// What the sessions of a run and whoever directs them tell each other.
 #[derive(Debug, Default)]
@@ -141,7 +145,10 @@ impl Session {
     }
 
     pub(super) fn connect(&self, outcome: &mut Outcome) -> Result<Connection<TcpStream>, HttpError> {
-        let stream = TcpStream::connect_timeout(&self.server, SILENCE_MAX)?;
+        let stream = match self.plan.kind.unread_kib() {
+            None => TcpStream::connect_timeout(&self.server, SILENCE_MAX)?,
+            Some(_) => narrow(self.server)?,
+        };
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(SILENCE_MAX))?;
         stream.set_write_timeout(Some(SILENCE_MAX))?;
@@ -182,7 +189,7 @@ impl Session {
         let asked = self.plan.rate.filter(|_| matches!(self.plan.kind, Kind::Paced | Kind::HalfClosed));
         let pace = asked.map(|rate| format!("?rate={rate}")).unwrap_or_default();
         connection.request("GET", &format!("/synthetic/{}/{}{pace}", self.seed(outcome), self.plan.bytes), 0)?;
-        if self.plan.kind == Kind::Queued && outcome.arrivals.is_empty() && outcome.requests == 0 {
+        if self.plan.kind.counts_as_asked() && outcome.arrivals.is_empty() && outcome.requests == 0 {
             signals.under_way.fetch_add(1, Ordering::Relaxed);
         }
         if self.plan.kind == Kind::HalfClosed {
@@ -224,6 +231,10 @@ impl Session {
         signals: &Signals,
         outcome: &mut Outcome,
     ) -> Result<(), HttpError> {
+        if self.plan.kind.unread_kib().is_some() {
+            wait_until(|| signals.finish.load(Ordering::Relaxed));
+            setsockopt(connection.stream(), sockopt::RcvBuf, &WIDE_RECEIVE_BUFFER).map_err(io::Error::from)?;
+        }
         let (bytes, seed) = (self.plan.bytes, self.seed(outcome));
         let head = connection.head()?;
         if head.body_bytes != bytes {
@@ -259,11 +270,34 @@ impl Session {
     }
 
     fn note(&self, bytes: usize, signals: &Signals, outcome: &mut Outcome) {
-        if outcome.arrivals.is_empty() && self.plan.kind != Kind::Queued {
+        if outcome.arrivals.is_empty() && !self.plan.kind.counts_as_asked() {
             signals.under_way.fetch_add(1, Ordering::Relaxed);
         }
         outcome.arrivals.push(Arrival { at: self.clock.elapsed(), bytes: bytes as u64 });
     }
+}
+
+impl Kind {
+    /// Whether its first request is all that it does before the fault.
+    fn counts_as_asked(self) -> bool {
+        self == Self::Queued || self.unread_kib().is_some()
+    }
+}
+
+/// How long a kernel answers no second probe of one connection, in milliseconds; for all of this machine's.
+const PROBES_APART: &str = "/proc/sys/net/ipv4/tcp_invalid_ratelimit";
+
+/// A connection with the smallest window there is: a buffer that is made smaller later takes no promise back.
+///
+/// A server probes a closed window, and after that a client does not answer a spare's probe for half a second. That is
+/// not what is measured, so these clients answer all.
+fn narrow(server: SocketAddr) -> io::Result<TcpStream> {
+    fs::write(PROBES_APART, "0")?;
+    let family = if server.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::RcvBuf, &1)?;
+    socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(server))?;
+    Ok(socket.into())
 }
 
 pub(super) fn wait_until(condition: impl Fn() -> bool) {

@@ -195,13 +195,13 @@ fn sessions(run: &Run, clock: Clock) -> Vec<Session> {
 }
 
 fn crowd(sessions: Vec<Session>, signals: &Signals) -> Vec<Outcome> {
-    let idle = sessions.iter().filter(|session| session.plan.kind == Kind::Idle).count();
-    let (idle, others): (Vec<_>, Vec<_>) =
-        sessions.into_iter().partition(|session| session.plan.kind == Kind::Idle && idle > client::IDLE_ALONE_MAX);
+    let silent = sessions.iter().filter(|session| session.plan.kind.is_silent()).count();
+    let shares = |session: &Session| session.plan.kind.is_silent() && silent > client::SILENT_ALONE_MAX;
+    let (silent, others): (Vec<_>, Vec<_>) = sessions.into_iter().partition(shares);
     thread::scope(|scope| {
         let running: Vec<_> = others.into_iter().map(|session| scope.spawn(|| session.run(signals))).collect();
-        let idle = client::idle_crowd(idle, signals);
-        running.into_iter().filter_map(|session| session.join().ok()).chain(idle).collect()
+        let silent = client::silent_crowd(silent, signals);
+        running.into_iter().filter_map(|session| session.join().ok()).chain(silent).collect()
     })
 }
 
@@ -281,8 +281,14 @@ fn start(run: &Run, signals: &Signals) -> Result<()> {
 
 /// Waits for the spare's report. Returns how many frames the guest had sent when its fence was seen.
 fn await_recovery(installation: &Installation, progress: Progress) -> Result<Option<u64>> {
-    let (begin, mut sent_when_fenced) = (Instant::now(), None);
+    let (begin, mut sent_when_fenced, mut seen) = (Instant::now(), None, 0);
     while begin.elapsed() < RECOVERY_BOUND {
+        // What has not grown is not read again: the processors are the healers'.
+        let len = fs::metadata(&installation.journal).map_or(0, |journal| journal.len());
+        if std::mem::replace(&mut seen, len) == len {
+            thread::sleep(Duration::from_millis(5));
+            continue;
+        }
         let incident = Incident::of(&incident::read(&installation.journal)?);
         if sent_when_fenced.is_none() && incident.fence_ns.is_some() {
             sent_when_fenced = Some(installation.frames_from_guest()?);
@@ -365,6 +371,7 @@ fn judge(
         sessions: outcomes.len(),
         lost: outcomes.iter().filter(|outcome| outcome.lost.is_some()).count(),
         resumed: incident.resumed(),
+        bytes_carried: incident.bytes_carried(),
         bytes_checked: outcomes.iter().map(|outcome| outcome.bytes_checked).sum(),
         wrong_bytes,
         doubled_bytes: outcomes.iter().map(|outcome| outcome.doubled_bytes).sum(),
