@@ -239,6 +239,13 @@ pub fn snapshot(socket: TcpSocket, silent: Duration) -> Snapshot {
     Snapshot { unread: values.unread - sending.len(), sending, receiving: socket.receive_queue, ..values }
 }
 
+/// The connection's values with what its application had not read: what it takes to ask its client, and to build its
+/// socket. Of a connection that nobody reads from any more, as [`ending`] has it.
+pub fn unread(socket: &TcpSocket, silent: Duration) -> Snapshot {
+    let receiving = if socket.orphaned { Vec::new() } else { socket.receive_queue.clone() };
+    Snapshot { receiving, ..values(socket, silent) }
+}
+
 /// The connection's values without its bytes: what it takes to ask its client, or to end it there.
 pub fn values(socket: &TcpSocket, silent: Duration) -> Snapshot {
     let fin_acknowledged = socket.fin_queued && socket.write_seq == socket.snd_una;
