@@ -287,21 +287,7 @@ impl Prepared {
     /// # Errors
     /// A sentence for people; what can be is as before.
     pub fn give_back_unused(&mut self) -> Result<bool, String> {
-        let held = self.held();
-        for address in self.addresses.iter_mut().filter(|address| held.contains(&address.address())) {
-            named("giving the address back", address.give_back(&mut self.netlink))?;
-        }
-        let is_unused = |address: &IpAddr| leftovers::connections(*address).is_ok_and(|found| found.is_empty());
-        if held.iter().all(is_unused) {
-            for address in held {
-                named("noting that it is gone", self.held.forget(address))?;
-            }
-            return Ok(true);
-        }
-        for address in self.addresses.iter_mut().filter(|address| held.contains(&address.address())) {
-            named("taking the address again", address.take(&mut self.netlink))?;
-        }
-        Ok(false)
+        self.held.give_back_unused(&mut self.addresses, &mut self.netlink)
     }
 
     /// The end of standing by: whatever was changed on this machine is undone, as far as possible.

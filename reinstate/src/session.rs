@@ -121,6 +121,9 @@ pub fn rebuildable(socket: &TcpSocket) -> Result<(), Loss> {
     if let Some((_, what)) = unsupported.iter().find(|(is, _)| *is) {
         return Err(Loss::Unsupported(what));
     }
+    if socket.ends_doubtful() {
+        return Err(Loss::Damaged("pair of addresses"));
+    }
     let sent = socket.send_queue.iter().map(Segment::len).sum::<usize>();
     let fin_in_queue = socket.send_queue.iter().any(|segment| segment.fin);
     let unacknowledged = u64::from(distance(socket.snd_una, socket.write_seq));
