@@ -295,8 +295,7 @@ impl Slot {
         let start = self.pointer(8 * index as u32, 8).cast::<AtomicU64>();
         // SAFETY: `pointer` vouches for 8 bytes; fronts and bodies start at multiples of 8 (a sound geometry) of a
         // page-aligned mapping; the words that publish (state, newest) are only ever accessed as atomics while a
-        // box is open, and
-        // everything else of the slot by its one writer.
+        // box is open, and everything else of the slot by its one writer.
         unsafe { start.as_ref() }
     }
 }
