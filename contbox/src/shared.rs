@@ -294,8 +294,8 @@ impl Slot {
     fn word(&self, index: usize) -> &AtomicU64 {
         let start = self.pointer(8 * index as u32, 8).cast::<AtomicU64>();
         // SAFETY: `pointer` vouches for 8 bytes; fronts and bodies start at multiples of 8 (a sound geometry) of a
-        // page-aligned mapping; the words that publish (state, newest) are only ever accessed as atomics while a box is
-        // open, and everything else of the slot by its one writer.
+        // page-aligned mapping; the words that publish (state, newest) are only ever accessed as atomics while a
+        // box is open, and everything else of the slot by its one writer.
         unsafe { start.as_ref() }
     }
 }

@@ -71,7 +71,7 @@ fn brought_back(
             aim: None,
             afterwards: hang_download::AFTERWARDS,
             seed,
-            order: Order { pool_slots: POOL_SLOTS, ..order.clone() },
+            order: Order { pool_slots: if sessions == 1 { order.pool_slots } else { POOL_SLOTS }, ..order.clone() },
             out: out.join(format!("sessions-{kib}-{sessions}-{seed}")),
             keep_logs: false,
             capture: None,

@@ -55,13 +55,18 @@ fn together(sessions: Vec<Session>, signals: &Signals) -> Vec<Outcome> {
     for member in members.iter_mut().filter(|member| member.session.plan.kind == Kind::Idle) {
         member.then(|session, connection, outcome| session.ask(connection, signals, outcome));
     }
-    for member in &mut members {
+    let hear = |member: &mut Member| {
         member.then(|session, connection, outcome| {
             let patience = SILENCE_MAX.saturating_sub(asked.elapsed()).max(LEAST_PATIENCE);
             connection.stream().set_read_timeout(Some(patience))?;
             session.hear(connection, signals, outcome)
         });
-    }
+    };
+    let (mut idle, mut unread): (Vec<_>, Vec<_>) =
+        members.iter_mut().partition(|member| member.session.plan.kind == Kind::Idle);
+    idle.iter_mut().for_each(|member| hear(member));
+    // Through the narrowest window a response takes many round trips: all at the same time.
+    thread::scope(|scope| unread.iter_mut().for_each(|member| drop(scope.spawn(|| hear(member)))));
     members.into_iter().map(|member| member.outcome).collect()
 }
 
