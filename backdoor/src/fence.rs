@@ -1,13 +1,18 @@
 //! Stops a machine so that nothing of it acts any more, and lets it go again.
 //!
 //! ```text
-//!   fence     query-status | stop, query-status, info network | set_link … off        three round trips
-//!   release   (keys are dead already) [system_reset] | set_link … on | cont | announce-self   or quit
-//!   reset     (keys are dead already) system_reset | cont                the links stay down until a release
+//!   fence     stop, query-status, set_link … off for the cards        one round trip
+//!   close     info network | set_link … off for everything there is   soon after, and before a reset
+//!   release   (keys are dead already) [system_reset] | info network | set_link … on | cont | announce-self   or quit
+//!   reset     (keys are dead already) close | system_reset | cont     the links stay down until a release
 //! ```
 //!
-//! Processors first, then links: a link that goes down under running processors could still make them act. If any of it
-//! fails, the machine is put back as it was found, because nobody gets a token then.
+//! Processors first, then links: a link that goes down under running processors could still make them act. A card whose
+//! machine stands still sends nothing; its link is down so that it stays like that should somebody let the machine run.
+//! If any of it fails, the machine is put back as it was found, because nobody gets a token then.
+//!
+//! Every command takes QEMU half a millisecond, and clients wait meanwhile: so whether the machine ran is told by the
+//! event that a stop raises, and links that appeared after the cards were listed are closed when the token is out.
 //!
 //! Deliberately without state: what a release needs is in [`Stopped`]. Every step may be repeated.
 
@@ -15,10 +20,13 @@ use control::backdoor::Afterwards;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::qmp::{Qmp, QmpError, human};
+use crate::qmp::{Qmp, QmpError};
 
 /// Asks whether the processors run.
 const STATUS: &str = "query-status";
+
+/// What QEMU says when the processors stop that ran before.
+const STOPPED: &str = "STOP";
 
 /// Asks for the names of both ends of every link.
 const NETWORK: &str = "info network";
@@ -39,44 +47,65 @@ pub enum FenceError {
 pub struct Stopped {
     /// Whether its processors ran before.
     was_running: bool,
-    /// The links that were taken down.
-    links: Vec<String>,
 }
 
 impl Stopped {
     /// A machine whose process is gone: nothing runs and nothing can be undone.
     pub fn gone() -> Self {
-        Self { was_running: false, links: Vec::new() }
+        Self { was_running: false }
     }
 }
 
-/// Stops the processors, makes sure of it, and takes every link down.
+/// The names of a machine's network cards, to be known before there is a hurry.
+///
+/// # Errors
+/// [`QmpError`].
+pub fn cards(qmp: &mut Qmp) -> Result<Vec<String>, QmpError> {
+    qmp.human(NETWORK).map(|text| names(&text, |about| about.contains("type=nic")))
+}
+
+/// Stops the processors, makes sure of it, and takes the links of `cards` down; see [`close`] for the others.
 ///
 /// # Errors
 /// See [`FenceError`].
-pub fn stop(qmp: &mut Qmp) -> Result<Stopped, FenceError> {
-    let was_running = is_running(qmp)?;
-    match halt(qmp) {
-        Ok(links) => Ok(Stopped { was_running, links }),
-        Err(error) => {
-            tracing::error!(%error, "the machine cannot be fenced: it is put back as it was");
-            put_back(qmp, was_running);
-            Err(error)
-        }
+pub fn stop(qmp: &mut Qmp, cards: &[String]) -> Result<Stopped, FenceError> {
+    let stops = qmp.waiting(STOPPED);
+    let outcome = halt(qmp, cards);
+    let was_running = qmp.waiting(STOPPED) > stops;
+    if let Err(error) = outcome {
+        tracing::error!(%error, "the machine cannot be fenced: it is put back as it was");
+        // QEMU obeys in order: what has not been answered may still be carried out.
+        put_back(qmp, was_running || matches!(error, FenceError::Qmp(QmpError::Silent { .. })));
+        return Err(error);
     }
+    Ok(Stopped { was_running })
 }
 
-/// Processors, then links; returns the names of these.
-fn halt(qmp: &mut Qmp) -> Result<Vec<String>, FenceError> {
-    let replies = qmp.execute_all(&[("stop", json!({})), (STATUS, json!({})), human(NETWORK)])?;
-    let [_, status, network] = &replies[..] else { unreachable!("one reply for each command") };
-    if says_running(status)? {
+fn halt(qmp: &mut Qmp, cards: &[String]) -> Result<(), FenceError> {
+    let links = cards.iter().map(|name| set_link(name, false));
+    let commands: Vec<_> = [("stop", json!({})), (STATUS, json!({}))].into_iter().chain(links).collect();
+    let mut replies = qmp.replies_to(&commands)?.into_iter();
+    let mut next = || replies.next().expect("one reply for each command");
+    next()?;
+    if says_running(&next()?)? {
         return Err(FenceError::StillRunning);
     }
-    let network = network.as_str().ok_or_else(|| QmpError::Nonsense(format!("links expected, found {network}")))?;
-    let links = link_names(network);
-    set_links(qmp, &links, false)?;
-    Ok(links)
+    for card in cards {
+        match next() {
+            // A card that was unplugged since sends nothing.
+            Err(error @ QmpError::Refused { .. }) => tracing::debug!(card, %error, "no link to take down"),
+            other => drop(other?),
+        }
+    }
+    Ok(())
+}
+
+/// Takes every link of a stopped machine down, at both ends, also those that nobody knew of.
+///
+/// # Errors
+/// [`QmpError`]; may be repeated.
+pub fn close(qmp: &mut Qmp) -> Result<(), QmpError> {
+    set_all_links(qmp, false)
 }
 
 /// Lets a stopped machine go. Its keys must be dead before.
@@ -94,7 +123,7 @@ pub fn release(qmp: &mut Qmp, stopped: &Stopped, then: Afterwards) -> Result<(),
     if then == Afterwards::Reset {
         qmp.execute("system_reset", json!({}))?;
     }
-    set_links(qmp, &stopped.links, true)?;
+    set_all_links(qmp, true)?;
     if stopped.was_running || then == Afterwards::Reset {
         qmp.execute("cont", json!({}))?;
     }
@@ -108,6 +137,7 @@ pub fn release(qmp: &mut Qmp, stopped: &Stopped, then: Afterwards) -> Result<(),
 /// # Errors
 /// [`QmpError`]; may be repeated.
 pub fn reset(qmp: &mut Qmp) -> Result<(), QmpError> {
+    close(qmp)?;
     qmp.execute("system_reset", json!({}))?;
     qmp.execute("cont", json!({})).map(drop)
 }
@@ -135,20 +165,17 @@ fn announce(qmp: &mut Qmp) {
 /// # Errors
 /// See [`FenceError`].
 pub fn stop_again(qmp: &mut Qmp) -> Result<(), FenceError> {
-    halt(qmp).map(drop)
+    halt(qmp, &[])?;
+    Ok(close(qmp)?)
 }
 
 /// Undoes what [`halt`] may have done. QEMU obeys in order, so this also undoes a `stop` that it has yet to get to.
 fn put_back(qmp: &mut Qmp, was_running: bool) {
-    let outcome = qmp.human(NETWORK).and_then(|text| set_links(qmp, &link_names(&text), true));
+    let outcome = set_all_links(qmp, true);
     let resumed = if was_running { qmp.execute("cont", json!({})).map(drop) } else { Ok(()) };
     if let Err(error) = outcome.and(resumed) {
         tracing::error!(%error, "the machine could not be put back: it needs an operator");
     }
-}
-
-fn is_running(qmp: &mut Qmp) -> Result<bool, QmpError> {
-    says_running(&qmp.execute(STATUS, json!({}))?)
 }
 
 fn says_running(status: &Value) -> Result<bool, QmpError> {
@@ -156,16 +183,21 @@ fn says_running(status: &Value) -> Result<bool, QmpError> {
     running.ok_or_else(|| QmpError::Nonsense(format!("a status without `running`: {status}")))
 }
 
-fn set_links(qmp: &mut Qmp, links: &[String], up: bool) -> Result<(), QmpError> {
-    let commands: Vec<_> = links.iter().map(|name| ("set_link", json!({ "name": name, "up": up }))).collect();
+fn set_all_links(qmp: &mut Qmp, up: bool) -> Result<(), QmpError> {
+    let links = names(&qmp.human(NETWORK)?, |_| true);
+    let commands: Vec<_> = links.iter().map(|name| set_link(name, up)).collect();
     qmp.execute_all(&commands).map(drop)
 }
 
-/// Takes the names out of the text of `info network`, whose lines are ` \ NAME: index=0,type=…`.
-fn link_names(text: &str) -> Vec<String> {
+fn set_link(name: &str, up: bool) -> (&'static str, Value) {
+    ("set_link", json!({ "name": name, "up": up }))
+}
+
+/// Takes names out of the text of `info network`, whose lines are ` \ NAME: index=0,type=…`, by what follows them.
+fn names(text: &str, wanted: impl Fn(&str) -> bool) -> Vec<String> {
     let name = |line: &str| {
-        let (name, _) = line.split_once(": index=")?;
-        Some(name.trim_start_matches([' ', '\\']).to_owned())
+        let (name, about) = line.split_once(": index=")?;
+        wanted(about).then(|| name.trim_start_matches([' ', '\\']).to_owned())
     };
     text.lines().filter_map(name).collect()
 }
@@ -180,7 +212,8 @@ mod tests {
                     nic0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56\r\n \
                     \\ n0: index=0,type=tap,ifname=tap0\r\n\
                     e1000.0: index=0,type=nic,model=e1000\r\n";
-        assert_eq!(link_names(text), ["hub0port0", "nic0", "n0", "e1000.0"]);
-        assert!(link_names("").is_empty());
+        assert_eq!(names(text, |_| true), ["hub0port0", "nic0", "n0", "e1000.0"]);
+        assert_eq!(names(text, |about| about.contains("type=nic")), ["nic0", "e1000.0"]);
+        assert!(names("", |_| true).is_empty());
     }
 }

@@ -119,6 +119,14 @@ impl Qmp {
     /// # Errors
     /// The first that went wrong, see [`QmpError`].
     pub fn execute_all(&mut self, commands: &[(&str, Value)]) -> Result<Vec<Value>, QmpError> {
+        self.replies_to(commands)?.into_iter().collect()
+    }
+
+    /// As [`Self::execute_all`], with an outcome for each command.
+    ///
+    /// # Errors
+    /// Only what is fatal, see [`QmpError::is_fatal`].
+    pub fn replies_to(&mut self, commands: &[(&str, Value)]) -> Result<Vec<Result<Value, QmpError>>, QmpError> {
         let first_id = self.last_id + 1;
         let mut lines = String::new();
         for (command, arguments) in commands {
@@ -126,16 +134,19 @@ impl Qmp {
             lines += &json!({ "execute": command, "arguments": arguments, "id": self.last_id }).to_string();
             lines.push('\n');
         }
+        let asked = Instant::now();
         self.stream.write_all(lines.as_bytes()).map_err(QmpError::Ended)?;
-        let deadline = Instant::now() + self.patience;
+        let deadline = asked + self.patience;
         let mut replies = Vec::with_capacity(commands.len());
         for (id, (command, _)) in (first_id..).zip(commands) {
-            match self.reply(id, command, deadline) {
+            let reply = self.reply(id, command, deadline);
+            tracing::debug!(command, us = asked.elapsed().as_micros(), "QEMU has answered");
+            match reply {
                 Err(error) if error.is_fatal() => return Err(error),
                 reply => replies.push(reply),
             }
         }
-        replies.into_iter().collect()
+        Ok(replies)
     }
 
     /// Waits for the reply to command number `id`.
@@ -188,6 +199,11 @@ impl Qmp {
             }
         }
         Ok(self.events.drain(..).collect())
+    }
+
+    /// How many events of this name have arrived and not been asked for yet.
+    pub fn waiting(&self, event: &str) -> usize {
+        self.events.iter().filter(|name| *name == event).count()
     }
 
     fn note_event(&mut self, message: &Value) -> bool {

@@ -78,6 +78,8 @@ pub enum TargetError {
 #[derive(Debug, Default)]
 struct Machine {
     qmp: Option<Qmp>,
+    /// Its network cards when it was found, so that a fence need not ask first.
+    cards: Vec<String>,
     /// Why there is no connection, for people.
     trouble: String,
     process: Option<Process>,
@@ -307,7 +309,7 @@ impl Machine {
         let Some(qmp) = &mut self.qmp else {
             return if self.is_gone() { Ok(Stopped::gone()) } else { Err(self.no_hypervisor()) };
         };
-        match fence::stop(qmp) {
+        match fence::stop(qmp, &self.cards) {
             Err(FenceError::Qmp(error)) if error.is_fatal() => {
                 self.lose_hypervisor(&error);
                 if self.is_gone() { Ok(Stopped::gone()) } else { Err(TargetError::NotFenced(error.into())) }

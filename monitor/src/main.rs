@@ -55,9 +55,9 @@ struct Arguments {
     /// Report hangs, whatever the configuration says, and touch nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Write logs as JSON.
+    /// Write logs as JSON, one object per line.
     #[arg(long)]
-    json_logs: bool,
+    log_json: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -135,7 +135,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    service::start_logs(arguments.json_logs);
+    service::start_logs(arguments.log_json);
     match run(arguments) {
         Ok(code) => code,
         Err(error) => {

@@ -114,7 +114,7 @@ fn a_daemon_without_its_target_says_so_serves_metrics_and_ends_when_asked() {
     let child = Command::new(env!("CARGO_BIN_EXE_monitor"))
         .arg("--config")
         .arg(&config)
-        .arg("--json-logs")
+        .arg("--log-json")
         .env("NOTIFY_SOCKET", folder.0.join("notify"))
         .stderr(Stdio::null())
         .spawn()

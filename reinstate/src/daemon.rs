@@ -28,8 +28,10 @@ use crate::{config::Config, evacuate::Prepared, held::HeldFile, metrics};
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 /// Rests before the further announcements of an address that has moved: a switch that is just learning, a client that
 /// was busy, a cable that was being plugged.
-const ANNOUNCE_AFTER: [Duration; 4] =
-    [Duration::from_millis(20), Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
+const ANNOUNCE_AFTER_MS: [u64; 5] = [20, 60, 200, 1000, 3000];
+/// After these, too, clients are told where things stand of which nothing has been heard: as long as a kernel repeats
+/// its answer to a SYN.
+const TELL_AFTER_MS: [u64; 3] = [8000, 16_000, 32_000];
 /// Between two looks at the sessions that are to end before an address is given back.
 const DRAIN_LOOK: Duration = Duration::from_millis(5);
 
@@ -328,6 +330,14 @@ impl Spare {
         }
     }
 
+    /// A connection whose handshake nobody saw the end of, and whose client never said a word: it may never have been.
+    fn name_never_heard(&self, target: &str) {
+        for peer in self.prepared.get(target).map(Prepared::never_heard).unwrap_or_default() {
+            self.counts.mute.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(%peer, "nothing was ever heard of a client that was connecting");
+        }
+    }
+
     fn count(&self, report: &Report) {
         let resumed = report.sessions.iter().filter(|session| session.outcome == Outcome::Resumed).count() as u64;
         let lost = report.sessions.len() as u64 - resumed;
@@ -350,22 +360,33 @@ fn key(Evacuation { token, share, .. }: &Evacuation) -> Order {
     (token.target.clone(), token.epoch, token.secret, *share)
 }
 
-/// Announcements have no answer and may be lost: they are repeated, each time after a longer rest. At the end, whether
-/// every client answers its session: one that does not is counted and named.
+/// Announcements have no answer and may be lost: they are repeated, each time after a longer rest, and so is what
+/// clients are told. After that, whether every client answers its session: one that does not is counted and named.
 fn look_after(spare: &Arc<Mutex<Spare>>, target: &str, report: &Report) {
     let (spare, target) = (Arc::downgrade(spare), target.to_owned());
     let resumed = report.sessions.iter().filter(|session| session.outcome == Outcome::Resumed);
     let resumed: HashSet<SocketAddr> = resumed.map(|session| session.peer).collect();
     let work = move || {
-        for rest in ANNOUNCE_AFTER {
-            std::thread::sleep(rest);
+        for rest_ms in ANNOUNCE_AFTER_MS {
+            std::thread::sleep(Duration::from_millis(rest_ms));
             let Some(spare) = spare.upgrade() else { return };
-            if let Some(prepared) = locked(&spare).prepared.get(&target) {
+            if let Some(prepared) = locked(&spare).prepared.get_mut(&target) {
                 prepared.announce_again();
+                prepared.tell_again();
             }
         }
         if let Some(spare) = spare.upgrade() {
             locked(&spare).count_mute(&target, &resumed);
+        }
+        for rest_ms in TELL_AFTER_MS {
+            std::thread::sleep(Duration::from_millis(rest_ms));
+            let Some(spare) = spare.upgrade() else { return };
+            if !locked(&spare).prepared.get_mut(&target).is_some_and(Prepared::tell_again) {
+                return;
+            }
+        }
+        if let Some(spare) = spare.upgrade() {
+            locked(&spare).name_never_heard(&target);
         }
     };
     if let Err(error) = std::thread::Builder::new().name("announce".into()).spawn(work) {

@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -23,13 +23,14 @@ use crate::{
     held::HeldFile,
     leftovers::{self, Connection},
     netlink::Netlink,
-    nudge::{self, Nudger},
+    nudge::Nudger,
     probe::{Patience, Prober, Verdict},
-    resume::{Ending, Orders, Resumed, given, keepers, rebuild, speak},
+    resume::{Ending, Orders, Resumed, Sockets, came_about, given, keepers, speak},
     routes::RaisedRoutes,
     session,
     snapshot::Snapshot,
     source::Source,
+    tell::Clients,
 };
 
 /// A spare that stands by for one target. Dropped, it gives back what it changed on this machine.
@@ -42,6 +43,7 @@ pub struct Prepared {
     routes: Vec<RaisedRoutes>,
     prober: Prober,
     nudger: Nudger,
+    told: Vec<Clients>,
     held: HeldFile,
 }
 
@@ -80,6 +82,7 @@ impl Prepared {
             routes: Vec::new(),
             prober,
             nudger,
+            told: Vec::new(),
             held: HeldFile::beside(&config.box_socket),
         };
         for address in prepared.addresses.iter().map(StandBy::address) {
@@ -155,22 +158,25 @@ impl Prepared {
         for address in ours() {
             named("announcing the address", address.announce())?;
         }
-        let values: Vec<_> = survey.sockets.iter().map(|socket| session::values(socket, silent)).collect();
+        let connections: Vec<_> = survey.sockets.iter().map(|socket| session::unread(socket, silent)).collect();
+        let wanted: Vec<_> = survey.sockets.iter().map(|socket| session::rebuildable(socket).is_ok()).collect();
         let again = || ours().for_each(|address| drop(address.announce()));
         let (source, prober) = (&mut self.source, &mut self.prober);
-        // Clients take their time to answer, and boxes take theirs to be read.
+        // Clients take their time to answer, and boxes take theirs to be read; sockets are built as answers come.
+        let (patience, mut sockets) = (config.probe.patience(), Sockets::of(&connections, order));
         let (verdicts, extracted) = thread::scope(|scope| {
-            let asking = scope.spawn(|| (ask(prober, &values, order, config.probe.patience(), again), order.elapsed()));
+            let (tell, told) = mpsc::channel();
+            let asking = scope.spawn(|| (ask(prober, &connections, order, patience, again, tell), order.elapsed()));
+            let building = scope.spawn(|| sockets.build(told, |number| wanted[number]));
             let extracted = source.pair(&mut survey, pool.as_ref(), silent);
             stages.end("boxes");
             let (verdicts, heard) = joined(asking);
             stages.note("probe", stages.of("extract"), heard);
+            joined(building);
             (verdicts, extracted)
         });
         let Extracted { sessions, ending, mut lost, damage } = extracted?;
-        let (keepers, begun): (Vec<_>, Vec<_>) = keepers(sessions, ending)
-            .into_iter()
-            .partition(|(number, keeper)| !keeper.never_came_about(&verdicts[*number]));
+        let keepers = came_about(keepers(sessions, ending), &verdicts, &mut lost);
         let numbers: Vec<usize> = keepers.iter().map(|(number, _)| *number).collect();
         let (taker, queues) = mpsc::channel();
         let Self { source, netlink, addresses, routes, prober, held, .. } = self;
@@ -181,7 +187,7 @@ impl Prepared {
                 drop(taker);
                 order.elapsed()
             });
-            let mut silent_ones = rebuild(keepers, &verdicts, order, &mut lost);
+            let mut silent_ones = sockets.given_to(keepers, &verdicts, &mut lost);
             stages.end("rebuild");
             take_addresses(addresses, routes, netlink, held, &part)?;
             stages.end("address");
@@ -200,9 +206,33 @@ impl Prepared {
         });
         let resumed = done.inspect_err(|_| self.release())?;
         self.end(lost.iter().map(|lost| &lost.snapshot), order);
-        self.end(begun.iter().map(|(_, keeper)| keeper.snapshot()), order);
-        self.nudge(&resumed, silent + order.elapsed());
-        Ok(report(&resumed, lost, damage, stages))
+        let report = report(&resumed, lost, damage, stages);
+        let clients = Clients::of(resumed, order);
+        clients.tell(&self.prober, &self.nudger);
+        self.told.push(clients);
+        Ok(report)
+    }
+
+    /// Tells those clients once more where things stand of which nothing has been heard since; true if there are any.
+    pub fn tell_again(&mut self) -> bool {
+        self.told.retain(|clients| !clients.is_empty());
+        if self.told.is_empty() {
+            return false;
+        }
+        let connections = self.connections().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot see which clients have been heard");
+            Vec::new()
+        });
+        for clients in &mut self.told {
+            clients.keep_waited_for(&connections);
+            clients.tell(&self.prober, &self.nudger);
+        }
+        true
+    }
+
+    /// Clients of which nothing has been heard although their handshakes became connections here.
+    pub fn never_heard(&self) -> Vec<SocketAddr> {
+        self.told.iter().flat_map(Clients::calling).collect()
     }
 
     /// Tells the neighbours once more where the addresses are that are here.
@@ -214,19 +244,8 @@ impl Prepared {
         }
     }
 
-    /// Wakes clients that wait for their own timers; those cannot have run out in a short silence.
-    fn nudge(&self, resumed: &Resumed, silent: Duration) {
-        let times = nudge::doublings(silent);
-        for snapshot in resumed.sessions.iter().map(|session| &session.snapshot) {
-            if let Err(error) = self.nudger.nudge(snapshot, times) {
-                tracing::debug!(peer = %snapshot.peer, %error, "a client cannot be nudged");
-            }
-        }
-    }
-
     /// Ends connections at their clients: asked where it stands, a client answers, and this kernel, which has the
-    /// address and no such socket, resets it with exactly the number the client accepts. A client that still waits for
-    /// the answer to its SYN does not, and begins anew with the listener here when it repeats its SYN.
+    /// address and no such socket, resets it with exactly the number the client accepts.
     fn end<'a>(&self, connections: impl Iterator<Item = &'a Snapshot>, order: Instant) {
         for snapshot in connections {
             if let Err(error) = self.prober.poke(snapshot, order.elapsed()) {
@@ -335,18 +354,23 @@ fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Asks all clients where they stand; by their connections' numbers in the survey.
+/// Asks all clients where they stand, and tells as they answer; by their connections' numbers in the survey.
 fn ask(
     prober: &mut Prober,
-    values: &[Snapshot],
+    connections: &[Snapshot],
     order: Instant,
     patience: Patience,
     again: impl FnMut(),
+    tell: mpsc::Sender<(usize, Verdict)>,
 ) -> Vec<Verdict> {
-    let values: Vec<&Snapshot> = values.iter().collect();
-    prober.ask(&values, order, patience, again).unwrap_or_else(|error| {
+    let connections: Vec<&Snapshot> = connections.iter().collect();
+    // Whoever listens does so to the end.
+    let told = |number, verdict| {
+        let _ = tell.send((number, verdict));
+    };
+    prober.ask_telling(&connections, order, patience, again, told).unwrap_or_else(|error| {
         tracing::warn!(%error, "clients cannot be asked; going on with the target's numbers");
-        values.iter().map(|values| Ok(crate::position::assumed(values))).collect()
+        connections.iter().map(|values| Ok(crate::position::assumed(values))).collect()
     })
 }
 
@@ -378,8 +402,8 @@ fn report(resumed: &Resumed, lost: Vec<Lost>, damage: Vec<String>, stages: Stage
         live_us,
     };
     let mut sessions: Vec<Reported> =
-        resumed.sessions.iter().map(|session| went_on(&session.snapshot, session.bytes())).collect();
-    sessions.extend(resumed.ended.iter().map(|ended| went_on(ended, ended.queued() as u64)));
+        resumed.sessions.iter().map(|(session, _)| went_on(&session.snapshot, session.bytes())).collect();
+    sessions.extend(resumed.ended.iter().map(|(ended, _)| went_on(ended, ended.queued() as u64)));
     sessions.extend(lost.iter().map(|lost| Reported {
         local: lost.snapshot.local,
         peer: lost.snapshot.peer,

@@ -8,10 +8,11 @@
 use std::{
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    ops::Range,
 };
 
 use crate::{
-    netlink::{Message, Netlink},
+    netlink::{Message, Netlink, attributes},
     routes::octets,
 };
 
@@ -27,16 +28,24 @@ const CLOSE: u8 = 7;
 const ID_LEN: usize = 48;
 const ID_SOURCE: usize = 4;
 /// `idiag_wqueue` of `struct inet_diag_msg`.
-const WRITE_QUEUE: std::ops::Range<usize> = 60..64;
+const WRITE_QUEUE: Range<usize> = 60..64;
 /// `idiag_timer`: a segment is repeated until it is acknowledged.
 const RETRANSMISSION: u8 = 1;
 /// One loss is nothing unusual, and its repetition may be lost as well.
 const MUTE_RETRANSMITS: u8 = 2;
+/// `1 << (INET_DIAG_INFO - 1)`: with `struct tcp_info`, as this attribute.
+const WITH_INFO: u8 = 2;
+const INFO: u16 = 2;
+/// `struct inet_diag_msg`, after which attributes follow.
+const ANSWER_LEN: usize = 72;
+/// `tcpi_bytes_acked` and `tcpi_bytes_received`; Linux 4.1.
+const INFO_ACKNOWLEDGED: Range<usize> = 120..128;
+const INFO_RECEIVED: Range<usize> = 128..136;
 /// Where the id lies in `struct inet_diag_msg`.
 const ID_IN_ANSWER: usize = 4;
 
 fn request(family: i32, states: u32, id: &[u8]) -> Vec<u8> {
-    let mut body = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
+    let mut body = vec![family as u8, libc::IPPROTO_TCP as u8, WITH_INFO, 0];
     body.extend_from_slice(&states.to_ne_bytes());
     body.extend_from_slice(id);
     body
@@ -54,12 +63,18 @@ fn shown(family: i32, address: IpAddr) -> Option<Vec<u8>> {
 /// One connection of an address, as socket diagnostics show it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
+    /// Our end.
+    pub local: SocketAddr,
     /// The client's end.
     pub peer: SocketAddr,
     /// The kernel's number for its state.
     pub state: u8,
     /// Bytes that the client has not acknowledged.
     pub unacknowledged: u32,
+    /// Bytes that the client has acknowledged here.
+    pub acknowledged: u64,
+    /// Bytes, and the FIN, that came here, or were put back by TCP_REPAIR.
+    pub received: u64,
     timer: u8,
     retransmits: u8,
     family: i32,
@@ -70,16 +85,24 @@ impl Connection {
     fn parse(body: &[u8], family: i32, local: &[u8]) -> Option<Self> {
         let id = body.get(ID_IN_ANSWER..ID_IN_ANSWER + ID_LEN)?;
         (body[0] == family as u8 && id[ID_SOURCE..ID_SOURCE + local.len()] == *local).then_some(())?;
-        let peer = &id[ID_SOURCE + 16..ID_SOURCE + 32];
-        let peer = match family {
-            libc::AF_INET => IpAddr::from(<[u8; 4]>::try_from(&peer[..4]).ok()?),
-            _ => IpAddr::from(<[u8; 16]>::try_from(peer).ok()?).to_canonical(),
+        let end = |port: usize, address: usize| {
+            let octets = &id[address..address + 16];
+            let address = match family {
+                libc::AF_INET => IpAddr::from(<[u8; 4]>::try_from(&octets[..4]).ok()?),
+                _ => IpAddr::from(<[u8; 16]>::try_from(octets).ok()?).to_canonical(),
+            };
+            Some(SocketAddr::new(address, u16::from_be_bytes([id[port], id[port + 1]])))
         };
-        let port = u16::from_be_bytes([id[2], id[3]]);
+        let (local, peer) = (end(0, ID_SOURCE)?, end(2, ID_SOURCE + 16)?);
+        // TIME_WAIT has none.
+        let info = attributes(body.get(ANSWER_LEN..)?).find(|(kind, _)| *kind == INFO).map(|(_, info)| info);
+        let count = |range: Range<usize>| Some(u64::from_ne_bytes(info?.get(range)?.try_into().ok()?));
+        let acknowledged = count(INFO_ACKNOWLEDGED).unwrap_or(0);
+        let received = count(INFO_RECEIVED).unwrap_or(0);
         let unacknowledged = u32::from_ne_bytes(body.get(WRITE_QUEUE)?.try_into().ok()?);
         let (state, timer, retransmits) = (body[1], body[2], body[3]);
-        let (peer, id) = (SocketAddr::new(peer, port), id.to_vec());
-        Some(Self { peer, state, unacknowledged, timer, retransmits, family, id })
+        let id = id.to_vec();
+        Some(Self { local, peer, state, unacknowledged, acknowledged, received, timer, retransmits, family, id })
     }
 
     /// Whether the client acknowledges nothing of what it was sent, however often. A closed window is not that: nothing

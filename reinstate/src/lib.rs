@@ -8,7 +8,8 @@
 //!   rebuild   one kernel socket for each session, silent and not yet reachable   tcp_repair
 //!   address   the service address becomes ours                               address
 //!   resume    sockets speak; the application takes its sessions              resume
-//!   nudge     clients whose timers have backed off say again what they said  nudge
+//!   tell      clients learn where things stand, until they are heard; those whose timers have backed off repeat
+//!             themselves                                                     tell, nudge
 //! ```
 //!
 //! Order is the whole safety argument: until `address` the service address is **not local**, so this kernel drops what
@@ -34,3 +35,4 @@ pub mod session;
 pub mod snapshot;
 pub mod source;
 pub mod tcp_repair;
+mod tell;

@@ -9,7 +9,7 @@
 //! Harmless: a client with nothing unacknowledged ignores it, and an established connection takes it for a soft error
 //! (RFC 1122, 4.2.3.9). Where ICMP is filtered nothing is won and nothing lost. See docs/decisions/0007.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -23,10 +23,9 @@ const V4_HOST: u8 = 1;
 const V6_UNREACHABLE: u8 = 1;
 /// The only code of IPv6 that takes doublings back (`tcp_v6_err`): "address unreachable" does not.
 const V6_NO_ROUTE: u8 = 0;
-/// The shortest retransmission timer of Linux, TCP_RTO_MIN. Most clients on a short path have it.
-const SHORTEST_TIMER: Duration = Duration::from_millis(200);
-/// More doublings than this make a timer of 25 seconds: such a client has waited for longer than we care about.
-const NUDGES_MAX: u32 = 8;
+/// One for each time a timer can have doubled between Linux's shortest, 200 ms, and its longest, two minutes: how
+/// long a client has been waiting already, only it knows. Those too many are ignored.
+const NUDGES: u32 = 10;
 
 /// Sockets that speak ICMP, opened before they are needed.
 #[derive(Debug)]
@@ -34,13 +33,6 @@ pub struct Nudger {
     v4: Socket,
     /// None on a machine without IPv6.
     v6: Option<Socket>,
-}
-
-/// How often a client must be nudged whose server was silent for `silent`: once for each time its timer can have
-/// doubled.
-pub fn doublings(silent: Duration) -> u32 {
-    let rounds = (1..=NUDGES_MAX).take_while(|timeouts| SHORTEST_TIMER * ((1 << timeouts) - 1) <= silent);
-    rounds.count() as u32
 }
 
 impl Nudger {
@@ -53,16 +45,16 @@ impl Nudger {
         Ok(Self { v4, v6: Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).ok() })
     }
 
-    /// Nudges the client of a live session `times` times.
+    /// Nudges the client of a live session, however long its timer has become.
     ///
     /// # Errors
     /// The kernel's: usually no route to the client.
-    pub fn nudge(&self, snapshot: &Snapshot, times: u32) -> io::Result<()> {
+    pub fn nudge(&self, snapshot: &Snapshot) -> io::Result<()> {
         let mouth = if snapshot.peer.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
         let mouth = mouth.ok_or(io::ErrorKind::Unsupported)?;
         let message = unreachable(snapshot);
         let to = SocketAddr::new(snapshot.peer.ip(), 0).into();
-        (0..times).try_for_each(|_| mouth.send_to(&message, &to).map(drop))
+        (0..NUDGES).try_for_each(|_| mouth.send_to(&message, &to).map(drop))
     }
 }
 
@@ -78,16 +70,4 @@ fn unreachable(snapshot: &Snapshot) -> Vec<u8> {
     let sum = internet_checksum(word_sum(&message));
     message[2..4].copy_from_slice(&sum.to_be_bytes());
     message
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_nudge_for_each_timeout_that_can_have_passed() {
-        let at = |ms| doublings(Duration::from_millis(ms));
-        assert_eq!([0, 199, 200, 599, 600, 1400, 3000].map(at), [0, 0, 1, 1, 2, 3, 4]);
-        assert_eq!(at(1_000_000), NUDGES_MAX);
-    }
 }

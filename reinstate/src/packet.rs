@@ -44,6 +44,12 @@ const PROTOCOL_TCP: u8 = 6;
 const HOP_LIMIT: u8 = 64;
 /// No-op, no-op, kind 8, length 10: the usual aligned form of the timestamp option.
 const TIMESTAMP_OPTION: [u8; 4] = [1, 1, 8, 10];
+/// Kind 2, length 4.
+const SEGMENT_SIZE_OPTION: [u8; 2] = [2, 4];
+/// No-op, no-op, kind 4, length 2.
+const SACK_PERMITTED_OPTION: [u8; 4] = [1, 1, 4, 2];
+/// No-op, kind 3, length 3.
+const WINDOW_SCALE_OPTION: [u8; 3] = [1, 3, 3];
 
 /// TCP flag ACK.
 pub const ACK: u8 = 0x10;
@@ -53,6 +59,34 @@ pub const FIN: u8 = 0x01;
 pub const PSH: u8 = 0x08;
 /// TCP flag RST.
 pub const RST: u8 = 0x04;
+/// TCP flag SYN.
+pub const SYN: u8 = 0x02;
+
+/// What a SYN or its answer says of its sender beside the timestamps (RFC 9293, 3.2; RFC 7323; RFC 2018).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// The longest segment it takes.
+    pub segment_bytes: u16,
+    /// Its window scale.
+    pub scale: Option<u8>,
+    /// It takes selective acknowledgements.
+    pub sack: bool,
+}
+
+impl Offer {
+    fn to_bytes(self) -> Vec<u8> {
+        let mut bytes = SEGMENT_SIZE_OPTION.to_vec();
+        bytes.extend_from_slice(&self.segment_bytes.to_be_bytes());
+        if let Some(scale) = self.scale {
+            bytes.extend_from_slice(&WINDOW_SCALE_OPTION);
+            bytes.push(scale);
+        }
+        if self.sack {
+            bytes.extend_from_slice(&SACK_PERMITTED_OPTION);
+        }
+        bytes
+    }
+}
 
 /// A segment to send.
 #[derive(Clone, Copy, Debug)]
@@ -71,11 +105,19 @@ pub struct Segment<'a> {
     pub window: u16,
     /// TSval and TSecr.
     pub timestamps: Option<(u32, u32)>,
+    /// With SYN only.
+    pub offer: Option<Offer>,
     /// Data.
     pub payload: &'a [u8],
 }
 
 impl Segment<'_> {
+    /// One that says nothing.
+    pub fn between(source: SocketAddr, destination: SocketAddr) -> Self {
+        let (seq, ack, flags, window) = (0, 0, 0, 0);
+        Self { source, destination, seq, ack, flags, window, timestamps: None, offer: None, payload: &[] }
+    }
+
     /// The whole IP packet.
     ///
     /// # Panics
@@ -92,13 +134,11 @@ impl Segment<'_> {
     }
 
     fn tcp_bytes(&self) -> Vec<u8> {
-        let options = if self.timestamps.is_some() { 12 } else { 0 };
         let mut bytes = vec![0; tcp::LEN];
         bytes[tcp::SOURCE].copy_from_slice(&self.source.port().to_be_bytes());
         bytes[tcp::DESTINATION].copy_from_slice(&self.destination.port().to_be_bytes());
         bytes[tcp::SEQ].copy_from_slice(&self.seq.to_be_bytes());
         bytes[tcp::ACK].copy_from_slice(&self.ack.to_be_bytes());
-        bytes[tcp::DATA_OFFSET] = (((tcp::LEN + options) / 4) as u8) << 4;
         bytes[tcp::FLAGS] = self.flags;
         bytes[tcp::WINDOW].copy_from_slice(&self.window.to_be_bytes());
         if let Some((value, echo)) = self.timestamps {
@@ -106,6 +146,8 @@ impl Segment<'_> {
             bytes.extend_from_slice(&value.to_be_bytes());
             bytes.extend_from_slice(&echo.to_be_bytes());
         }
+        bytes.extend(self.offer.into_iter().flat_map(Offer::to_bytes));
+        bytes[tcp::DATA_OFFSET] = ((bytes.len() / 4) as u8) << 4;
         bytes.extend_from_slice(self.payload);
         let sum = self.checksum(&bytes);
         bytes[tcp::CHECKSUM].copy_from_slice(&sum.to_be_bytes());
@@ -154,8 +196,7 @@ fn v6_header(source: Ipv6Addr, destination: Ipv6Addr, payload: usize) -> [u8; v6
 /// # Panics
 /// If the ends are of different families: a caller's mistake.
 pub(crate) fn quoted(source: SocketAddr, destination: SocketAddr, seq: u32) -> Vec<u8> {
-    let segment = Segment { source, destination, seq, ack: 0, flags: ACK, window: 0, timestamps: None, payload: &[] };
-    let mut packet = segment.to_packet();
+    let mut packet = Segment { seq, flags: ACK, ..Segment::between(source, destination) }.to_packet();
     packet.truncate(packet.len() - tcp::LEN + tcp::SEQ.end);
     packet
 }
@@ -188,6 +229,8 @@ pub struct Heard {
     pub flags: u8,
     /// Window as it stands in the header.
     pub window: u16,
+    /// Whether it carries data.
+    pub carries_data: bool,
 }
 
 impl Heard {
@@ -199,12 +242,13 @@ impl Heard {
     /// Reads an IP packet (cut off after the TCP header or later). `None` if it is no unfragmented TCP segment that
     /// carries an acknowledgement or a reset.
     pub fn parse(packet: &[u8]) -> Option<Self> {
-        let (source, destination, tcp) = match packet.first()? >> 4 {
+        let (source, destination, tcp_at, len) = match packet.first()? >> 4 {
             4 => split_v4(packet)?,
             6 => split_v6(packet)?,
             _ => return None,
         };
-        let tcp = tcp.get(..tcp::LEN)?;
+        let tcp = packet.get(tcp_at..tcp_at + tcp::LEN)?;
+        let data_at = tcp_at + usize::from(tcp[tcp::DATA_OFFSET] >> 4) * 4;
         let port = |range: Range<usize>| u16::from_be_bytes([tcp[range.start], tcp[range.start + 1]]);
         let number = |range: Range<usize>| tcp[range].try_into().map(u32::from_be_bytes).ok();
         let flags = tcp[tcp::FLAGS];
@@ -216,24 +260,28 @@ impl Heard {
             ack: number(tcp::ACK)?,
             flags,
             window: port(tcp::WINDOW),
+            carries_data: len > data_at,
         })
     }
 }
 
-fn split_v4(packet: &[u8]) -> Option<(IpAddr, IpAddr, &[u8])> {
+/// Ends of the packet, where its TCP header begins, and its whole length, of which not all need be here.
+fn split_v4(packet: &[u8]) -> Option<(IpAddr, IpAddr, usize, usize)> {
     let header_len = usize::from(packet[0] & 0xf) * 4;
     let header = packet.get(..header_len).filter(|header| header.len() >= v4::LEN)?;
     let fragment = u16::from_be_bytes(header[v4::FRAGMENT].try_into().ok()?) & 0x3fff;
     (header[v4::PROTOCOL] == PROTOCOL_TCP && fragment == 0).then_some(())?;
     let address = |range| <[u8; 4]>::try_from(&header[range]).ok().map(IpAddr::from);
-    Some((address(v4::SOURCE)?, address(v4::DESTINATION)?, &packet[header_len..]))
+    let len = u16::from_be_bytes(header[v4::TOTAL_LEN].try_into().ok()?);
+    Some((address(v4::SOURCE)?, address(v4::DESTINATION)?, header_len, len.into()))
 }
 
-fn split_v6(packet: &[u8]) -> Option<(IpAddr, IpAddr, &[u8])> {
+fn split_v6(packet: &[u8]) -> Option<(IpAddr, IpAddr, usize, usize)> {
     let header = packet.get(..v6::LEN)?;
     (header[v6::NEXT_HEADER] == PROTOCOL_TCP).then_some(())?;
     let address = |range| <[u8; 16]>::try_from(&header[range]).ok().map(IpAddr::from);
-    Some((address(v6::SOURCE)?, address(v6::DESTINATION)?, &packet[v6::LEN..]))
+    let len = u16::from_be_bytes(header[v6::PAYLOAD_LEN].try_into().ok()?);
+    Some((address(v6::SOURCE)?, address(v6::DESTINATION)?, v6::LEN, v6::LEN + usize::from(len)))
 }
 
 #[cfg(test)]
@@ -251,6 +299,7 @@ mod tests {
             flags: ACK,
             window: 0x0910,
             timestamps: Some((0x1112_1314, 0)),
+            offer: None,
             payload: &[0xaa],
         }
     }
@@ -271,12 +320,26 @@ mod tests {
     }
 
     #[test]
+    fn an_offer_is_these_bytes() {
+        let offer = Offer { segment_bytes: 1460, scale: Some(7), sack: true };
+        let packet =
+            Segment { offer: Some(offer), payload: &[], ..segment("10.0.0.1:80", "10.0.0.2:4000") }.to_packet();
+        assert_eq!(packet[32] >> 4, 11, "its length in words");
+        assert_eq!(packet[52..], [2, 4, 0x05, 0xb4, 1, 3, 3, 7, 1, 1, 4, 2]);
+        let bare = Offer { segment_bytes: 536, scale: None, sack: false };
+        assert_eq!(bare.to_bytes(), [2, 4, 0x02, 0x18]);
+    }
+
+    #[test]
     fn what_is_sent_can_be_heard_in_both_families() {
         for (source, destination) in [("10.0.0.1:80", "10.0.0.2:4000"), ("[fd77::1]:80", "[fd77::2]:4000")] {
             let sent = segment(source, destination);
             let heard = Heard::parse(&sent.to_packet()).unwrap();
             assert_eq!((heard.source, heard.destination), (sent.source, sent.destination));
             assert_eq!((heard.seq, heard.ack, heard.window), (sent.seq, sent.ack, sent.window));
+            assert!(heard.carries_data);
+            let bare = Heard::parse(&Segment { payload: &[], ..sent }.to_packet()).unwrap();
+            assert!(!bare.carries_data);
         }
     }
 

@@ -36,6 +36,8 @@ pub struct Start {
     pub window: u32,
     /// Why we believe it.
     pub proof: Proof,
+    /// The client may have sent what the dead kernel never took: it has to say that again.
+    pub unheard: bool,
 }
 
 /// Why an answer was not taken.
@@ -66,7 +68,7 @@ pub enum Refused {
 
 /// The start without an answer.
 pub fn assumed(snapshot: &Snapshot) -> Start {
-    Start { seq: snapshot.snd_una, window: snapshot.snd_wnd, proof: Proof::Kernel }
+    Start { seq: snapshot.snd_una, window: snapshot.snd_wnd, proof: Proof::Kernel, unheard: true }
 }
 
 /// How far beyond `rcv_wup` the client may have sent. A kernel that runs out of memory takes its promise back, which a
@@ -99,7 +101,8 @@ pub fn answered(snapshot: &Snapshot, heard: &Heard) -> Result<Start, Refused> {
             let shift = snapshot.scales.map_or(0, |(theirs, _)| theirs);
             // A client that has our FIN gets it again, at its place: the rebuilt socket has to have sent it.
             let seq = snapshot.snd_una.wrapping_add(ahead.min(written));
-            Ok(Start { seq, window: u32::from(heard.window) << shift, proof: Proof::Client })
+            let unheard = heard.carries_data || heard.seq != snapshot.acknowledgement();
+            Ok(Start { seq, window: u32::from(heard.window) << shift, proof: Proof::Client, unheard })
         }
     }
 }
@@ -144,7 +147,7 @@ mod tests {
 
     fn heard(seq: u32, ack: u32) -> Heard {
         let (source, destination) = ("10.0.0.2:4000".parse().unwrap(), "10.0.0.1:80".parse().unwrap());
-        Heard { source, destination, seq, ack, flags: crate::packet::ACK, window: 100 }
+        Heard { source, destination, seq, ack, flags: crate::packet::ACK, window: 100, carries_data: false }
     }
 
     #[test]
@@ -153,7 +156,7 @@ mod tests {
         for ahead in [0, 1, 11, 100] {
             let ack = snapshot.snd_una.wrapping_add(ahead);
             let start = answered(&snapshot, &heard(1000, ack)).unwrap();
-            assert_eq!(start, Start { seq: ack, window: 800, proof: Proof::Client });
+            assert_eq!(start, Start { seq: ack, window: 800, proof: Proof::Client, unheard: false });
             assert_eq!(snapshot.sending_from(start.seq).unwrap().len(), 100 - ahead as usize);
         }
     }
@@ -181,6 +184,18 @@ mod tests {
         let closed = Snapshot { closed: true, ..snapshot(500, 100) };
         assert_eq!(answered(&closed, &heard(1000, 601)).unwrap().seq, 600);
         assert_eq!(answered(&closed, &heard(1000, 602)), Err(Refused::Beyond { beyond: 2 }));
+    }
+
+    #[test]
+    fn a_client_tells_whether_it_has_said_more_than_was_heard() {
+        let snapshot = snapshot(500, 100);
+        let unheard = |snapshot: &Snapshot, heard| answered(snapshot, &heard).unwrap().unheard;
+        assert!(!unheard(&snapshot, heard(1000, 550)));
+        assert!(unheard(&snapshot, heard(1001, 550)));
+        assert!(unheard(&snapshot, Heard { carries_data: true, ..heard(1000, 550) }), "said again meanwhile");
+        let closed = Snapshot { peer_closed: true, ..snapshot };
+        assert!(!unheard(&closed, heard(1001, 550)));
+        assert!(unheard(&closed, heard(1000, 550)), "its FIN, which it believes unheard");
     }
 
     #[test]

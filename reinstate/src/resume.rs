@@ -16,13 +16,17 @@ use contbox::service::{BoxService, Handover, Ordered};
 
 use crate::{
     extract::Lost,
-    position::{Proof, Start},
+    position::{Proof, Refused, Start},
     probe::{Prober, Verdict},
     session::{Loss, Session},
     snapshot::Snapshot,
     source::Group,
     tcp_repair::{self, Rebuilt},
 };
+
+/// Handshakes under way whose clients are silent that become connections here. More are no crowd of clients but a flood
+/// of forged SYNs, which must not become a flood of sessions.
+const CALLING_MAX: usize = 1024;
 
 /// Who goes on with a connection.
 pub(crate) enum Keeper {
@@ -55,11 +59,38 @@ impl Keeper {
         Lost { snapshot, why }
     }
 
-    /// Whether there is no connection: its handshake was under way, and the client does not say that it ended.
-    pub(crate) fn never_came_about(&self, verdict: &Verdict) -> bool {
-        let unproven = matches!(self, Self::Application(session) if session.unproven);
-        unproven && !verdict.as_ref().is_ok_and(|start| start.proof == Proof::Client)
+    /// Whether nobody has seen the end of its handshake.
+    fn is_calling(&self) -> bool {
+        matches!(self, Self::Application(session) if session.calling.is_some())
     }
+}
+
+/// Those that can go on, by what their clients say. Of a handshake that was under way a client may know nothing yet:
+/// its silence says neither that there is a connection nor that there is none, so it goes on too ([`crate::tell`]).
+/// Only the word of a client that it knows no such connection ends it without a loss.
+pub(crate) fn came_about(
+    keepers: Vec<(usize, Keeper)>,
+    verdicts: &[Verdict],
+    lost: &mut Vec<Lost>,
+) -> Vec<(usize, Keeper)> {
+    let mut silent = 0;
+    let mut came_about = Vec::with_capacity(keepers.len());
+    for (number, keeper) in keepers {
+        match &verdicts[number] {
+            Err(Refused::Reset) if keeper.is_calling() => {
+                tracing::debug!(peer = %keeper.snapshot().peer, "a client does not connect any more");
+            }
+            Ok(Start { proof: Proof::Kernel, .. }) if keeper.is_calling() && silent == CALLING_MAX => {
+                lost.push(keeper.lost(Loss::Crowd(CALLING_MAX)));
+            }
+            Ok(Start { proof: Proof::Kernel, .. }) if keeper.is_calling() => {
+                silent += 1;
+                came_about.push((number, keeper));
+            }
+            _ => came_about.push((number, keeper)),
+        }
+    }
+    came_about
 }
 
 /// A rebuilt connection that cannot be heard yet.
@@ -79,8 +110,8 @@ pub(crate) struct Live {
 /// What has become of the connections that were not lost.
 #[derive(Default)]
 pub(crate) struct Resumed {
-    pub(crate) sessions: Vec<Session>,
-    pub(crate) ended: Vec<Snapshot>,
+    pub(crate) sessions: Vec<(Session, Start)>,
+    pub(crate) ended: Vec<(Snapshot, Start)>,
 }
 
 /// What has become of connections.
@@ -92,7 +123,7 @@ pub(crate) struct Ending<'a> {
 /// Sessions handed over whose application has not been heard yet.
 #[derive(Default)]
 pub(crate) struct Orders {
-    pub(crate) sessions: Vec<Session>,
+    pub(crate) sessions: Vec<(Session, Start)>,
     ordered: Vec<Ordered>,
 }
 
@@ -102,25 +133,61 @@ pub(crate) fn keepers(sessions: Vec<Session>, ending: Vec<(usize, Snapshot)>) ->
     sessions.chain(ending.into_iter().map(|(number, snapshot)| (number, Keeper::Kernel(snapshot)))).collect()
 }
 
-pub(crate) fn rebuild(
-    keepers: Vec<(usize, Keeper)>,
-    verdicts: &[Verdict],
+/// A socket and where it goes on, or why there is none.
+type Built = Result<(Start, Rebuilt), Loss>;
+
+/// The sockets of surveyed connections, by their numbers.
+pub(crate) struct Sockets<'a> {
+    /// The connections, with what was not read of them.
+    connections: &'a [Snapshot],
     order: Instant,
-    lost: &mut Vec<Lost>,
-) -> HashMap<usize, Silent> {
-    let mut rebuilt = HashMap::with_capacity(keepers.len());
-    for (number, keeper) in keepers {
-        let snapshot = keeper.snapshot();
-        let built = verdicts[number].map_err(Loss::from).and_then(|start| {
-            let socket = tcp_repair::rebuild(snapshot, start, snapshot.timestamp_after(order.elapsed()));
-            socket.map(|socket| (start, socket)).map_err(|error| Loss::Repair(error.to_string()))
-        });
-        match built {
-            Ok((start, socket)) => drop(rebuilt.insert(number, Silent { keeper, start, socket })),
-            Err(why) => lost.push(keeper.lost(why)),
+    built: HashMap<usize, Built>,
+}
+
+impl<'a> Sockets<'a> {
+    pub(crate) fn of(connections: &'a [Snapshot], order: Instant) -> Self {
+        Self { connections, order, built: HashMap::with_capacity(connections.len()) }
+    }
+
+    /// Builds the socket of each connection whose verdict comes, if it is `wanted`, until no more come. Whether it has
+    /// a box need not be known: a socket under repair that nobody takes goes without a word.
+    pub(crate) fn build(
+        &mut self,
+        verdicts: impl IntoIterator<Item = (usize, Verdict)>,
+        wanted: impl Fn(usize) -> bool,
+    ) {
+        for (number, verdict) in verdicts.into_iter().filter(|(number, _)| wanted(*number)) {
+            self.built.insert(number, self.one(&self.connections[number], verdict));
         }
     }
-    rebuilt
+
+    fn one(&self, snapshot: &Snapshot, verdict: Verdict) -> Built {
+        let start = verdict?;
+        let socket = tcp_repair::rebuild(snapshot, start, snapshot.timestamp_after(self.order.elapsed()));
+        socket.map(|socket| (start, socket)).map_err(|error| Loss::Repair(error.to_string()))
+    }
+
+    /// Gives the sockets to who goes on with them. The others are closed, and were never heard.
+    pub(crate) fn given_to(
+        mut self,
+        keepers: Vec<(usize, Keeper)>,
+        verdicts: &[Verdict],
+        lost: &mut Vec<Lost>,
+    ) -> HashMap<usize, Silent> {
+        let mut silent = HashMap::with_capacity(keepers.len());
+        for (number, keeper) in keepers {
+            let built = self.built.remove(&number);
+            let snapshot = keeper.snapshot();
+            // Input that nobody will read must not be in the socket: its end would be a reset.
+            let fits = self.connections[number].receiving.len() == snapshot.receiving.len();
+            let built = built.filter(|_| fits).unwrap_or_else(|| self.one(snapshot, verdicts[number]));
+            match built {
+                Ok((start, socket)) => drop(silent.insert(number, Silent { keeper, start, socket })),
+                Err(why) => lost.push(keeper.lost(why)),
+            }
+        }
+        silent
+    }
 }
 
 /// The rebuilt connections of a group, with what they have to send.
@@ -146,7 +213,7 @@ pub(crate) fn speak(prober: &Prober, silent: Vec<Silent>, ending: &mut Ending<'_
             (Ok(socket), Keeper::Application(session)) => live.push(Live { session, start, socket }),
             (Ok(socket), Keeper::Kernel(snapshot)) => {
                 tcp_repair::leave_to_kernel(socket);
-                ending.resumed.ended.push(snapshot);
+                ending.resumed.ended.push((snapshot, start));
             }
             (Err(why), keeper) => ending.lost.push(keeper.lost(Loss::Repair(why))),
         }
@@ -176,15 +243,15 @@ impl Orders {
         let mut handovers = Vec::with_capacity(live.len());
         for Live { session, start, socket } in live {
             handovers.push(Handover { opening: session.opening(start), discard: session.discard, socket });
-            self.sessions.push(session);
+            self.sessions.push((session, start));
         }
         self.ordered.extend(service.order(handovers));
     }
 
     pub(crate) fn settle(self, service: &BoxService, patience: Duration, ending: &mut Ending<'_>) {
-        for (session, answer) in self.sessions.into_iter().zip(service.outcomes(self.ordered, patience)) {
+        for ((session, start), answer) in self.sessions.into_iter().zip(service.outcomes(self.ordered, patience)) {
             match answer {
-                Ok(()) => ending.resumed.sessions.push(session),
+                Ok(()) => ending.resumed.sessions.push((session, start)),
                 Err(declined) => {
                     // An application that was merely slow must not go on with a session that is reported lost.
                     if let Err(error) = tcp_repair::reset(&declined.socket) {
@@ -194,5 +261,51 @@ impl Orders {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use introspect::linux::tcp::State;
+
+    use super::*;
+    use crate::{
+        position,
+        session::{admit, agree, fresh, tests::socket},
+    };
+
+    /// What becomes of an unfinished handshake, alone and as the last of a crowd of silent ones.
+    fn handshake(verdict: impl Fn(&Snapshot) -> Verdict, crowd: usize) -> (usize, Vec<Loss>) {
+        let keeper = |number| {
+            let mut socket = socket(7, 0, 0, 0, 0);
+            (socket.state, socket.accepted) = (State::SynReceived, false);
+            let image = fresh(&socket);
+            let standing = agree(&socket, &image).unwrap();
+            let session = admit(number, socket, image, standing, Duration::ZERO);
+            assert!(session.calling.is_some());
+            (number, Keeper::Application(session))
+        };
+        let keepers: Vec<_> = (0..=crowd).map(keeper).collect();
+        let silent = |keeper: &Keeper| Ok(position::assumed(keeper.snapshot()));
+        let mut verdicts: Vec<Verdict> = keepers.iter().map(|(_, keeper)| silent(keeper)).collect();
+        verdicts[crowd] = verdict(keepers[crowd].1.snapshot());
+        let mut lost = Vec::new();
+        let here = came_about(keepers, &verdicts, &mut lost).len();
+        (here, lost.into_iter().map(|lost| lost.why).collect())
+    }
+
+    #[test]
+    fn an_unfinished_handshake_goes_on_unless_its_client_knows_nothing_of_it_and_is_never_dropped_in_silence() {
+        let silent = |snapshot: &Snapshot| Ok(position::assumed(snapshot));
+        let vouched = |snapshot: &Snapshot| Ok(Start { proof: Proof::Client, ..position::assumed(snapshot) });
+        assert_eq!(handshake(silent, 0), (1, vec![]));
+        assert_eq!(handshake(vouched, CALLING_MAX), (CALLING_MAX + 1, vec![]));
+        assert_eq!(handshake(|_| Err(Refused::Reset), 0), (0, vec![]));
+        assert_eq!(
+            handshake(|_| Err(Refused::Beyond { beyond: 1 }), 0),
+            (1, vec![]),
+            "its rebuilding fails, and is said"
+        );
+        assert_eq!(handshake(silent, CALLING_MAX), (CALLING_MAX, vec![Loss::Crowd(CALLING_MAX)]));
     }
 }

@@ -50,6 +50,9 @@ pub enum Loss {
     /// The machine stopped between the two stores that count what was received, and nothing tells which were made.
     #[error("its read position was being counted when the machine stopped")]
     Counting,
+    /// Too many handshakes were under way whose clients say nothing.
+    #[error("its client is silent, as those of {0} other unfinished handshakes")]
+    Crowd(usize),
     /// The client's answer does not fit.
     #[error("{0}")]
     Refused(#[from] crate::position::Refused),
@@ -76,9 +79,9 @@ pub struct Session {
     pub written: u64,
     /// Bytes of regenerated output to swallow.
     pub discard: u64,
-    /// The dead kernel had not seen the end of the handshake. Only an answer of the client proves that there is a
-    /// connection; a client that still waits for the answer to its SYN gives none, and begins anew.
-    pub unproven: bool,
+    /// The dead kernel had not seen the end of the handshake: the TSval of the client's SYN, to be echoed. The client
+    /// may believe in the connection or still wait for the answer to its SYN.
+    pub calling: Option<u32>,
 }
 
 impl Session {
@@ -227,8 +230,8 @@ pub fn agree(socket: &TcpSocket, image: &BoxImage) -> Result<Standing, Loss> {
 /// Puts socket `number` of a survey and the image of its box together, which [`agree`].
 pub fn admit(number: usize, socket: TcpSocket, image: BoxImage, standing: Standing, silent: Duration) -> Session {
     let Standing { copied, written, discard } = standing;
-    let unproven = socket.state == State::SynReceived && !socket.accepted;
-    Session { number, snapshot: snapshot(socket, silent), image, copied, written, discard, unproven }
+    let calling = (socket.state == State::SynReceived && !socket.accepted).then_some(socket.ts_recent);
+    Session { number, snapshot: snapshot(socket, silent), image, copied, written, discard, calling }
 }
 
 /// The connection's values with its bytes, as far as they were read. `silent` is how long the target has been silent
@@ -237,6 +240,13 @@ pub fn snapshot(socket: TcpSocket, silent: Duration) -> Snapshot {
     let values = values(&socket, silent);
     let sending = joined(socket.send_queue);
     Snapshot { unread: values.unread - sending.len(), sending, receiving: socket.receive_queue, ..values }
+}
+
+/// The connection's values with what its application had not read: what it takes to ask its client, and to build its
+/// socket. Of a connection that nobody reads from any more, as [`ending`] has it.
+pub fn unread(socket: &TcpSocket, silent: Duration) -> Snapshot {
+    let receiving = if socket.orphaned { Vec::new() } else { socket.receive_queue.clone() };
+    Snapshot { receiving, ..values(socket, silent) }
 }
 
 /// The connection's values without its bytes: what it takes to ask its client, or to end it there.

@@ -21,6 +21,9 @@ pub const WINDOW_SCALE_MAX: u8 = 14;
 /// Added to every TSval, in milliseconds: covers the clearing of its low bit and the rounding of clocks.
 const TIMESTAMP_MARGIN_MS: u32 = 2;
 
+/// What every rebuilt socket has room for: the largest window without scaling. Its buffers are larger.
+const ROOM_BYTES_MIN: u32 = u16::MAX as u32;
+
 /// How far `to` lies after `from`, modulo 2^32.
 pub const fn distance(from: u32, to: u32) -> u32 {
     to.wrapping_sub(from)
@@ -99,9 +102,28 @@ impl Snapshot {
         self.rcv_nxt.wrapping_sub(self.receiving.len() as u32)
     }
 
+    /// The number that acknowledges all that was received, the client's FIN too.
+    pub fn acknowledgement(&self) -> u32 {
+        self.rcv_nxt.wrapping_add(self.peer_closed.into())
+    }
+
+    /// Bytes the client may send from `rcv_nxt` on: what was promised to it, and at least what is there anyway. A dead
+    /// kernel that was short of memory had promised nothing.
+    pub fn receive_room(&self) -> u32 {
+        let received = distance(self.rcv_wup, self.rcv_nxt) as i32;
+        let left = i64::from(self.rcv_wnd) - i64::from(received);
+        u32::try_from(left).unwrap_or(0).max(ROOM_BYTES_MIN)
+    }
+
     /// The TSval to use `elapsed` after the order to take over arrived, if timestamps were negotiated.
     pub fn timestamp_after(&self, elapsed: Duration) -> Option<u32> {
         self.timestamp.map(|value| value.wrapping_add(elapsed.as_millis() as u32).wrapping_add(TIMESTAMP_MARGIN_MS))
+    }
+
+    /// The TSval of what is said beside a live socket: never after that of what the socket says next, which a client
+    /// would then take for older (RFC 7323, 5).
+    pub fn timestamp_beside(&self, elapsed: Duration) -> Option<u32> {
+        self.timestamp.map(|value| value.wrapping_add((elapsed.as_millis() as u32).saturating_sub(1)))
     }
 
     /// How many bytes there are to send when the connection goes on at `start`; `None` if it is not inside the queue.

@@ -36,7 +36,7 @@ fn a_connection_that_was_not_accepted_keeps_what_its_client_said() {
         patient(&server);
         let mut seen = vec![0; 3000];
         while server.peek(&mut seen).unwrap() < seen.len() {}
-        Pair { wire, v6: false, client, server, standby: None }
+        Pair { wire, v6: false, client, server, standby: None, went_on: None }
     };
     pair.silence();
     let snapshot = pair.carry(1);

@@ -6,6 +6,8 @@ mod wire;
 use std::{
     io::Read,
     net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -14,9 +16,11 @@ use reinstate::{
     netlink::Netlink,
     position::{self, Proof, Refused},
     probe::{Patience, Prober, Verdict},
+    resume::revive,
     snapshot::Snapshot,
+    tcp_repair,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use wire::{
     SERVICE, Wire, address,
     pair::{NEVER, Pair, hear, patient, say},
@@ -26,6 +30,8 @@ use wire::{
 /// An initial sequence number of the silent server's.
 const SERVER_ISN: u32 = 0xffff_fff0;
 const ETH_P_ALL: u16 = 0x0003;
+/// `TCP_SYN_SENT`.
+const SYN_SENT: u8 = 2;
 
 /// A wire whose server has fallen silent; the client knows its link address, or no SYN would leave.
 fn silent_server(v6: bool) -> Wire {
@@ -105,20 +111,31 @@ fn ask(wire: &Wire, snapshot: &Snapshot, most: Duration) -> (Spare, Verdict) {
     })
 }
 
-/// A client in SYN_SENT says nothing to the probe, before and after the address is here, and then reaches the listener.
-fn begins_anew(v6: bool) {
+/// The connection of `snapshot` goes on here, its client silent; the answer to its SYN is said again so often.
+fn go_on(spare: &mut Spare, snapshot: &Snapshot, answers: u32) -> TcpStream {
+    let start = position::assumed(snapshot);
+    let rebuilt = tcp_repair::rebuild(snapshot, start, snapshot.timestamp_after(Duration::ZERO)).unwrap();
+    spare.standby.take(&mut spare.netlink).unwrap();
+    let server = TcpStream::from(revive(&spare.prober, snapshot, start, rebuilt).unwrap());
+    for _ in 0..answers {
+        spare.prober.answer_syn(snapshot, 0, Duration::ZERO).unwrap();
+    }
+    server.set_nonblocking(false).unwrap();
+    SockRef::from(&server).set_linger(None).unwrap();
+    server
+}
+
+/// A client in SYN_SENT says nothing to the probe, and is connected by the answer to its SYN.
+fn is_connected_here(v6: bool, answers: u32) {
     let wire = silent_server(v6);
     let (client, peer, isn) = calling(&wire, v6);
     let snapshot = request(v6, peer, isn);
     let (mut spare, verdict) = ask(&wire, &snapshot, Duration::from_millis(100));
     assert_eq!(verdict, Ok(position::assumed(&snapshot)), "nobody vouches for it");
     let server = wire.spare.run(|| {
-        let listener = TcpListener::bind("[::]:8080").unwrap();
-        spare.standby.take(&mut spare.netlink).unwrap();
-        spare.prober.poke(&snapshot, Duration::ZERO).unwrap();
-        let server = listener.accept().unwrap().0;
-        assert_eq!(server.peer_addr().unwrap().port(), peer.port());
-        server
+        // Not the listener takes it.
+        let _listener = TcpListener::bind("[::]:8080").unwrap();
+        go_on(&mut spare, &snapshot, answers)
     });
     client.set_nonblocking(false).unwrap();
     let client = TcpStream::from(client);
@@ -136,9 +153,42 @@ fn both_ways(client: &TcpStream, server: &TcpStream) {
 }
 
 #[test]
-fn a_client_that_never_got_the_answer_to_its_syn_begins_anew_with_the_spare() {
-    begins_anew(false);
-    begins_anew(true);
+fn a_client_that_never_got_the_answer_to_its_syn_is_connected_by_the_spare() {
+    for (v6, answers) in [(false, 1), (true, 1), (false, 4)] {
+        is_connected_here(v6, answers);
+    }
+}
+
+/// What makes the answer to its SYN necessary: without it such a client waits in vain, whatever the socket says.
+#[test]
+fn a_socket_alone_does_not_connect_a_client_that_never_got_the_answer() {
+    let wire = silent_server(false);
+    let (client, peer, isn) = calling(&wire, false);
+    let snapshot = request(false, peer, isn);
+    let (mut spare, _) = ask(&wire, &snapshot, Duration::from_millis(10));
+    let server = wire.spare.run(|| go_on(&mut spare, &snapshot, 0));
+    // It says its SYN again after a second.
+    thread::sleep(Duration::from_millis(2500));
+    assert_eq!(tcp_repair::state(client.as_fd()).unwrap(), SYN_SENT);
+    wire.spare.run(|| spare.prober.answer_syn(&snapshot, 0, Duration::from_millis(2500)).unwrap());
+    client.set_nonblocking(false).unwrap();
+    both_ways(&TcpStream::from(client), &server);
+}
+
+/// Its answer to the probe was lost, and its request; it believes in the connection.
+#[test]
+fn a_silent_client_that_got_the_answer_is_connected_too() {
+    for v6 in [false, true] {
+        let pair = Pair::new(v6);
+        pair.silence();
+        let known = tcp_repair::capture(&pair.server, 1 << 20).unwrap();
+        let unheard = Snapshot { snd_wnd: 536, max_window: 536, snd_wl1: known.rcv_nxt.wrapping_sub(1), ..known };
+        say(&pair.client, 2000);
+        let (mut spare, _) = ask(&pair.wire, &unheard, Duration::ZERO);
+        let server = pair.wire.spare.run(|| go_on(&mut spare, &unheard, 2));
+        hear(&server, 2000);
+        both_ways(&pair.client, &server);
+    }
 }
 
 /// Another connection from the same port: the one of the request is no more.
@@ -168,7 +218,7 @@ fn a_client_that_got_the_answer_is_connected_and_its_request_arrives() {
 fn a_client_that_got_the_answer_vouches_for_the_connection_of_a_request() {
     let pair = Pair::new(false);
     pair.silence();
-    let known = reinstate::tcp_repair::capture(&pair.server, 1 << 20).unwrap();
+    let known = tcp_repair::capture(&pair.server, 1 << 20).unwrap();
     let window = Snapshot { snd_wnd: 536, max_window: 536, snd_wl1: known.rcv_nxt.wrapping_sub(1), ..known };
     let (_, verdict) = ask(&pair.wire, &window, NEVER);
     let start = verdict.unwrap();

@@ -3,12 +3,13 @@
 mod wire;
 
 use std::{
+    io::{ErrorKind, Read, Write},
     os::fd::AsFd,
     thread,
     time::{Duration, Instant},
 };
 
-use reinstate::{nudge::Nudger, tcp_repair};
+use reinstate::{nudge::Nudger, probe::Prober, tcp_repair};
 use wire::pair::{NEVER, Pair, hear, say};
 
 /// Timeouts before the take-over: the next one is then 4 times the shortest timer away. Not more: over IPv6 a third one
@@ -16,8 +17,8 @@ use wire::pair::{NEVER, Pair, hear, say};
 const TIMEOUTS: u8 = 2;
 const UPLOAD: usize = 20_000;
 
-/// How long the rest of an upload takes to arrive once its session is live, with so many nudges.
-fn rest_of_upload(v6: bool, nudges: u32) -> Duration {
+/// How long the rest of an upload takes to arrive once its session is live.
+fn rest_of_upload(v6: bool, is_woken: bool) -> Duration {
     let mut pair = Pair::new(v6);
     pair.silence();
     say(&pair.client, UPLOAD);
@@ -32,17 +33,15 @@ fn rest_of_upload(v6: bool, nudges: u32) -> Duration {
     }
     let snapshot = pair.carry(1);
     let live = Instant::now();
-    pair.wire.spare.run(|| {
-        let nudger = Nudger::open().unwrap();
-        nudger.nudge(&snapshot, nudges).unwrap();
-    });
+    let nudge = || pair.wire.spare.run(|| Nudger::open().unwrap().nudge(&snapshot).unwrap());
+    if is_woken {
+        nudge();
+    }
     hear(&pair.server, UPLOAD);
     let took = live.elapsed();
     assert!(pair.client.take_error().unwrap().is_none(), "no error reaches the client's application");
     // A client with nothing unacknowledged does not mind.
-    pair.wire.spare.run(|| {
-        Nudger::open().unwrap().nudge(&snapshot, 8).unwrap();
-    });
+    nudge();
     say(&pair.server, UPLOAD);
     hear(&pair.client, UPLOAD);
     say(&pair.client, UPLOAD);
@@ -53,8 +52,57 @@ fn rest_of_upload(v6: bool, nudges: u32) -> Duration {
 #[test]
 fn a_client_whose_timer_has_backed_off_is_woken() {
     for v6 in [false, true] {
-        let (left_alone, woken) = (rest_of_upload(v6, 0), rest_of_upload(v6, TIMEOUTS.into()));
+        let (left_alone, woken) = (rest_of_upload(v6, false), rest_of_upload(v6, true));
         println!("IPv6 {v6}: {left_alone:?} left alone, {woken:?} woken");
         assert!(woken < left_alone / 2, "IPv6 {v6}: {woken:?} against {left_alone:?}");
     }
+}
+
+/// Moves bytes until that would block for a while; returns how many.
+fn until_blocked(mut step: impl FnMut() -> std::io::Result<usize>) -> usize {
+    let mut moved = 0;
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_millis(100) {
+        match step() {
+            Ok(bytes) => {
+                moved += bytes;
+                last = Instant::now();
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(1)),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    moved
+}
+
+/// How long the rest of an upload takes whose client waits for its window to open. The application had made room, and
+/// its kernel died with the word of it.
+fn rest_behind_a_window(is_told: bool) -> Duration {
+    let mut pair = Pair::new(false);
+    let piece = vec![7; 64 << 10];
+    pair.client.set_nonblocking(true).unwrap();
+    pair.server.set_nonblocking(true).unwrap();
+    let sent = until_blocked(|| (&pair.client).write(&piece));
+    pair.silence();
+    let mut into = vec![0; 64 << 10];
+    let read = until_blocked(|| (&pair.server).read(&mut into));
+    assert!(0 < read && read < sent, "{read} of {sent}");
+    // Its probes of the window leave after 0.2, 0.6, 1.4 and 3 seconds.
+    thread::sleep(Duration::from_millis(1_500));
+    let snapshot = pair.carry(1);
+    let live = Instant::now();
+    let (start, order) = pair.went_on.unwrap();
+    if is_told {
+        let tell = |prober: &Prober| prober.open_window(&snapshot, start, order.elapsed()).unwrap();
+        pair.wire.spare.run(|| tell(&Prober::open(&[]).unwrap()));
+    }
+    pair.server.read_exact(&mut vec![0; sent - read]).unwrap();
+    live.elapsed()
+}
+
+#[test]
+fn a_client_that_missed_the_opening_of_its_window_is_told() {
+    let (left_alone, told) = (rest_behind_a_window(false), rest_behind_a_window(true));
+    println!("{left_alone:?} left alone, {told:?} told");
+    assert!(told < left_alone / 2, "{told:?} against {left_alone:?}");
 }

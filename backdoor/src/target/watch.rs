@@ -52,7 +52,7 @@ impl Target {
     /// Tries once to find the machine; returns what stands in the way, empty if nothing.
     pub fn look_for_machine(&self) -> String {
         let trouble = match self.search() {
-            Ok((qmp, found)) => self.attach(qmp, found),
+            Ok((qmp, found, cards)) => self.attach(qmp, found, cards),
             Err(error) => error.to_string(),
         };
         let mut machine = self.machine();
@@ -61,7 +61,7 @@ impl Target {
         trouble
     }
 
-    fn search(&self) -> Result<(Qmp, Found), FindError> {
+    fn search(&self) -> Result<(Qmp, Found, Vec<String>), FindError> {
         let mut qmp = Qmp::connect(&self.places.qmp, QMP_PATIENCE)?;
         let pid = match &self.places.pid_file {
             None => None,
@@ -72,11 +72,12 @@ impl Target {
             }
         };
         let found = find(&mut qmp, self.places.ram.as_deref(), pid)?;
-        Ok((qmp, found))
+        let cards = fence::cards(&mut qmp)?;
+        Ok((qmp, found, cards))
     }
 
     /// Takes over a machine that was found. The same one as before keeps its keys.
-    fn attach(&self, mut qmp: Qmp, found: Found) -> String {
+    fn attach(&self, mut qmp: Qmp, found: Found, cards: Vec<String>) -> String {
         let mut machine = self.machine();
         let known = machine.process == Some(found.process) && machine.identity == found.identity;
         let same = known && self.has_memory();
@@ -87,7 +88,7 @@ impl Target {
             };
             // One that runs behind its fence since it was reset goes on with that.
             if self.is_fenced() && !(known && machine.is_reset) {
-                match fence::stop(&mut qmp) {
+                match fence::stop(&mut qmp, &cards) {
                     // What is to be undone is what was done first: by now it stands still anyway.
                     Ok(stopped) if !known || machine.stopped.is_none() => machine.stopped = Some(stopped),
                     Ok(_) => {}
@@ -117,6 +118,7 @@ impl Target {
         machine.process = Some(found.process);
         machine.identity = found.identity;
         machine.qmp = Some(qmp);
+        machine.cards = cards;
         machine.gone_since = None;
         machine.shut_down = false;
         String::new()
@@ -143,6 +145,7 @@ impl Target {
                 self.memory.change().guard.machine_reset();
             }
             "SHUTDOWN" => machine.shut_down = true,
+            "STOP" if self.is_fenced() && !machine.is_reset => self.close_links(machine),
             "RESUME" if self.is_fenced() && !machine.is_reset => self.keep_stopped(machine),
             _ => {}
         }
@@ -153,6 +156,14 @@ impl Target {
         let Some(qmp) = &mut machine.qmp else { return };
         if let Err(error) = fence::stop_again(qmp) {
             tracing::error!(target = self.name, %error, "it cannot be stopped again: it needs an operator");
+        }
+    }
+
+    /// What a fence left for later.
+    fn close_links(&self, machine: &mut Machine) {
+        let Some(qmp) = &mut machine.qmp else { return };
+        if let Err(error) = fence::close(qmp) {
+            tracing::error!(target = self.name, %error, "a link of the fenced machine may be up; it stands still");
         }
     }
 

@@ -11,6 +11,7 @@ use std::{
 use reinstate::{
     address::{Interface, StandBy},
     netlink::Netlink,
+    position::Start,
     probe::{Patience, Prober},
     resume::revive,
     snapshot::Snapshot,
@@ -28,6 +29,8 @@ pub struct Pair {
     pub client: TcpStream,
     pub server: TcpStream,
     pub standby: Option<StandBy>,
+    /// Where the server on the spare went on, and when the order for it came.
+    pub went_on: Option<(Start, Instant)>,
 }
 
 pub fn patient(stream: &TcpStream) {
@@ -61,7 +64,7 @@ impl Pair {
         let server = listener.accept().unwrap().0;
         patient(&client);
         patient(&server);
-        Self { wire, v6, client, server, standby: None }
+        Self { wire, v6, client, server, standby: None, went_on: None }
     }
 
     pub fn wait_for(&self, state: u8) {
@@ -81,7 +84,7 @@ impl Pair {
         assert_eq!(tcp_repair::state(self.server.as_fd()).unwrap(), state);
         let snapshot = tcp_repair::capture(&self.server, QUEUE_BYTES).unwrap();
         let moving = address(self.v6, SERVICE);
-        let (server, standby) = self.wire.spare.run(|| {
+        let (server, standby, went_on) = self.wire.spare.run(|| {
             let mut netlink = Netlink::open().unwrap();
             let interface = Interface::towards(&mut netlink, moving).unwrap();
             let mut prober = Prober::open(&[(moving, &interface)]).unwrap();
@@ -93,13 +96,14 @@ impl Pair {
             let start = prober.ask(&[&snapshot], order, patience, again).unwrap()[0].unwrap();
             let rebuilt = tcp_repair::rebuild(&snapshot, start, snapshot.timestamp_after(order.elapsed())).unwrap();
             standby.take(&mut netlink).unwrap();
-            (revive(&prober, &snapshot, start, rebuilt).unwrap(), standby)
+            (revive(&prober, &snapshot, start, rebuilt).unwrap(), standby, (start, order))
         });
         self.server = TcpStream::from(server);
         self.server.set_nonblocking(false).unwrap();
         socket2::SockRef::from(&self.server).set_linger(None).unwrap();
         patient(&self.server);
         self.standby = Some(standby);
+        self.went_on = Some(went_on);
         snapshot
     }
 }

@@ -52,6 +52,7 @@ pub fn judge(socket: &TcpSocket, client: &Client, position: Position) -> Result<
         ack: socket.snd_una.wrapping_add(ahead),
         flags: reinstate::packet::ACK,
         window: 1000,
+        carries_data: false,
     };
     let start = position::answered(&snapshot, &heard).map_err(|refused| format!("the client's answer: {refused}"))?;
     let rest = snapshot.sending_from(start.seq).ok_or("the client's position is not in the queue")?;

@@ -1,7 +1,7 @@
 //! Whether a socket's two ends are those it was put into the table with.
 //!
 //! ```text
-//!   IPv4   skc_hash = J(local, peer, ports; secret + net.hash_mix)             ports = local << 16 | peer, as in memory
+//!   IPv4   skc_hash = J(local, peer, ports; secret + net.hash_mix)       ports = local << 16 | peer, as in memory
 //!   IPv6   skc_hash = J(local[12..16], J(peer; peer secret), ports; secret + net.hash_mix)
 //! ```
 //! The kernel computes it when it inserts a socket or a request, and never again: ends that were overwritten since do

@@ -1,0 +1,172 @@
+//! What clients are told once their sessions are live, again and again until something is heard of them.
+//!
+//! ```text
+//!   handshake never seen to end   the answer to its SYN, as the dead kernel would repeat it
+//!   every other                   one acknowledgement: what has arrived, and how much more it may send
+//!   … that may have to repeat     a nudge for its timer, see `nudge`
+//! ```
+//! The first makes an open question harmless. A client that has the answer to its SYN believes in the connection and
+//! may have sent its request; one that never got it does not know of it. Both look the same while they are silent,
+//! and both get a connection: the socket stands, the one says where it is (RFC 9293, 3.10.7.4: a SYN in a window is
+//! challenged) and the other is connected by it. Without it the other would wait in vain: its SYN is the one this
+//! connection began with, so the socket's acknowledgement is acceptable to it, and dropped (3.10.7.3).
+//!
+//! The second is for a client that believes in a closed window or in a lost segment; the word that would have told it
+//! may have died with its kernel, and the probe that ends repair has an old sequence number, from which nothing is
+//! taken.
+//!
+//! Every packet may be lost, so it is said again after longer and longer rests, while this kernel's own socket shows
+//! that nothing has come. Nothing here can change a stream: each word only repeats what socket and dead kernel have
+//! agreed on.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    leftovers::Connection,
+    nudge::Nudger,
+    packet::{ACK, Offer, SYN, Segment},
+    position::{Proof, Start},
+    probe::Prober,
+    resume::Resumed,
+    session::Session,
+    snapshot::Snapshot,
+};
+
+/// Longest segments of an Ethernet, IPv4 and IPv6.
+const SEGMENT_BYTES: [u16; 2] = [1460, 1440];
+
+/// A client of which nothing has been heard since its session is live.
+#[derive(Debug)]
+struct Client {
+    /// Without its bytes.
+    snapshot: Snapshot,
+    start: Start,
+    /// Bytes that were put back into the receive queue.
+    put_back: u64,
+    /// Its handshake was not seen to end; the TSval of its SYN.
+    calling: Option<u32>,
+}
+
+/// All such clients of one evacuation.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    order: Instant,
+    clients: Vec<Client>,
+}
+
+impl Prober {
+    /// Answers a SYN as the dead kernel did: it began the connection of `snapshot`, whose socket is live. `echo` is the
+    /// SYN's TSval.
+    ///
+    /// # Errors
+    /// The kernel's: usually no route to the client.
+    pub fn answer_syn(&self, snapshot: &Snapshot, echo: u32, elapsed: Duration) -> io::Result<()> {
+        let longest = SEGMENT_BYTES[usize::from(snapshot.peer.is_ipv6())];
+        let scale = snapshot.scales.map(|(_, ours)| ours);
+        let segment_bytes = snapshot.mss_clamp.min(longest);
+        self.say(&Segment {
+            seq: snapshot.snd_una.wrapping_sub(1),
+            ack: snapshot.rcv_nxt,
+            flags: SYN | ACK,
+            // Never scaled.
+            window: u16::try_from(snapshot.rcv_wnd).unwrap_or(u16::MAX),
+            timestamps: snapshot.timestamp_beside(elapsed).map(|value| (value, echo)),
+            offer: Some(Offer { segment_bytes, scale, sack: snapshot.sack }),
+            ..Segment::between(snapshot.local, snapshot.peer)
+        })
+    }
+
+    /// Tells the client of a live session, which went on at `start`, what has arrived and how much it may send.
+    ///
+    /// The number is the first that the socket has sent itself: a later one a client with a closed window refuses, and
+    /// it would hold true windows for old ones afterwards. A client that has got bytes from there on has been told by
+    /// them.
+    ///
+    /// # Errors
+    /// The kernel's: usually no route to the client.
+    pub fn open_window(&self, snapshot: &Snapshot, start: Start, elapsed: Duration) -> io::Result<()> {
+        let shift = snapshot.scales.map_or(0, |(_, ours)| ours);
+        let window = snapshot.receive_room().checked_shr(shift.into()).unwrap_or(0);
+        self.say(&Segment {
+            seq: start.seq,
+            ack: snapshot.acknowledgement(),
+            flags: ACK,
+            window: u16::try_from(window).unwrap_or(u16::MAX),
+            timestamps: snapshot.timestamp_beside(elapsed).map(|value| (value, 0)),
+            ..Segment::between(snapshot.local, snapshot.peer)
+        })
+    }
+}
+
+impl Client {
+    fn of_session(session: Session, start: Start) -> Self {
+        let calling = session.calling.filter(|_| start.proof == Proof::Kernel);
+        Self { calling, ..Self::new(session.snapshot, start) }
+    }
+
+    fn new(snapshot: Snapshot, start: Start) -> Self {
+        let put_back = snapshot.receiving.len() as u64;
+        let snapshot = Snapshot { sending: Vec::new(), receiving: Vec::new(), ..snapshot };
+        Self { snapshot, start, put_back, calling: None }
+    }
+
+    fn tell(&self, prober: &Prober, nudger: &Nudger, elapsed: Duration) -> io::Result<()> {
+        if let Some(echo) = self.calling {
+            // No nudge: whoever is still connecting would take it for a refusal.
+            return prober.answer_syn(&self.snapshot, echo, elapsed);
+        }
+        prober.open_window(&self.snapshot, self.start, elapsed)?;
+        if self.start.unheard { nudger.nudge(&self.snapshot) } else { Ok(()) }
+    }
+
+    /// Whether nothing on this connection shows that the client knows where things stand.
+    fn is_waited_for(&self, connection: &Connection) -> bool {
+        let nothing_new = connection.received <= self.put_back + u64::from(self.snapshot.peer_closed);
+        // What it acknowledges told it the window; it does not take a timer back.
+        let must_repeat = self.start.unheard && self.calling.is_none();
+        nothing_new && (connection.acknowledged == 0 || must_repeat)
+    }
+}
+
+impl Clients {
+    /// Those of the sessions that went on, by the order that arrived at `order`.
+    pub(crate) fn of(resumed: Resumed, order: Instant) -> Self {
+        let sessions = resumed.sessions.into_iter().map(|(session, start)| Client::of_session(session, start));
+        let ended = resumed.ended.into_iter().map(|(snapshot, start)| Client::new(snapshot, start));
+        Self { order, clients: sessions.chain(ended).collect() }
+    }
+
+    /// Tells all.
+    pub(crate) fn tell(&self, prober: &Prober, nudger: &Nudger) {
+        for client in &self.clients {
+            if let Err(error) = client.tell(prober, nudger, self.order.elapsed()) {
+                tracing::debug!(peer = %client.snapshot.peer, %error, "a client cannot be told");
+            }
+        }
+    }
+
+    /// Forgets those that need not be told again, by what this kernel's sockets show.
+    pub(crate) fn keep_waited_for(&mut self, connections: &[Connection]) {
+        let canonical = |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let found: HashMap<_, _> = connections.iter().map(|found| ((found.local, found.peer), found)).collect();
+        self.clients.retain(|client| {
+            let ends = (canonical(client.snapshot.local), canonical(client.snapshot.peer));
+            found.get(&ends).is_some_and(|connection| client.is_waited_for(connection))
+        });
+    }
+
+    /// Those whose handshake nobody has seen the end of.
+    pub(crate) fn calling(&self) -> impl Iterator<Item = SocketAddr> {
+        self.clients.iter().filter(|client| client.calling.is_some()).map(|client| client.snapshot.peer)
+    }
+
+    /// Whether somebody is left to tell.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.clients.is_empty()
+    }
+}
