@@ -20,12 +20,15 @@ bench: setup
 	$(CARGO) build --quiet --release --package monitor --package reinstate --examples
 	$(CARGO) run --quiet --release --package testbed -- bench
 
-# A million hostile inputs, then the whole matrix, a thousand crashes: an hour or two. Stop it at any time; the matrix
-# goes on where it was.
+# A million hostile inputs, a hundred thousand corruptions of recorded machines, then the whole matrix, a thousand
+# crashes: an hour or two. Stop it at any time; the matrix goes on where it was.
 campaign: setup
 	scripts/setup --all
 	$(CARGO) build --quiet --release --workspace --bins
 	$(CARGO) run --quiet --release --package hostile -- --runs 1000000
+	BACKDOORS_CORRUPTIONS=100000 $(CARGO) test --quiet --release --package introspect a_corrupted_field
+	BACKDOORS_CORRUPTIONS=100000 $(CARGO) test --quiet --release --package introspect --test campaign every_walk
+	BACKDOORS_CORRUPTIONS=100000 $(CARGO) test --quiet --release --package testbed --test pipeline garbage
 	$(CARGO) run --quiet --release --package testbed -- campaign
 
 lint: setup

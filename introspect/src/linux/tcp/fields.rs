@@ -101,14 +101,25 @@ pub(crate) fn socket(
 ///   there was one, nothing vouches for the offset.
 /// * too little: `snd_una` has moved, and the buffers before it are still in the retransmission queue. Or a segment is
 ///   on its way out, `snd_nxt` has still to move: then the first unsent buffer is as long as the difference.
+///
+/// Where nobody holds the socket the counts agree, or one of them is damage. They are also left apart for good by a
+/// segment that the machine's own queue refused, which is counted as sent each time: such a connection is lost too.
 pub(crate) fn settle_acknowledged(layout: &SockLayout, socket: &mut TcpSocket, bytes: &[u8], queues: &Queues) {
     let (Some(sent), Some(again)) = (layout.bytes_sent, layout.bytes_retrans) else { return };
     let (again, first) = (again.of(bytes), sent.of(bytes).wrapping_sub(again.of(bytes)));
     let in_flight = u64::from(socket.snd_nxt.wrapping_sub(socket.snd_una));
-    let fin = u64::from(!matches!(socket.state, State::SynReceived | State::Established | State::CloseWait));
+    let closed = !matches!(socket.state, State::SynReceived | State::Established | State::CloseWait);
+    let fin = closed && (socket.lock_held || socket.snd_nxt == socket.write_seq);
     let counted = socket.bytes_acked.wrapping_add(in_flight);
-    let excess = counted.wrapping_sub(first).wrapping_sub(fin) as i64;
-    if !socket.lock_held || excess == 0 {
+    let excess = counted.wrapping_sub(first).wrapping_sub(fin.into()) as i64;
+    // A connection that this machine opened counts its SYN; of those it accepts for contbox it keeps the client's.
+    let opened_here = excess == 1 && layout.saved_syn.is_none_or(|syn| syn.of(bytes) == 0);
+    if excess == 0 || (!socket.lock_held && opened_here) {
+        return;
+    }
+    if !socket.lock_held {
+        let fault = Fault::Mismatch { expected: first, found: counted };
+        socket.damage.push(Damage { at: socket.address, part: UNSETTLED, fault });
         return;
     }
     let amount = excess.unsigned_abs();

@@ -98,7 +98,7 @@ impl Crowd {
         self.socks += SOCK_BYTES as usize;
         self.copy(sock, template.address.raw(), layout.span() as u64);
         let start = 1000 * number;
-        let (sent, unsent) = (self.skb(skb_template, start), self.skb(skb_template, start + 100));
+        let (first, unsent) = (self.skb(skb_template, start), self.skb(skb_template, start + 100));
         for (field, value) in [
             (layout.snd_una, start),
             (layout.snd_nxt, start + 100),
@@ -111,6 +111,9 @@ impl Crowd {
         ] {
             self.put32(sock + field.offset, value);
         }
+        let (sent, again) = (layout.bytes_sent.unwrap(), layout.bytes_retrans.unwrap());
+        self.put(sock + sent.offset, template.bytes_acked + 100);
+        self.put(sock + again.offset, 0);
         let peer = SocketAddr::new(Ipv4Addr::from(number).into(), template.peer.port());
         let mut memory = Memory::new(&mut self.machine.image, KEY, &kernel.space.extents);
         let ends = [SocketAddr::new(template.local.ip(), COPY_PORT), peer];
@@ -130,10 +133,10 @@ impl Crowd {
         }
         self.put(unsent + skb.next.offset, write);
         self.put(unsent + skb.prev.offset, write);
-        let root = self.virt(sent);
+        let root = self.virt(first);
         self.put(sock + layout.rtx_root.offset, root);
         for field in [skb.parent_color, skb.left, skb.right] {
-            self.put(sent + field.offset, 0);
+            self.put(first + field.offset, 0);
         }
         sock
     }
