@@ -12,7 +12,7 @@ fn main() {
     let slot = pool.slot(0).expect("a pool of one slot");
     let opening = Opening::fresh(1, ([127, 0, 0, 1], 1).into(), ([127, 0, 0, 1], 2).into());
     let mut continuation = ContinuationBox::create(slot, &opening).expect("an empty snapshot fits");
-    for lws_bytes in [0, 16, 64, 256, 1024, 3968] {
+    for lws_bytes in [0, 16, 64, 256, 1024, 3840] {
         let lws = vec![0x5a; lws_bytes];
         let started = Instant::now();
         for count in 0..EXPORTS {

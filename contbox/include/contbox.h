@@ -22,9 +22,11 @@
 #endif
 
 #define CONTBOX_MAGIC UINT64_C(0x93584f42544e4fcb) /* "\xcb" "ONTBOX" "\x93" */
-#define CONTBOX_VERSION 1u
+#define CONTBOX_VERSION 2u
 #define CONTBOX_HEADER_BYTES 4096u
 #define CONTBOX_SLOT_HEAD_BYTES 256u
+#define CONTBOX_SHORT_LWS_BYTES 128u
+#define CONTBOX_FRONT_BYTES (CONTBOX_SLOT_HEAD_BYTES + 2 * CONTBOX_SHORT_LWS_BYTES)
 #define CONTBOX_SLOTS_MAX (1u << 18)
 
 /* States: odd constants, so that zeroed memory is none. */
@@ -75,16 +77,16 @@ _Static_assert(offsetof(struct contbox_slot_head, newest) == 72, "layout of a sl
 _Static_assert(offsetof(struct contbox_slot_head, even) == 128, "layout of a slot's head");
 _Static_assert(offsetof(struct contbox_slot_head, odd) == 192, "layout of a slot's head");
 
-/* A mapped pool. */
+/* A mapped pool: fronts (head and short snapshots) side by side, bodies (long snapshots and log) behind them. */
 struct contbox_pool {
-    unsigned char *start;
+    unsigned char *start, *bodies;
     uint64_t name;
     uint32_t slots, slot_bytes, lws_bytes, log_bytes;
 };
 
 /* One box and what its writer remembers. */
 struct contbox {
-    unsigned char *slot;
+    unsigned char *slot, *body;
     uint32_t lws_bytes, log_bytes, generation;
     uint64_t newest, lsr;
 };
@@ -156,15 +158,18 @@ static inline int contbox_open(struct contbox_pool *pool, void *mapping, size_t 
     if (length < CONTBOX_HEADER_BYTES)
         return CONTBOX_BAD_POOL;
     memcpy(&header, mapping, sizeof header);
-    uint64_t need = CONTBOX_SLOT_HEAD_BYTES + 2 * (uint64_t)header.lws_bytes + header.log_bytes;
+    const uint64_t fronts = CONTBOX_HEADER_BYTES + (uint64_t)header.slots * CONTBOX_FRONT_BYTES;
+    const uint64_t bodies = (fronts + 4095) / 4096 * 4096;
+    uint64_t need = CONTBOX_FRONT_BYTES + 2 * (uint64_t)header.lws_bytes + header.log_bytes;
     if (header.magic != CONTBOX_MAGIC || header.version != CONTBOX_VERSION ||
         header.header_bytes != CONTBOX_HEADER_BYTES || header.length_bytes > length ||
         header.check != contbox_crc(0, &header, offsetof(struct contbox_pool_header, check)) ||
         header.slots == 0 || header.slots > CONTBOX_SLOTS_MAX || header.log_bytes == 0 ||
         (header.lws_bytes | header.log_bytes | header.slot_bytes) % 8 != 0 || need > header.slot_bytes ||
-        CONTBOX_HEADER_BYTES + (uint64_t)header.slots * header.slot_bytes > header.length_bytes)
+        bodies + (uint64_t)header.slots * (header.slot_bytes - CONTBOX_FRONT_BYTES) > header.length_bytes)
         return CONTBOX_BAD_POOL;
     pool->start = (unsigned char *)mapping;
+    pool->bodies = pool->start + bodies;
     pool->name = header.pool;
     pool->slots = header.slots;
     pool->slot_bytes = header.slot_bytes;
@@ -175,7 +180,21 @@ static inline int contbox_open(struct contbox_pool *pool, void *mapping, size_t 
 
 static inline unsigned char *contbox_slot(const struct contbox_pool *pool, uint32_t slot)
 {
-    return pool->start + CONTBOX_HEADER_BYTES + (size_t)slot * pool->slot_bytes;
+    return pool->start + CONTBOX_HEADER_BYTES + (size_t)slot * CONTBOX_FRONT_BYTES;
+}
+
+static inline unsigned char *contbox_body(const struct contbox_pool *pool, uint32_t slot)
+{
+    return pool->bodies + (size_t)slot * (pool->slot_bytes - CONTBOX_FRONT_BYTES);
+}
+
+/* Where a snapshot of `length` bytes lies: a short one in the front. */
+static inline unsigned char *contbox_lws(unsigned char *slot, unsigned char *body, unsigned odd, uint32_t lws_bytes,
+                                         uint32_t length)
+{
+    return length <= CONTBOX_SHORT_LWS_BYTES
+        ? slot + CONTBOX_SLOT_HEAD_BYTES + odd * (size_t)CONTBOX_SHORT_LWS_BYTES
+        : body + odd * (size_t)lws_bytes;
 }
 
 static inline void contbox_set_state(unsigned char *slot, uint32_t state, uint32_t owner)
@@ -198,7 +217,7 @@ static inline int contbox_export_state(struct contbox *box, const void *lws, uin
         return CONTBOX_STEPS_BACK;
     head.check = contbox_buffer_check(&head, box->generation, lws);
     contbox_store_bytes(box->slot, description / 8, &head, sizeof head);
-    contbox_store_bytes(box->slot, (CONTBOX_SLOT_HEAD_BYTES + odd * (size_t)box->lws_bytes) / 8, lws, length);
+    contbox_store_bytes(contbox_lws(box->slot, box->body, odd, box->lws_bytes, length), 0, lws, length);
     contbox_order();
     contbox_store(box->slot, offsetof(struct contbox_slot_head, newest) / 8, head.sequence);
     contbox_order();
@@ -218,6 +237,7 @@ static inline int contbox_create(struct contbox *box, const struct contbox_pool 
         return CONTBOX_BAD_SLOT;
     memset(&head, 0, sizeof head);
     box->slot = contbox_slot(pool, slot);
+    box->body = contbox_body(pool, slot);
     contbox_set_state(box->slot, CONTBOX_LEASED, owner);
     const size_t generation_word = offsetof(struct contbox_slot_head, local_port) / 8;
     box->generation = (uint32_t)(contbox_load(box->slot, generation_word) >> 32) + 1;
@@ -246,10 +266,11 @@ static inline int contbox_import_state(struct contbox *box, const struct contbox
     if (slot >= pool->slots)
         return CONTBOX_BAD_SLOT;
     box->slot = contbox_slot(pool, slot);
+    box->body = contbox_body(pool, slot);
     memcpy(&head, box->slot, sizeof head);
     const unsigned odd = head.newest & 1;
     const struct contbox_buffer_head *newest = odd ? &head.odd : &head.even;
-    const unsigned char *stored = box->slot + CONTBOX_SLOT_HEAD_BYTES + odd * (size_t)pool->lws_bytes;
+    const unsigned char *stored = contbox_lws(box->slot, box->body, odd, pool->lws_bytes, newest->length);
     if (head.state != CONTBOX_OPEN || head.identity_check != contbox_identity_check(&head) ||
         newest->sequence != head.newest || newest->length > pool->lws_bytes ||
         newest->check != contbox_buffer_check(newest, head.generation, stored))
@@ -272,7 +293,7 @@ static inline int contbox_import_state(struct contbox *box, const struct contbox
  * recvmsg loses nothing, and read the input from there. `from + room` must not exceed lsr + log_bytes. */
 static inline int contbox_log(const struct contbox *box, uint64_t from, uint32_t room, struct iovec stretches[2])
 {
-    unsigned char *log = box->slot + CONTBOX_SLOT_HEAD_BYTES + 2 * (size_t)box->lws_bytes;
+    unsigned char *log = box->body + 2 * (size_t)box->lws_bytes;
     const uint32_t start = (uint32_t)(from % box->log_bytes);
     const uint32_t first = room < box->log_bytes - start ? room : box->log_bytes - start;
     if (from < box->lsr || from - box->lsr > box->log_bytes || room > box->log_bytes - (from - box->lsr))

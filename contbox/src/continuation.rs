@@ -166,7 +166,7 @@ impl<W: Words> Exporter<W> {
         head.check = head.computed_check(self.generation, lws).into();
         let description = if sequence & 1 == 0 { offset_of!(SlotHead, even) } else { offset_of!(SlotHead, odd) };
         self.words.store_bytes(description / 8, head.as_bytes());
-        self.words.store_bytes(self.geometry.lws_offset(sequence) as usize / 8, lws);
+        self.words.store_bytes(self.geometry.lws_offset(sequence, lws.len() as u32) as usize / 8, lws);
         self.words.order();
         self.words.store(NEWEST, sequence);
         self.words.order();
@@ -254,7 +254,7 @@ impl ContinuationBox {
     pub fn import_state(slot: Slot, received: u64) -> Result<(Self, Snapshot), BadBox> {
         let geometry = slot.geometry();
         let copy = |offset, length| slot.bytes(offset, length);
-        let (head, snapshot) = read_own(&slot.head(), &geometry, received, copy)?;
+        let (head, snapshot) = read_own(&slot.front(), &geometry, received, copy)?;
         let exporter = Exporter::adopt(slot.clone(), geometry, &head, snapshot.lsr);
         Ok((Self { exporter, slot, received, lost: false }, snapshot))
     }

@@ -1,10 +1,15 @@
 //! The bytes of a pool of Continuation Boxes, as they lie in target memory.
 //!
 //! ```text
-//! pool:  | header, one page | slot 0 | slot 1 | …                              whole pages, one mapping
-//! slot:  | head 256 bytes | LWS buffer 0 | LWS buffer 1 | receive log (ring) |
+//! pool:  | header, one page | front 0 | front 1 | … | body 0 | body 1 | …      whole pages, one mapping
+//! slot:  | head 256 bytes | short LWS 0 | short LWS 1 | LWS buffer 0 | LWS buffer 1 | receive log (ring) |
+//!        |---------------- front, 512 bytes ----------|------------------- body -------------------------|
 //! ring:  the byte at stream offset o lies at log[o % log_bytes]
 //! ```
+//!
+//! Fronts lie side by side because a far reader wants all of them: eight come in a packet, and a packet costs what it
+//! costs whatever is in it. A snapshot that is short lies in the front, so that most sessions need no further read.
+//! Inside a slot, places are offsets from its front's first byte, as if the body followed it ([`Geometry::place`]).
 //!
 //! Little-endian, no padding, everything a multiple of 8 bytes so that a writer can use whole words. A reader far
 //! away gets these bytes from a machine that stopped at an arbitrary instruction; every field says which failure it
@@ -18,12 +23,16 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// First word of a pool. Odd and not text throughout: neither zeroes nor a string parses.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"\xcbONTBOX\x93");
 /// The layout this crate writes and reads. Any other is refused: a guess would be a corrupt session.
-pub const VERSION: u32 = 1;
-/// Bytes before slot 0: one page, so that slots of whole pages stay page-aligned.
+pub const VERSION: u32 = 2;
+/// Bytes before the fronts: one page.
 pub const HEADER_BYTES: u32 = 4096;
-/// Bytes of a slot's head; one remote read brings identity, state and both buffers' descriptions.
+/// Bytes of a slot's head: identity, state and both buffers' descriptions.
 pub const SLOT_HEAD_BYTES: u32 = 256;
-/// Slots one pool may have: bounds what a damaged header can make a reader fetch (64 MiB of heads).
+/// Snapshots up to this length lie in the front.
+pub const SHORT_LWS_BYTES: u32 = 128;
+/// Bytes of a slot's front: head and both short snapshots.
+pub const FRONT_BYTES: u32 = SLOT_HEAD_BYTES + 2 * SHORT_LWS_BYTES;
+/// Slots one pool may have: bounds what a damaged header can make a reader fetch (128 MiB of fronts).
 pub const SLOTS_MAX: u32 = 1 << 18;
 /// Longest snapshot: a session's state is light-weight or it is not for a box.
 pub const LWS_BYTES_MAX: u32 = 1 << 20;
@@ -38,7 +47,7 @@ pub struct PoolHeader {
     pub magic: U64,
     /// [`VERSION`]: guards against an agent of another release.
     pub version: U32,
-    /// [`HEADER_BYTES`]: guards against readers that place slot 0 elsewhere.
+    /// [`HEADER_BYTES`]: guards against readers that place the fronts elsewhere.
     pub header_bytes: U32,
     /// Length of the pool in bytes: guards against a registration shorter than the pool.
     pub length_bytes: U64,
@@ -46,7 +55,7 @@ pub struct PoolHeader {
     pub pool: U64,
     /// Number of slots.
     pub slots: U32,
-    /// Distance between slots in bytes.
+    /// Bytes of a slot, front and body.
     pub slot_bytes: U32,
     /// Capacity of one LWS buffer in bytes.
     pub lws_bytes: U32,
@@ -150,7 +159,7 @@ const _: () = assert!(std::mem::offset_of!(SlotHead, even) == 128 && std::mem::o
 pub struct Geometry {
     /// Number of slots, `1 ..= SLOTS_MAX`.
     pub slots: u32,
-    /// Distance between slots in bytes.
+    /// Bytes of a slot, front and body.
     pub slot_bytes: u32,
     /// Capacity of one LWS buffer in bytes, a multiple of 8.
     pub lws_bytes: u32,
@@ -159,16 +168,16 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// The default box: 24 KiB, of which 16 KiB log and two snapshots of up to 3968 bytes.
+    /// The default box: 24 KiB, of which 16 KiB log and two snapshots of up to 3840 bytes.
     pub const fn standard(slots: u32) -> Self {
-        Self { slots, slot_bytes: 24 << 10, lws_bytes: 3968, log_bytes: 16 << 10 }
+        Self { slots, slot_bytes: 24 << 10, lws_bytes: 3840, log_bytes: 16 << 10 }
     }
 
-    /// Boxes with the given capacities (rounded up to whole words), slots rounded up to whole pages.
+    /// Boxes with the given capacities (rounded up to whole words), bodies rounded up to whole cache lines.
     pub const fn with(slots: u32, lws_bytes: u32, log_bytes: u32) -> Self {
         let lws_bytes = lws_bytes.next_multiple_of(8);
         let log_bytes = log_bytes.next_multiple_of(8);
-        let slot_bytes = (SLOT_HEAD_BYTES + 2 * lws_bytes + log_bytes).next_multiple_of(4096);
+        let slot_bytes = (FRONT_BYTES + 2 * lws_bytes + log_bytes).next_multiple_of(64);
         Self { slots, slot_bytes, lws_bytes, log_bytes }
     }
 
@@ -176,12 +185,16 @@ impl Geometry {
     #[must_use]
     pub const fn filling(self, length: u64) -> Self {
         let slots = length.saturating_sub(HEADER_BYTES as u64) / self.slot_bytes as u64;
-        Self { slots: if slots > SLOTS_MAX as u64 { SLOTS_MAX } else { slots as u32 }, ..self }
+        let slots = if slots > SLOTS_MAX as u64 { SLOTS_MAX } else { slots as u32 };
+        let all = Self { slots, ..self };
+        // Fronts and bodies are each filled up to whole pages, which may cost the last slots their place.
+        let over = all.length_bytes().saturating_sub(length).div_ceil(self.slot_bytes as u64);
+        Self { slots: slots.saturating_sub(over as u32), ..self }
     }
 
     /// Whether the numbers describe a pool at all.
     pub const fn is_sound(&self) -> bool {
-        let need = SLOT_HEAD_BYTES as u64 + 2 * self.lws_bytes as u64 + self.log_bytes as u64;
+        let need = FRONT_BYTES as u64 + 2 * self.lws_bytes as u64 + self.log_bytes as u64;
         0 < self.slots
             && self.slots <= SLOTS_MAX
             && self.lws_bytes <= LWS_BYTES_MAX
@@ -195,29 +208,51 @@ impl Geometry {
 
     /// Length of the pool in bytes, whole pages.
     pub const fn length_bytes(&self) -> u64 {
-        (HEADER_BYTES as u64 + self.slots as u64 * self.slot_bytes as u64).next_multiple_of(4096)
+        (self.bodies() + self.slots as u64 * self.body_bytes()).next_multiple_of(4096)
     }
 
-    /// Where slot `slot` lies in the pool.
-    pub const fn slot(&self, slot: u32) -> Range<u64> {
-        let start = HEADER_BYTES as u64 + slot as u64 * self.slot_bytes as u64;
-        start..start + self.slot_bytes as u64
+    /// Where the bodies begin: on a page of their own.
+    const fn bodies(&self) -> u64 {
+        (HEADER_BYTES as u64 + self.slots as u64 * FRONT_BYTES as u64).next_multiple_of(4096)
     }
 
-    /// Where the head of slot `slot` lies in the pool.
-    pub const fn head(&self, slot: u32) -> Range<u64> {
-        let start = self.slot(slot).start;
-        start..start + SLOT_HEAD_BYTES as u64
+    const fn body_bytes(&self) -> u64 {
+        self.slot_bytes as u64 - FRONT_BYTES as u64
     }
 
-    /// Offset of LWS buffer `index & 1` inside a slot.
-    pub const fn lws_offset(&self, index: u64) -> u32 {
-        SLOT_HEAD_BYTES + (index & 1) as u32 * self.lws_bytes
+    /// Where the front of slot `slot` lies in the pool.
+    pub const fn front(&self, slot: u32) -> Range<u64> {
+        let start = HEADER_BYTES as u64 + slot as u64 * FRONT_BYTES as u64;
+        start..start + FRONT_BYTES as u64
+    }
+
+    /// Where the body of slot `slot` lies in the pool.
+    pub const fn body(&self, slot: u32) -> Range<u64> {
+        let start = self.bodies() + slot as u64 * self.body_bytes();
+        start..start + self.body_bytes()
+    }
+
+    /// Where the byte at `offset` inside slot `slot` lies in the pool.
+    pub const fn place(&self, slot: u32, offset: u32) -> u64 {
+        match offset.checked_sub(FRONT_BYTES) {
+            None => self.front(slot).start + offset as u64,
+            Some(in_body) => self.body(slot).start + in_body as u64,
+        }
+    }
+
+    /// Offset of a snapshot of `length` bytes with number `index` inside a slot.
+    pub const fn lws_offset(&self, index: u64, length: u32) -> u32 {
+        let odd = (index & 1) as u32;
+        if length <= SHORT_LWS_BYTES {
+            SLOT_HEAD_BYTES + odd * SHORT_LWS_BYTES
+        } else {
+            FRONT_BYTES + odd * self.lws_bytes
+        }
     }
 
     /// Offset of the receive log inside a slot.
     pub const fn log_offset(&self) -> u32 {
-        SLOT_HEAD_BYTES + 2 * self.lws_bytes
+        FRONT_BYTES + 2 * self.lws_bytes
     }
 
     /// The stretches of the log, as offsets inside it, that hold stream offsets `from .. to`; the second one is empty
@@ -309,11 +344,29 @@ mod tests {
 
     #[test]
     fn the_standard_geometry_is_sound_and_made_of_pages() {
-        let geometry = Geometry::standard(200);
-        assert!(geometry.is_sound());
-        assert_eq!(geometry.length_bytes() % 4096, 0);
-        assert_eq!(geometry.filling(geometry.length_bytes()), geometry);
-        assert_eq!(Geometry::with(1, 3968, 16 << 10), Geometry::standard(1));
+        assert_eq!(Geometry::with(1, 3840, 16 << 10), Geometry::standard(1));
+        for slots in [1, 7, 8, 200, 10_900] {
+            let geometry = Geometry::standard(slots);
+            assert!(geometry.is_sound());
+            assert_eq!(geometry.length_bytes() % 4096, 0);
+            assert_eq!(geometry.filling(geometry.length_bytes()), geometry);
+            assert_eq!(geometry.filling(geometry.length_bytes() - 4096).slots, slots - 1);
+        }
+    }
+
+    #[test]
+    fn no_two_bytes_of_a_pool_share_a_place() {
+        let geometry = Geometry::with(9, 136, 64);
+        let mut all: Vec<_> = (0..9).flat_map(|slot| [geometry.front(slot), geometry.body(slot)]).collect();
+        all.sort_by_key(|part| part.start);
+        assert!(all[0].start == u64::from(HEADER_BYTES) && all[17].end <= geometry.length_bytes());
+        assert!(all.windows(2).all(|pair| pair[0].end <= pair[1].start));
+        let at = |offset| geometry.place(3, offset);
+        assert_eq!((at(0), at(FRONT_BYTES - 1)), (geometry.front(3).start, geometry.front(3).end - 1));
+        assert_eq!((at(FRONT_BYTES), at(geometry.slot_bytes - 1)), (geometry.body(3).start, geometry.body(3).end - 1));
+        let lws = [(0, 128), (1, 128), (0, 129), (1, 136)].map(|(index, length)| geometry.lws_offset(index, length));
+        assert_eq!(lws, [256, 384, 512, 512 + 136]);
+        assert_eq!(geometry.log_offset(), 512 + 2 * 136);
     }
 
     #[test]

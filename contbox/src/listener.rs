@@ -2,7 +2,8 @@
 //!
 //! A connection waits for the box service only while the answer that brings more boxes is due. Without a service (or
 //! without a free slot) it is accepted unprotected and that is logged. Sessions handed over are taken and answered
-//! together, as many as are waiting: a spare has hundreds at once, and all their clients wait for the last.
+//! together, as many as are waiting, up to some dozens: a spare has hundreds at once, and all their clients wait for
+//! the last; but the first are not to wait for the last of thousands.
 //!
 //! The listening socket gets TCP_SAVE_SYN: some hundred bytes of kernel memory per connection.
 
@@ -19,6 +20,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::UnboundedReceiver;
+
+/// Sessions taken at once.
+const TAKEN_MAX: usize = 64;
 
 /// A connection to serve.
 #[derive(Debug)]
@@ -105,7 +109,7 @@ impl Service {
             }
             answers.push((order, taken.as_ref().map(drop).map_err(Clone::clone)));
             self.taken.extend(taken);
-            next = self.handed.try_recv().ok();
+            next = if answers.len() < TAKEN_MAX { self.handed.try_recv().ok() } else { None };
         }
         self.client.answer(&answers);
     }

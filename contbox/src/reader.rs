@@ -1,8 +1,8 @@
 //! What a spare reads: boxes out of bytes that come from a machine that is dead, mad or both.
 //!
-//! Three rounds of remote reads, however many sessions there are: the pool's header ([`parse_pool`]), the heads of
-//! all slots ([`Geometry::head`], [`BoxHead::parse`]), then for the wanted boxes exactly the stretches that
-//! [`BoxHead::plan`] names, which [`BoxPlan::finish`] turns into a [`BoxImage`].
+//! Three rounds of remote reads, however many sessions there are: the pool's header ([`parse_pool`]), the fronts of
+//! all slots ([`Geometry::front`], [`BoxHead::parse`]), then for the wanted boxes exactly the stretches that
+//! [`BoxHead::plan`] names, which [`BoxPlan::finish`] turns into a [`BoxImage`]. Short snapshots came with the fronts.
 //!
 //! Nothing is trusted: every length is checked against the geometry, every snapshot against its checksum, and
 //! garbage costs an error, never a panic and never more bytes than one slot has.
@@ -11,10 +11,13 @@
 //! came before the publishing store). Never an older one: the log behind it may have been reused, and a session
 //! resumed from it would be a corrupt stream instead of a lost one.
 
-use crate::layout::{self, BufferHead, Geometry, HEADER_BYTES, MAGIC, PoolHeader, SlotHead, SlotState, VERSION};
+use crate::layout::{
+    self, BufferHead, FRONT_BYTES, Geometry, HEADER_BYTES, MAGIC, PoolHeader, SHORT_LWS_BYTES, SlotHead, SlotState,
+    VERSION,
+};
 use std::net::SocketAddr;
 use std::ops::Range;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 /// The application's part of a session at one instant.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -175,16 +178,19 @@ pub struct BoxHead {
     pub(crate) generation: u32,
     pub(crate) newest: u64,
     pub(crate) buffers: [BufferHead; 2],
+    /// What lies in the front behind the head.
+    pub(crate) short: [[u8; SHORT_LWS_BYTES as usize]; 2],
 }
 
 impl BoxHead {
-    /// Parses the [`SLOT_HEAD_BYTES`](layout::SLOT_HEAD_BYTES) of slot `slot`.
+    /// Parses the [`FRONT_BYTES`] of slot `slot`.
     ///
     /// # Errors
     /// [`BadBox::NoSession`] for most slots of most pools; [`BadBox::Truncated`], [`BadBox::Identity`].
     pub fn parse(slot: u32, bytes: &[u8]) -> Result<Self, BadBox> {
-        let truncated = BadBox::Truncated { need: size_of::<SlotHead>(), have: bytes.len() };
-        let (head, _) = SlotHead::read_from_prefix(bytes).map_err(|_| truncated)?;
+        let truncated = || BadBox::Truncated { need: FRONT_BYTES as usize, have: bytes.len() };
+        let (head, behind) = SlotHead::read_from_prefix(bytes).map_err(|_| truncated())?;
+        let (short, _) = FromBytes::read_from_prefix(behind).map_err(|_| truncated())?;
         let state = match SlotState::from_word(head.state.get()) {
             Some(state @ (SlotState::Open | SlotState::LostLog)) => state,
             _ => return Err(BadBox::NoSession { state: head.state.get() }),
@@ -204,6 +210,7 @@ impl BoxHead {
             generation: head.generation.get(),
             newest: head.newest.get(),
             buffers: [head.even, head.odd],
+            short,
         })
     }
 
@@ -233,36 +240,53 @@ impl BoxHead {
             });
         };
         let from = lsr.max(copied.saturating_sub(u64::from(geometry.log_bytes)));
-        let log_start = self.log_start(geometry);
+        let log_start = geometry.place(self.slot, geometry.log_offset());
         let log = geometry.log_stretches(from, copied);
         let log = log.map(|stretch| log_start + u64::from(stretch.start)..log_start + u64::from(stretch.end));
-        Ok(BoxPlan { candidates, log, from, copied, log_bytes: geometry.log_bytes })
+        let lws = candidates.iter().map(|candidate| candidate.range(geometry)).collect();
+        Ok(BoxPlan { candidates, lws, log, from, copied, log_bytes: geometry.log_bytes })
     }
 
     /// The published buffer and the next one, newest first, as far as their descriptions are possible.
     fn candidates(&self, geometry: &Geometry) -> impl Iterator<Item = Candidate> {
-        let slot_start = geometry.slot(self.slot).start;
         [self.newest.wrapping_add(1), self.newest].into_iter().filter_map(move |sequence| {
-            let head = self.buffers[(sequence & 1) as usize];
-            let possible = head.sequence.get() == sequence && head.length.get() <= geometry.lws_bytes;
-            let start = slot_start + u64::from(geometry.lws_offset(sequence));
-            possible.then(|| Candidate { head, lsr: head.lsr.get(), at: start..start + u64::from(head.length.get()) })
+            let odd = (sequence & 1) as usize;
+            let (head, length) = (self.buffers[odd], self.buffers[odd].length.get());
+            let possible = head.sequence.get() == sequence && length <= geometry.lws_bytes;
+            let lws = match self.short[odd].get(..length as usize) {
+                Some(short) => Lws::Here(short.to_vec()),
+                None => Lws::InBody(geometry.lws_offset(sequence, length)),
+            };
+            possible.then(|| Candidate { head, slot: self.slot, lsr: head.lsr.get(), lws })
         })
     }
+}
 
-    fn log_start(&self, geometry: &Geometry) -> u64 {
-        geometry.slot(self.slot).start + u64::from(geometry.log_offset())
-    }
+/// Where the words of a snapshot are.
+#[derive(Clone, Debug)]
+enum Lws {
+    /// They came with the front.
+    Here(Vec<u8>),
+    /// At this offset inside the slot.
+    InBody(u32),
 }
 
 #[derive(Clone, Debug)]
 struct Candidate {
     head: BufferHead,
+    slot: u32,
     lsr: u64,
-    at: Range<u64>,
+    lws: Lws,
 }
 
 impl Candidate {
+    /// What is to be read: nothing if it is here.
+    fn range(&self, geometry: &Geometry) -> Option<Range<u64>> {
+        let Lws::InBody(offset) = self.lws else { return None };
+        let start = geometry.place(self.slot, offset);
+        Some(start..start + u64::from(self.head.length.get()))
+    }
+
     fn is_whole(&self, generation: u32, lws: &[u8]) -> bool {
         self.head.computed_check(generation, lws) == self.head.check.get()
     }
@@ -276,6 +300,8 @@ impl Candidate {
 #[derive(Clone, Debug)]
 pub struct BoxPlan {
     candidates: Vec<Candidate>,
+    /// What is to be read of each.
+    lws: Vec<Option<Range<u64>>>,
     log: [Range<u64>; 2],
     from: u64,
     copied: u64,
@@ -285,7 +311,7 @@ pub struct BoxPlan {
 impl BoxPlan {
     /// What to read, as offsets in the pool, in the order [`BoxPlan::finish`] expects; some may be empty.
     pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.candidates.iter().map(|candidate| candidate.at.clone()).chain(self.log.iter().cloned())
+        self.lws.iter().flatten().cloned().chain(self.log.iter().cloned())
     }
 
     /// Turns the bytes of [`BoxPlan::ranges`], one slice per range, into a session.
@@ -300,10 +326,14 @@ impl BoxPlan {
                 return Err(BadBox::Truncated { need, have });
             }
         }
-        let (buffers, log) = parts.split_at(self.candidates.len());
-        let snapshot = self.candidates.iter().zip(buffers).find_map(|(candidate, lws)| {
-            let whole = candidate.is_whole(head.generation, lws.as_ref());
-            whole.then(|| candidate.snapshot(lws.as_ref().to_vec()))
+        let (buffers, log) = parts.split_at(self.lws.iter().flatten().count());
+        let mut buffers = buffers.iter();
+        let snapshot = self.candidates.iter().find_map(|candidate| {
+            let lws = match &candidate.lws {
+                Lws::Here(lws) => lws,
+                Lws::InBody(_) => buffers.next()?.as_ref(),
+            };
+            candidate.is_whole(head.generation, lws).then(|| candidate.snapshot(lws.to_vec()))
         });
         let snapshot = snapshot.ok_or(BadBox::NoSnapshot { newest: head.newest })?;
         let (lsr, copied, log_bytes) = (snapshot.lsr, self.copied, self.log_bytes);
@@ -360,7 +390,7 @@ pub fn read_box(pool: &[u8], geometry: &Geometry, slot: u32, copied: u64) -> Res
         let need = range.end as usize;
         pool.get(range.start as usize..need).ok_or(BadBox::Truncated { need, have: pool.len() })
     };
-    let head = BoxHead::parse(slot, cut(geometry.head(slot))?)?;
+    let head = BoxHead::parse(slot, cut(geometry.front(slot))?)?;
     let plan = head.plan(geometry, copied)?;
     let parts = plan.ranges().map(cut).collect::<Result<Vec<_>, _>>()?;
     plan.finish(&head, &parts)
@@ -369,20 +399,22 @@ pub fn read_box(pool: &[u8], geometry: &Geometry, slot: u32, copied: u64) -> Res
 /// Reads the snapshot of a box in memory of our own, and its raw head for the one who goes on writing it. The logged
 /// input stays where it is. `copy` takes bytes out of the slot, by offset and length.
 pub(crate) fn read_own(
-    head: &[u8],
+    front: &[u8],
     geometry: &Geometry,
     received: u64,
     copy: impl Fn(u32, u32) -> Vec<u8>,
 ) -> Result<(SlotHead, Snapshot), BadBox> {
-    let truncated = BadBox::Truncated { need: size_of::<SlotHead>(), have: head.len() };
-    let (raw, _) = SlotHead::read_from_prefix(head).map_err(|_| truncated)?;
-    let head = BoxHead::parse(0, raw.as_bytes())?;
+    let truncated = BadBox::Truncated { need: size_of::<SlotHead>(), have: front.len() };
+    let (raw, _) = SlotHead::read_from_prefix(front).map_err(|_| truncated)?;
+    let head = BoxHead::parse(0, front)?;
     if head.state == SlotState::LostLog {
         return Err(BadBox::LostLog);
     }
-    let start = geometry.slot(0).start;
     let snapshot = head.candidates(geometry).find_map(|candidate| {
-        let lws = copy((candidate.at.start - start) as u32, (candidate.at.end - candidate.at.start) as u32);
+        let lws = match &candidate.lws {
+            Lws::Here(lws) => lws.clone(),
+            Lws::InBody(offset) => copy(*offset, candidate.head.length.get()),
+        };
         candidate.is_whole(head.generation, &lws).then(|| candidate.snapshot(lws))
     });
     let snapshot = snapshot.ok_or(BadBox::NoSnapshot { newest: head.newest })?;

@@ -10,7 +10,7 @@
 #![allow(unsafe_code)]
 
 use crate::continuation::Words;
-use crate::layout::{Geometry, HEADER_BYTES, SLOT_HEAD_BYTES, SlotState};
+use crate::layout::{FRONT_BYTES, Geometry, HEADER_BYTES, SlotState};
 use crate::reader::{self, BadPool};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -195,19 +195,25 @@ impl Slot {
         fence(Ordering::Release);
     }
 
-    /// A copy of the slot's head.
-    pub fn head(&self) -> [u8; SLOT_HEAD_BYTES as usize] {
-        let mut head = [0; SLOT_HEAD_BYTES as usize];
-        let from = self.pointer(0, SLOT_HEAD_BYTES);
+    /// A copy of the slot's front.
+    pub fn front(&self) -> [u8; FRONT_BYTES as usize] {
+        let mut front = [0; FRONT_BYTES as usize];
+        let from = self.pointer(0, FRONT_BYTES);
         // SAFETY: `pointer` vouches for as many bytes as the array has.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), head.as_mut_ptr(), head.len()) };
-        head
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), front.as_mut_ptr(), front.len()) };
+        front
+    }
+
+    /// A copy of all the slot's bytes.
+    pub fn image(&self) -> Vec<u8> {
+        let body = self.geometry().slot_bytes - FRONT_BYTES;
+        [self.bytes(0, FRONT_BYTES), self.bytes(FRONT_BYTES, body)].concat()
     }
 
     /// A copy of `length` bytes at `offset` inside the slot.
     ///
     /// # Panics
-    /// If they are not inside the slot.
+    /// If they are not inside its front or its body.
     pub fn bytes(&self, offset: u32, length: u32) -> Vec<u8> {
         let from = self.pointer(offset, length);
         let mut bytes = Vec::with_capacity(length as usize);
@@ -277,18 +283,19 @@ impl Slot {
     fn pointer(&self, offset: u32, length: u32) -> NonNull<u8> {
         let geometry = self.geometry();
         let end = offset.checked_add(length).expect("offsets inside a slot fit 32 bits");
-        assert!(end <= geometry.slot_bytes, "byte {end} of a slot of {} bytes", geometry.slot_bytes);
-        let at = geometry.slot(self.index).start as usize + offset as usize;
-        // SAFETY: index < slots and end <= slot_bytes, so `at + length` lies inside `length_bytes` of the geometry,
-        // which `create` mapped and `open` compared with the mapping's length.
+        let part_end = if offset < FRONT_BYTES { FRONT_BYTES } else { geometry.slot_bytes };
+        assert!(end <= part_end, "byte {end} of a part of a slot that ends at {part_end}");
+        let at = geometry.place(self.index, offset) as usize;
+        // SAFETY: index < slots and `length` bytes from `offset` lie in one part of the slot, so `at + length` lies
+        // inside `length_bytes` of the geometry, which `create` mapped and `open` compared with the mapping's length.
         unsafe { self.pool.start.add(at) }
     }
 
     fn word(&self, index: usize) -> &AtomicU64 {
         let start = self.pointer(8 * index as u32, 8).cast::<AtomicU64>();
-        // SAFETY: `pointer` vouches for 8 bytes; slots start at multiples of 8 (a sound geometry) of a page-aligned
-        // mapping; the words that publish (state, newest) are only ever accessed as atomics while a box is open, and
-        // everything else of the slot by its one writer.
+        // SAFETY: `pointer` vouches for 8 bytes; fronts and bodies start at multiples of 8 (a sound geometry) of a
+        // page-aligned mapping; the words that publish (state, newest) are only ever accessed as atomics while a box is
+        // open, and everything else of the slot by its one writer.
         unsafe { start.as_ref() }
     }
 }

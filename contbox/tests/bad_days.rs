@@ -61,7 +61,7 @@ async fn a_snapshot_larger_than_its_box_is_refused_and_the_session_stays_resumab
 
     let (image, geometry) = (pool.image(), pool.geometry());
     let heads =
-        (0..geometry.slots).filter_map(|it| BoxHead::parse(it, &image[geometry.head(it).start as usize..]).ok());
+        (0..geometry.slots).filter_map(|it| BoxHead::parse(it, &image[geometry.front(it).start as usize..]).ok());
     let slots: Vec<_> = heads.map(|head| head.slot).collect();
     let found = read_box(&image, &geometry, slots[0], 10).unwrap();
     assert_eq!((found.snapshot.lws, found.snapshot.lsr, found.logged), (b"small".to_vec(), 4, b" input".to_vec()));

@@ -39,7 +39,7 @@ impl Drop for Scratch {
 
 fn boxes(pool: &Pool) -> Vec<BoxHead> {
     let (image, geometry) = (pool.image(), pool.geometry());
-    let head = |slot| BoxHead::parse(slot, &image[geometry.head(slot).start as usize..]);
+    let head = |slot| BoxHead::parse(slot, &image[geometry.front(slot).start as usize..]);
     (0..geometry.slots).filter_map(|slot| head(slot).ok()).collect()
 }
 
@@ -219,7 +219,7 @@ async fn a_connection_whose_slot_was_given_away_never_writes_to_it_again() {
 
     let other = Opening::fresh(99, "10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
     ContinuationBox::create(slot.clone(), &other).unwrap();
-    let before = slot.bytes(0, pool.geometry().slot_bytes);
+    let before = slot.image();
     peer.write_all(b"not for the other's log").unwrap();
     let mut read = [0; 23];
     stream.read_exact(&mut read).await.unwrap();
@@ -227,7 +227,7 @@ async fn a_connection_whose_slot_was_given_away_never_writes_to_it_again() {
     stream.session().export_state(b"nor its snapshot", 23, 0).unwrap();
     assert!(!stream.session().is_protected());
     drop(stream);
-    assert!(slot.bytes(0, pool.geometry().slot_bytes) == before);
+    assert!(slot.image() == before);
     client.stop();
 }
 

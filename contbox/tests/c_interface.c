@@ -32,8 +32,9 @@ int main(int argc, char **argv)
     if (contbox_create(&box, &pool, 0, 7, local, 8080, peer, 4711) != 0)
         return fail("contbox_create");
     for (uint64_t number = 1; number <= 5; number++) {
-        char state[32];
-        int length = snprintf(state, sizeof state, "state %d", (int)number);
+        char state[256];
+        /* By turns in the front of the slot and in its body. */
+        int length = snprintf(state, sizeof state, "state %0*d", number & 1 ? 150 : 1, (int)number);
         if (contbox_export_state(&box, state, (uint32_t)length, 250 * number, 7 * number) != 0)
             return fail("contbox_export_state");
     }
@@ -46,7 +47,7 @@ int main(int argc, char **argv)
         ((char *)stretch->iov_base)[stretch == &log[0] ? at : at - log[0].iov_len] = (char)(1250 + at);
     }
 
-    char state[64];
+    char state[256];
     uint32_t length = sizeof state;
     uint64_t lsr, lsw;
     if (contbox_import_state(&box, &pool, 1, state, &length, &lsr, &lsw) != 0)

@@ -1,6 +1,7 @@
 //! A writer that stops after any single store leaves the old or the new snapshot, whole.
 
 use contbox::continuation::{Exporter, Words};
+use contbox::layout::FRONT_BYTES;
 use contbox::reader::{BadBox, Snapshot, read_box};
 use contbox::{ContinuationBox, Geometry, Opening, Pool};
 use std::cell::{Cell, RefCell};
@@ -19,10 +20,14 @@ impl Cut {
         Self { words: Rc::new(RefCell::new(words)), budget: Rc::new(Cell::new(budget)) }
     }
 
-    /// What a remote reader finds: the slot behind a page of header.
+    /// What a remote reader finds: the slot's two parts behind a page of header.
     fn pool(&self, geometry: &Geometry) -> Vec<u8> {
-        let mut pool = vec![0; geometry.slot(0).start as usize];
-        pool.extend(self.words.borrow().iter().flat_map(|word| word.to_le_bytes()));
+        let slot: Vec<u8> = self.words.borrow().iter().flat_map(|word| word.to_le_bytes()).collect();
+        let (front, body) = slot.split_at(FRONT_BYTES as usize);
+        let mut pool = vec![0; geometry.length_bytes() as usize];
+        for (place, bytes) in [(geometry.front(0), front), (geometry.body(0), body)] {
+            pool[place.start as usize..place.end as usize].copy_from_slice(bytes);
+        }
         pool
     }
 }
@@ -43,7 +48,8 @@ impl Words for Cut {
 }
 
 fn snapshot(number: u64) -> Snapshot {
-    let length = (number * 13 % 60) as usize;
+    // By turns in the front and in the body.
+    let length = (number * 77 % 256) as usize;
     Snapshot { lsr: number, lsw: 1000 * number, lws: vec![number as u8 ^ 0x5a; length] }
 }
 
@@ -57,7 +63,7 @@ const PLENTY: usize = usize::MAX;
 
 #[test]
 fn a_stop_after_any_store_of_an_export_leaves_a_whole_snapshot() {
-    let geometry = Geometry::with(1, 64, 4096);
+    let geometry = Geometry::with(1, 256, 4096);
     for earlier in 0..4 {
         let mut stores = 0;
         loop {
@@ -85,7 +91,7 @@ fn a_stop_after_any_store_of_an_export_leaves_a_whole_snapshot() {
 
 #[test]
 fn a_stop_while_a_slot_is_reused_never_shows_the_previous_session_to_the_new_client() {
-    let geometry = Geometry::with(1, 64, 4096);
+    let geometry = Geometry::with(1, 256, 4096);
     let (first, second) = (opening("10.77.0.4:1"), opening("10.77.0.5:2"));
     for stores in 0.. {
         let memory = Cut::new(&geometry, PLENTY);
@@ -108,19 +114,19 @@ fn a_stop_while_a_slot_is_reused_never_shows_the_previous_session_to_the_new_cli
 
 #[test]
 fn a_refused_export_leaves_the_newest_snapshot_alone() {
-    let geometry = Geometry::with(1, 64, 4096);
+    let geometry = Geometry::with(1, 256, 4096);
     let memory = Cut::new(&geometry, PLENTY);
     let mut exporter = Exporter::create(memory.clone(), geometry, &opening("10.77.0.4:1")).unwrap();
     exporter.export_state(b"good", 7, 7).unwrap();
-    assert!(exporter.export_state(&[0; 65], 8, 8).is_err());
+    assert!(exporter.export_state(&[0; 257], 8, 8).is_err());
     assert!(exporter.export_state(b"back", 6, 8).is_err());
     assert_eq!(read_box(&memory.pool(&geometry), &geometry, 0, 2000).unwrap().snapshot.lws, b"good");
 }
 
 #[test]
 fn an_export_into_a_mapping_leaves_the_bytes_of_one_made_word_by_word() {
-    let geometry = Geometry::with(1, 64, 4096);
-    for length in (0..20).chain([63, 64]) {
+    let geometry = Geometry::with(1, 256, 4096);
+    for length in (0..20).chain([63, 64, 127, 128, 129, 255]) {
         let lws: Vec<u8> = (1..=length).collect();
         let (_fd, pool) = Pool::memfd(geometry, 1).unwrap();
         let slot = pool.slot(0).unwrap();
@@ -130,20 +136,20 @@ fn an_export_into_a_mapping_leaves_the_bytes_of_one_made_word_by_word() {
         let mut stored = Exporter::create(memory.clone(), geometry, &opening("10.77.0.4:1")).unwrap();
         for number in 1..=3 {
             let padded = [&lws[..], b"left over"].concat();
-            let longer = &padded[..padded.len().min(64)];
+            let longer = &padded[..padded.len().min(256)];
             for words in [longer, &lws] {
                 mapped.export_state(words, 0, number).unwrap();
                 stored.export_state(words, 0, number).unwrap();
             }
         }
-        let word_by_word = &memory.pool(&geometry)[geometry.slot(0).start as usize..];
-        assert!(slot.bytes(0, geometry.slot_bytes) == word_by_word, "{length} bytes");
+        let word_by_word: Vec<u8> = memory.words.borrow().iter().flat_map(|word| word.to_le_bytes()).collect();
+        assert!(slot.image() == word_by_word, "{length} bytes");
     }
 }
 
 #[test]
 fn an_import_finds_the_newest_snapshot_and_refuses_a_log_with_a_gap() {
-    let geometry = Geometry::with(1, 64, 4096);
+    let geometry = Geometry::with(1, 256, 4096);
     let (_fd, pool) = Pool::memfd(geometry, 1).unwrap();
     let slot = pool.slot(0).unwrap();
     let mut continuation = ContinuationBox::create(slot.clone(), &opening("10.77.0.4:1")).unwrap();

@@ -6,7 +6,7 @@ use contbox::shared::Pool;
 use contbox::{ContinuationBox, Opening};
 use proptest::prelude::*;
 
-const GEOMETRY: Geometry = Geometry::with(2, 64, 256);
+const GEOMETRY: Geometry = Geometry::with(2, 256, 256);
 
 /// A pool with one good session in slot 1: its image, and what it should read as at `copied` = 40.
 fn good_pool() -> (Vec<u8>, Snapshot, Vec<u8>) {
@@ -47,9 +47,8 @@ proptest! {
         if parse_pool(&image, image.len() as u64).is_err() {
             return Ok(());
         }
-        let slot = GEOMETRY.slot(1);
-        let log_start = slot.start + u64::from(GEOMETRY.log_offset());
-        let in_log = (log_start..slot.end).contains(&(at as u64));
+        let log_start = GEOMETRY.place(1, GEOMETRY.log_offset());
+        let in_log = (log_start..GEOMETRY.body(1).end).contains(&(at as u64));
         if let Ok(read) = read_box(&image, &GEOMETRY, 1, 40) {
             prop_assert_eq!(read.peer, "10.77.0.4:4711".parse().unwrap());
             prop_assert_eq!(read.snapshot, snapshot);
@@ -59,7 +58,7 @@ proptest! {
 
     #[test]
     fn garbage_slots_are_an_error_and_never_a_panic(
-        mut bytes in proptest::collection::vec(any::<u8>(), 256..=256),
+        mut bytes in proptest::collection::vec(any::<u8>(), 512..=512),
         copied in any::<u64>(),
         state in prop_oneof![Just(layout::SlotState::Open as u32), any::<u32>()],
         newest in any::<u64>(),
@@ -78,9 +77,9 @@ proptest! {
         if let Ok(head) = BoxHead::parse(1, &bytes)
             && let Ok(plan) = head.plan(&GEOMETRY, copied)
         {
-            let slot = GEOMETRY.slot(1);
+            let body = GEOMETRY.body(1);
             let parts: Vec<Vec<u8>> = plan.ranges().map(|range| {
-                assert!(slot.start <= range.start && range.start <= range.end && range.end <= slot.end);
+                assert!(body.start <= range.start && range.start <= range.end && range.end <= body.end);
                 vec![0; (range.end - range.start) as usize]
             }).collect();
             let _ = plan.finish(&head, &parts);

@@ -17,7 +17,7 @@ const SLOTS: u32 = 3;
 const COPIED: u64 = 40;
 
 static POOL: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let (_fd, pool) = Pool::memfd(Geometry::with(SLOTS, 64, 128), 7).expect("a pool in memory");
+    let (_fd, pool) = Pool::memfd(Geometry::with(SLOTS, 256, 128), 7).expect("a pool in memory");
     for (index, peer) in ["10.0.0.1:1000", "[fd77::4]:1001"].into_iter().enumerate() {
         let local = if index == 0 { "10.0.0.2:80" } else { "[fd77::2]:80" };
         let opening = Opening::fresh(1, local.parse().expect("an address"), peer.parse().expect("an address"));
@@ -25,7 +25,8 @@ static POOL: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let mut boxed = ContinuationBox::create(slot.clone(), &opening).expect("a box");
         slot.log_fill(0, &[b'i'; COPIED as usize]);
         boxed.note_received(COPIED as usize);
-        boxed.export_state(b"state", 20, 100).expect("an export");
+        // One in the front of its slot, one in the body.
+        boxed.export_state(&b"state".repeat(1 + 30 * index), 20, 100).expect("an export");
     }
     pool.image()
 });

@@ -1,8 +1,10 @@
-//! Walks over the memory of a recorded machine that was damaged.
+//! Walks over the memory of a recorded machine that was damaged: tasks and connections of those that were stopped, log
+//! and summary of those that panicked.
 //!
 //! An input: machine (u8), then damage: kind (u8) and operands. Kinds: 0 and 1, a pointer becomes another pointer of
 //! the machine (two u16 of [`Pointers`]); 2, a pointer becomes a number (u16, u64); 3, one byte (u16 of pointers, u8
-//! distance, u8); 4, a page is lost (u16).
+//! distance, u8); 4, a page is lost (u16); 5, one byte anywhere (u16 of pages, u16, u8); 6, a number anywhere (u16 of
+//! pages, u16, u64).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,19 +13,24 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use introspect::Kernel;
-use introspect::linux::task;
 use introspect::linux::tcp::{self, TcpFilter};
+use introspect::linux::{log, machine, task};
 use remote_memory::image::Image;
 use remote_memory::{AccessError, LinkError, PAGE_BYTES, Read, RemoteKey, RemoteRead};
 
 use crate::program::Program;
 
 const KEY: RemoteKey = RemoteKey::new(1);
-const MACHINES: [&str; 2] = ["linux-6.1-5level", "linux-6.12-4level"];
+const STOPPED: [&str; 2] = ["linux-6.1-5level", "linux-6.12-4level"];
+const PANICKED: [&str; 2] = ["linux-6.1-panic", "linux-6.12-panic"];
 /// No walk of an image of five hundred pages may take more round trips; the machines' own take about twenty.
 const ROUNDS_MAX: usize = 2_000;
 /// More objects than the pages hold.
 const OBJECTS_MAX: usize = 1_000;
+/// As many as the monitor asks for, and more than the machines wrote.
+const LOG_RECORDS: usize = 4_000;
+/// A text of 8 KiB, each byte of which may be written out as four.
+const LOG_TEXT_MAX: usize = 32 * 1024;
 /// Damage of one input.
 const STEPS_MAX: usize = 200;
 
@@ -36,7 +43,8 @@ struct Machine {
     values: Vec<u64>,
 }
 
-static RECORDED: LazyLock<Vec<Machine>> = LazyLock::new(|| MACHINES.iter().map(|name| load(name)).collect());
+static RECORDED: LazyLock<[Machine; 2]> = LazyLock::new(|| STOPPED.map(load));
+static LAST_WORDS: LazyLock<[Machine; 2]> = LazyLock::new(|| PANICKED.map(load));
 
 fn load(name: &str) -> Machine {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../introspect/tests/images");
@@ -107,33 +115,58 @@ impl RemoteRead for Damaged<'_> {
     }
 }
 
-/// Every walk of a damaged machine ends within its bounds, and a queue it calls complete holds what the socket claims.
-pub(crate) fn walk(input: &[u8]) -> bool {
+/// The machine that an input chooses among `machines`, with the input's damage.
+fn damaged<'a>(machines: &'a [Machine], input: &[u8]) -> (&'a Kernel, Damaged<'a>) {
     let mut program = Program::new(input);
-    let machine = &RECORDED[usize::from(program.byte()) % MACHINES.len()];
+    let machine = &machines[usize::from(program.byte()) % machines.len()];
     let mut memory = Damaged { image: &machine.image, pages: BTreeMap::new(), rounds: 0 };
     for _ in 0..STEPS_MAX {
         if program.is_over() {
             break;
         }
         // Odd multipliers spread small operands over all pointers.
-        let kind = program.byte() % 5;
-        let first = usize::from(program.short()) * 40_503 % machine.places.len();
+        let kind = program.byte() % 7;
+        let first = usize::from(program.short()) * 40_503;
+        let (place, page) = (machine.places[first % machine.places.len()], machine.pages[first % machine.pages.len()]);
         match kind {
             0 | 1 => {
                 let value = machine.values[usize::from(program.short()) * 40_503 % machine.values.len()];
-                memory.write(machine.places[first], &value.to_le_bytes());
+                memory.write(place, &value.to_le_bytes());
             }
-            2 => memory.write(machine.places[first], &program.long().to_le_bytes()),
-            3 => memory.write(machine.places[first] ^ u64::from(program.byte() & 63), &[program.byte()]),
+            2 => memory.write(place, &program.long().to_le_bytes()),
+            3 => memory.write(place ^ u64::from(program.byte() & 63), &[program.byte()]),
+            4 => drop(memory.pages.insert(page, None)),
             _ => {
-                memory.pages.insert(machine.pages[first % machine.pages.len()], None);
+                let at = page * PAGE_BYTES + u64::from(program.short()) % PAGE_BYTES;
+                match kind {
+                    5 => memory.write(at, &[program.byte()]),
+                    _ => memory.write(at & !7, &program.long().to_le_bytes()),
+                }
             }
         }
     }
-    let (tasks, _) = task::walk(&machine.kernel, &mut memory, KEY).expect("an image does not lose its path");
+    (&machine.kernel, memory)
+}
+
+/// The log and the summary of a damaged machine are read within their bounds.
+pub(crate) fn last_words(input: &[u8]) -> bool {
+    let (kernel, mut memory) = damaged(&*LAST_WORDS, input);
+    let (records, _) = log::tail(kernel, &mut memory, KEY, LOG_RECORDS).expect("an image does not lose its path");
+    assert!(records.len() <= LOG_RECORDS, "more records than were wanted");
+    let is_bounded = |record: &log::Record| record.text.len() <= LOG_TEXT_MAX && record.level < 8;
+    assert!(records.iter().all(is_bounded), "a record beyond its bounds");
     memory.rounds = 0;
-    let walked = tcp::walk(&machine.kernel, &mut memory, KEY, &TcpFilter::default());
+    let (summary, _) = machine::summary(kernel, &mut memory, KEY).expect("an image does not lose its path");
+    assert!(summary.current.len() < OBJECTS_MAX, "more processors than pages hold");
+    !records.is_empty()
+}
+
+/// Every walk of a damaged machine ends within its bounds, and a queue it calls complete holds what the socket claims.
+pub(crate) fn walk(input: &[u8]) -> bool {
+    let (kernel, mut memory) = damaged(&*RECORDED, input);
+    let (tasks, _) = task::walk(kernel, &mut memory, KEY).expect("an image does not lose its path");
+    memory.rounds = 0;
+    let walked = tcp::walk(kernel, &mut memory, KEY, &TcpFilter::default());
     let (sockets, _) = walked.expect("an image does not lose its path");
     assert!(tasks.len() < OBJECTS_MAX && sockets.len() < OBJECTS_MAX, "more objects than pages hold");
     for socket in sockets.iter().filter(|socket| socket.send_queue_complete) {

@@ -36,6 +36,8 @@ pub enum Fault {
     },
     /// Bytes exist but this crate cannot reach them (device memory behind a fragment).
     Unsupported,
+    /// This kernel keeps it in a place or a way that this crate does not know.
+    Unknown,
 }
 
 impl fmt::Display for Damage {
@@ -46,6 +48,7 @@ impl fmt::Display for Damage {
             Fault::Cycle => write!(f, "comes back to an object already seen"),
             Fault::TooLong { limit } => write!(f, "longer than {limit}"),
             Fault::Mismatch { expected, found } => write!(f, "expected {expected:#x}, found {found:#x}"),
+            Fault::Unknown => write!(f, "not known of this kernel: not checked"),
             Fault::Unsupported => write!(f, "in memory that cannot be read from outside"),
         }
     }

@@ -9,7 +9,7 @@ use crate::btf::{BTF_BYTES_MAX, Btf, TypeError};
 use crate::kallsyms::{self, NAMES_BYTES_MAX, SYMBOLS_MAX, TOKEN_INDEX_BYTES, TOKEN_TABLE_BYTES, Tables, Values};
 use crate::linux::log::LogLayout;
 use crate::linux::task::TaskLayout;
-use crate::linux::tcp::{TcpLayout, tables};
+use crate::linux::tcp::{EndsHash, TcpLayout, tables};
 use crate::memory::{Memory, word};
 use crate::paging::{IMAGE_START, Space};
 use crate::vmcoreinfo::{Note, scan};
@@ -23,16 +23,21 @@ const SYMBOLS: &[&str] = &[
     "_end",
     "_totalram_pages",
     "current_task",
+    "inet6_ehash_secret",
+    "inet_ehash_secret",
     "init_net",
     "init_pid_ns",
     "init_task",
+    "ipv6_hash_secret",
     "jiffies",
     "linux_banner",
+    "net_hotdata",
     "nr_cpu_ids",
     "nr_threads",
     "page_offset_base",
     "pcpu_hot",
     "tcp_hashinfo",
+    "tcp_ipv6_hash_secret",
     "total_forks",
     "vm_zone_stat",
     "vmemmap_base",
@@ -114,12 +119,32 @@ fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Ke
     Ok(Kernel {
         release: note.release().to_string(),
         task: TaskLayout::resolve(&btf)?,
+        ends: ends_hash(&btf, &symbols),
         log: LogLayout::resolve(&btf).ok(),
         hot_task: btf.field_at("pcpu_hot.current_task").ok(),
         tcp,
         tcp_tables,
         symbols,
         space,
+    })
+}
+
+/// Where the secrets are that ends of connections are hashed with: from 6.9 on in `net_hotdata`, before in variables of
+/// their own.
+fn ends_hash(btf: &Btf, symbols: &BTreeMap<String, u64>) -> Option<EndsHash> {
+    let member = |of: &str, path: &str| {
+        let field = btf.field_at(path).ok().filter(|field| field.size == 4)?;
+        symbols.get(of)?.checked_add(field.offset as u64)
+    };
+    let place = |path: &str, names: &[&str]| {
+        let of_its_own = || names.iter().find_map(|name| symbols.get(*name).copied());
+        member("net_hotdata", path).or_else(of_its_own)
+    };
+    Some(EndsHash {
+        secret4: place("net_hotdata.tcp_protocol.secret", &["inet_ehash_secret"])?,
+        secret6: place("net_hotdata.tcpv6_protocol.secret", &["inet6_ehash_secret"])?,
+        peer6: place("net_hotdata.tcpv6_offload.secret", &["tcp_ipv6_hash_secret", "ipv6_hash_secret"])?,
+        mix: btf.field_at("net.hash_mix").ok()?,
     })
 }
 

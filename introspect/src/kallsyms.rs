@@ -51,7 +51,7 @@ pub(crate) fn resolve(
     anchor: (&str, u64),
 ) -> Result<BTreeMap<String, u64>, &'static str> {
     let tokens = expand_tokens(tables)?;
-    let mut found = BTreeMap::new();
+    let (mut found, mut numbered) = (BTreeMap::new(), BTreeMap::new());
     let mut anchor_index = None;
     let mut at = 0;
     let mut name = Vec::with_capacity(NAME_BYTES_MAX);
@@ -72,11 +72,20 @@ pub(crate) fn resolve(
         }
         if wanted.contains(name) {
             found.entry(name.to_string()).or_insert(index);
+        } else if let Some(name) = of_function(name).filter(|name| wanted.contains(name)) {
+            numbered.entry(name.to_string()).or_insert(index);
         }
     }
+    numbered.append(&mut found);
     let anchor_index = anchor_index.ok_or("kallsyms lacks the symbol that vmcoreinfo states")?;
     let decode = decoder(&tables.values, anchor_index, anchor.1)?;
-    Ok(found.into_iter().map(|(name, index)| (name, decode(index))).collect())
+    Ok(numbered.into_iter().map(|(name, index)| (name, decode(index))).collect())
+}
+
+/// The name of a static variable inside a function: compilers append a number to tell it from others.
+fn of_function(symbol: &str) -> Option<&str> {
+    let (name, number) = symbol.rsplit_once('.')?;
+    (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())).then_some(name)
 }
 
 /// Length of the entry at `at` and where its codes begin.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::btf::Field;
 use crate::linux::log::LogLayout;
 use crate::linux::task::TaskLayout;
-use crate::linux::tcp::{TcpLayout, TcpTable};
+use crate::linux::tcp::{EndsHash, TcpLayout, TcpTable};
 use crate::memory::Memory;
 use crate::paging::Space;
 
@@ -50,6 +50,9 @@ pub struct Kernel {
     pub(crate) task: TaskLayout,
     pub(crate) tcp: TcpLayout,
     pub(crate) tcp_tables: Vec<TcpTable>,
+    /// Absent in kernels that hash the ends of connections with something else.
+    #[serde(default)]
+    pub(crate) ends: Option<EndsHash>,
     /// Absent before 5.10, which has another log, and in descriptions that were saved before this was read.
     #[serde(default)]
     pub(crate) log: Option<LogLayout>,

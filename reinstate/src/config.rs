@@ -141,8 +141,9 @@ impl Config {
         }
         let (application, most, after) = (self.application_ms, self.probe.most_ms, self.probe.after_answer_ms);
         for (key, ms) in [("application_ms", application), ("probe.most_ms", most), ("probe.after_answer_ms", after)] {
-            if ms > PATIENCE_MS_MAX || (ms == 0 && key == "application_ms") {
-                let what = format!("{ms} ms is no time to wait in an evacuation; 1 to {PATIENCE_MS_MAX} is");
+            let least = u64::from(key == "application_ms");
+            if !(least..=PATIENCE_MS_MAX).contains(&ms) {
+                let what = format!("{ms} ms is no time to wait in an evacuation; {least} to {PATIENCE_MS_MAX} is");
                 return Err(source.error_at(key, what));
             }
         }
@@ -234,7 +235,7 @@ mod tests {
         check("box_socket = \"\"", "r.toml:3: box_socket: empty; name a file");
         let wait = "0 ms is no time to wait in an evacuation; 1 to 60000 is";
         check("application_ms = 0", &format!("r.toml:3: application_ms: {wait}"));
-        let wait = "70000 ms is no time to wait in an evacuation; 1 to 60000 is";
+        let wait = "70000 ms is no time to wait in an evacuation; 0 to 60000 is";
         check("[probe]\nmost_ms = 70000", &format!("r.toml:4: probe.most_ms: {wait}"));
         let error = Config::parse(Path::new("r.toml"), &format!("{GOOD}[boxes]\nslots = 0\n")).unwrap_err();
         assert!(error.to_string().starts_with("r.toml:3: boxes: asks for an impossible pool: "), "{error}");

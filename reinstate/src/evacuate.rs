@@ -25,7 +25,7 @@ use crate::{
     netlink::Netlink,
     nudge::Nudger,
     probe::{Patience, Prober, Verdict},
-    resume::{Ending, Orders, Resumed, came_about, given, keepers, rebuild, speak},
+    resume::{Ending, Orders, Resumed, Sockets, came_about, given, keepers, speak},
     routes::RaisedRoutes,
     session,
     snapshot::Snapshot,
@@ -158,16 +158,21 @@ impl Prepared {
         for address in ours() {
             named("announcing the address", address.announce())?;
         }
-        let values: Vec<_> = survey.sockets.iter().map(|socket| session::values(socket, silent)).collect();
+        let connections: Vec<_> = survey.sockets.iter().map(|socket| session::unread(socket, silent)).collect();
+        let wanted: Vec<_> = survey.sockets.iter().map(|socket| session::rebuildable(socket).is_ok()).collect();
         let again = || ours().for_each(|address| drop(address.announce()));
         let (source, prober) = (&mut self.source, &mut self.prober);
-        // Clients take their time to answer, and boxes take theirs to be read.
+        // Clients take their time to answer, and boxes take theirs to be read; sockets are built as answers come.
+        let (patience, mut sockets) = (config.probe.patience(), Sockets::of(&connections, order));
         let (verdicts, extracted) = thread::scope(|scope| {
-            let asking = scope.spawn(|| (ask(prober, &values, order, config.probe.patience(), again), order.elapsed()));
+            let (tell, told) = mpsc::channel();
+            let asking = scope.spawn(|| (ask(prober, &connections, order, patience, again, tell), order.elapsed()));
+            let building = scope.spawn(|| sockets.build(told, |number| wanted[number]));
             let extracted = source.pair(&mut survey, pool.as_ref(), silent);
             stages.end("boxes");
             let (verdicts, heard) = joined(asking);
             stages.note("probe", stages.of("extract"), heard);
+            joined(building);
             (verdicts, extracted)
         });
         let Extracted { sessions, ending, mut lost, damage } = extracted?;
@@ -182,7 +187,7 @@ impl Prepared {
                 drop(taker);
                 order.elapsed()
             });
-            let mut silent_ones = rebuild(keepers, &verdicts, order, &mut lost);
+            let mut silent_ones = sockets.given_to(keepers, &verdicts, &mut lost);
             stages.end("rebuild");
             take_addresses(addresses, routes, netlink, held, &part)?;
             stages.end("address");
@@ -281,21 +286,7 @@ impl Prepared {
     /// # Errors
     /// A sentence for people; what can be is as before.
     pub fn give_back_unused(&mut self) -> Result<bool, String> {
-        let held = self.held();
-        for address in self.addresses.iter_mut().filter(|address| held.contains(&address.address())) {
-            named("giving the address back", address.give_back(&mut self.netlink))?;
-        }
-        let is_unused = |address: &IpAddr| leftovers::connections(*address).is_ok_and(|found| found.is_empty());
-        if held.iter().all(is_unused) {
-            for address in held {
-                named("noting that it is gone", self.held.forget(address))?;
-            }
-            return Ok(true);
-        }
-        for address in self.addresses.iter_mut().filter(|address| held.contains(&address.address())) {
-            named("taking the address again", address.take(&mut self.netlink))?;
-        }
-        Ok(false)
+        self.held.give_back_unused(&mut self.addresses, &mut self.netlink)
     }
 
     /// The end of standing by: whatever was changed on this machine is undone, as far as possible.
@@ -362,18 +353,23 @@ fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Asks all clients where they stand; by their connections' numbers in the survey.
+/// Asks all clients where they stand, and tells as they answer; by their connections' numbers in the survey.
 fn ask(
     prober: &mut Prober,
-    values: &[Snapshot],
+    connections: &[Snapshot],
     order: Instant,
     patience: Patience,
     again: impl FnMut(),
+    tell: mpsc::Sender<(usize, Verdict)>,
 ) -> Vec<Verdict> {
-    let values: Vec<&Snapshot> = values.iter().collect();
-    prober.ask(&values, order, patience, again).unwrap_or_else(|error| {
+    let connections: Vec<&Snapshot> = connections.iter().collect();
+    // Whoever listens does so to the end.
+    let told = |number, verdict| {
+        let _ = tell.send((number, verdict));
+    };
+    prober.ask_telling(&connections, order, patience, again, told).unwrap_or_else(|error| {
         tracing::warn!(%error, "clients cannot be asked; going on with the target's numbers");
-        values.iter().map(|values| Ok(crate::position::assumed(values))).collect()
+        connections.iter().map(|values| Ok(crate::position::assumed(values))).collect()
     })
 }
 

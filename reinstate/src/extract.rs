@@ -1,7 +1,7 @@
 //! Sessions out of dead memory: sockets by walking the kernel, boxes by reading the pool, paired by their ends.
 //!
 //! Reads only, in rounds that do not grow with the number of sessions: the socket walk's, one for the pool's header,
-//! one for all heads, one for all snapshots and logs. Nothing read is trusted; what is wrong costs one session.
+//! one for all fronts, one for all snapshots and logs. Nothing read is trusted; what is wrong costs one session.
 //!
 //! What waits to be sent comes last ([`tcp::Survey`]): everything before can go on without it.
 
@@ -200,7 +200,7 @@ impl Boxes {
             Ok(info) => info,
             Err(why) => return Ok(Err(why)),
         };
-        let places: Vec<_> = (0..info.geometry.slots).map(|slot| info.geometry.head(slot)).collect();
+        let places: Vec<_> = (0..info.geometry.slots).map(|slot| info.geometry.front(slot)).collect();
         let mut bytes: Vec<Vec<u8>> = places.iter().map(|place| vec![0; (place.end - place.start) as usize]).collect();
         let mut batch: Vec<Read<'_>> = places
             .iter()

@@ -44,6 +44,32 @@ impl HeldFile {
         writeln!(file, "{address} {}", interface.index)
     }
 
+    /// Gives those of `addresses` back that are here, and forgets them, if no connection uses them: the addresses go
+    /// first, then it is looked. False if a connection was there after all; the addresses are then back, and what was
+    /// sent meanwhile comes again.
+    ///
+    /// # Errors
+    /// A sentence for people; what can be is as before.
+    pub fn give_back_unused(&self, addresses: &mut [StandBy], netlink: &mut Netlink) -> Result<bool, String> {
+        let mut held: Vec<_> = addresses.iter_mut().filter(|address| address.is_held()).collect();
+        let gone = held.iter_mut().try_for_each(|address| address.give_back(netlink));
+        let is_unused = |address: &&mut StandBy| {
+            leftovers::connections(address.address()).is_ok_and(|connections| connections.is_empty())
+        };
+        if gone.is_ok() && held.iter().all(is_unused) {
+            for address in &held {
+                let noted = self.forget(address.address());
+                noted.map_err(|error| format!("noting that {} is gone: {error}", address.address()))?;
+            }
+            return Ok(true);
+        }
+        for address in held.iter_mut().filter(|address| !address.is_held()) {
+            let again = address.take(netlink);
+            again.map_err(|error| format!("taking {} again: {error}", address.address()))?;
+        }
+        gone.map(|()| false).map_err(|error| format!("giving an address back: {error}"))
+    }
+
     /// Forgets an address that is here no longer.
     ///
     /// # Errors

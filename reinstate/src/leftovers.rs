@@ -22,6 +22,8 @@ const SOCK_DESTROY: u16 = 21;
 const LISTEN: u32 = 10;
 /// `TCP_TIME_WAIT`: a memory of a connection, with nothing to lose.
 const TIME_WAIT: u8 = 6;
+/// `TCP_CLOSE`: it has ended, and its application still has the socket open. Newer kernels show these too.
+const CLOSE: u8 = 7;
 /// `struct inet_diag_sockid`: ports, two 16-byte addresses, interface, cookie.
 const ID_LEN: usize = 48;
 const ID_SOURCE: usize = 4;
@@ -121,13 +123,14 @@ fn dump(diagnostics: &mut Netlink, address: IpAddr) -> io::Result<Vec<Connection
     Ok(found)
 }
 
-/// The connections whose local address is `address` and which may still carry data: not those in TIME_WAIT.
+/// The connections whose local address is `address` and which may still carry data: not those in TIME_WAIT or
+/// ended.
 ///
 /// # Errors
 /// The kernel's.
 pub fn connections(address: IpAddr) -> io::Result<Vec<Connection>> {
     let mut found = dump(&mut Netlink::open_diagnostics()?, address)?;
-    found.retain(|connection| connection.state != TIME_WAIT);
+    found.retain(|connection| !matches!(connection.state, TIME_WAIT | CLOSE));
     Ok(found)
 }
 

@@ -58,6 +58,9 @@ impl Default for Patience {
     }
 }
 
+/// Clients that are asked between two looks at who has answered.
+const ASKED_AT_ONCE: usize = 16;
+
 /// What a probe brought for one session.
 pub type Verdict = Result<Start, Refused>;
 
@@ -149,35 +152,62 @@ impl Prober {
         snapshots: &[&Snapshot],
         order: Instant,
         patience: Patience,
+        again: impl FnMut(),
+    ) -> io::Result<Vec<Verdict>> {
+        self.ask_telling(snapshots, order, patience, again, |_, _| ())
+    }
+
+    /// The same, telling each verdict as soon as it stands, with its number in `snapshots`: once a client has answered,
+    /// or the wait for all is over. What a client says after its answer can only be further ahead of where its session
+    /// goes on; it then gets bytes again that it has.
+    ///
+    /// # Errors
+    /// See [`Prober::ask`]; some verdicts may have been told.
+    pub fn ask_telling(
+        &mut self,
+        snapshots: &[&Snapshot],
+        order: Instant,
+        patience: Patience,
         mut again: impl FnMut(),
+        mut told: impl FnMut(usize, Verdict),
     ) -> io::Result<Vec<Verdict>> {
         let index: HashMap<_, _> = snapshots.iter().enumerate().map(|(at, one)| ((one.local, one.peer), at)).collect();
-        let mut verdicts: Vec<Verdict> = snapshots.iter().map(|one| Ok(position::assumed(one))).collect();
+        let mut asked = Asked {
+            snapshots,
+            verdicts: snapshots.iter().map(|one| Ok(position::assumed(one))).collect(),
+            silent: (0..snapshots.len()).collect(),
+            index,
+        };
         self.forget_what_was_heard()?;
-        let begin = Instant::now();
-        let mut silent: HashSet<usize> = (0..snapshots.len()).collect();
+        let mut begin = None;
         for round in 1..=ROUNDS {
-            if round > 1 && !silent.is_empty() {
+            if round > 1 && !asked.silent.is_empty() {
                 again();
             }
-            for at in &silent {
-                if let Err(error) = self.poke(snapshots[*at], order.elapsed()) {
-                    tracing::debug!(peer = %snapshots[*at].peer, %error, "a client cannot be asked");
+            let silent: Vec<usize> = asked.silent.iter().copied().collect();
+            for (count, at) in silent.into_iter().enumerate() {
+                if let Err(error) = self.poke(snapshots[at], order.elapsed()) {
+                    tracing::debug!(peer = %snapshots[at].peer, %error, "a client cannot be asked");
+                }
+                // Thousands take a while to be asked, and the first have long answered.
+                if count % ASKED_AT_ONCE == ASKED_AT_ONCE - 1 {
+                    while let Some(heard) = self.hear(Instant::now())? {
+                        asked.take(&heard, &mut told);
+                    }
                 }
             }
-            let end = begin + patience.most * round / ROUNDS;
+            // The wait begins when all were asked once.
+            let end = *begin.get_or_insert_with(Instant::now) + patience.most * round / ROUNDS;
             let mut until = end;
-            while !silent.is_empty() {
+            while !asked.silent.is_empty() {
                 let Some(heard) = self.hear(until)? else { break };
-                let Some(&at) = index.get(&(heard.destination, heard.source)) else { continue };
-                take(&mut verdicts[at], snapshots[at], &heard);
-                let settled = verdicts[at].as_ref().is_ok_and(|start| start.proof == position::Proof::Client);
-                if settled && silent.remove(&at) {
+                if asked.take(&heard, &mut told) {
                     until = end.min(Instant::now() + patience.after_answer);
                 }
             }
         }
-        Ok(verdicts)
+        asked.silent.iter().for_each(|at| told(*at, asked.verdicts[*at]));
+        Ok(asked.verdicts)
     }
 
     fn forget_what_was_heard(&mut self) -> io::Result<()> {
@@ -209,6 +239,33 @@ impl Prober {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+/// Clients that were asked.
+struct Asked<'a> {
+    snapshots: &'a [&'a Snapshot],
+    /// By number, as `snapshots`.
+    verdicts: Vec<Verdict>,
+    /// Those that have not answered.
+    silent: HashSet<usize>,
+    index: HashMap<(SocketAddr, SocketAddr), usize>,
+}
+
+impl Asked<'_> {
+    /// Takes what was overheard; true if a client has answered by it.
+    fn take(&mut self, heard: &Heard, told: &mut impl FnMut(usize, Verdict)) -> bool {
+        let Some(&at) = self.index.get(&(heard.destination, heard.source)) else { return false };
+        if !self.silent.contains(&at) {
+            return false;
+        }
+        take(&mut self.verdicts[at], self.snapshots[at], heard);
+        let settled = self.verdicts[at].as_ref().is_ok_and(|start| start.proof == position::Proof::Client);
+        if settled {
+            self.silent.remove(&at);
+            told(at, self.verdicts[at]);
+        }
+        settled
     }
 }
 

@@ -133,25 +133,61 @@ pub(crate) fn keepers(sessions: Vec<Session>, ending: Vec<(usize, Snapshot)>) ->
     sessions.chain(ending.into_iter().map(|(number, snapshot)| (number, Keeper::Kernel(snapshot)))).collect()
 }
 
-pub(crate) fn rebuild(
-    keepers: Vec<(usize, Keeper)>,
-    verdicts: &[Verdict],
+/// A socket and where it goes on, or why there is none.
+type Built = Result<(Start, Rebuilt), Loss>;
+
+/// The sockets of surveyed connections, by their numbers.
+pub(crate) struct Sockets<'a> {
+    /// The connections, with what was not read of them.
+    connections: &'a [Snapshot],
     order: Instant,
-    lost: &mut Vec<Lost>,
-) -> HashMap<usize, Silent> {
-    let mut rebuilt = HashMap::with_capacity(keepers.len());
-    for (number, keeper) in keepers {
-        let snapshot = keeper.snapshot();
-        let built = verdicts[number].map_err(Loss::from).and_then(|start| {
-            let socket = tcp_repair::rebuild(snapshot, start, snapshot.timestamp_after(order.elapsed()));
-            socket.map(|socket| (start, socket)).map_err(|error| Loss::Repair(error.to_string()))
-        });
-        match built {
-            Ok((start, socket)) => drop(rebuilt.insert(number, Silent { keeper, start, socket })),
-            Err(why) => lost.push(keeper.lost(why)),
+    built: HashMap<usize, Built>,
+}
+
+impl<'a> Sockets<'a> {
+    pub(crate) fn of(connections: &'a [Snapshot], order: Instant) -> Self {
+        Self { connections, order, built: HashMap::with_capacity(connections.len()) }
+    }
+
+    /// Builds the socket of each connection whose verdict comes, if it is `wanted`, until no more come. Whether it has
+    /// a box need not be known: a socket under repair that nobody takes goes without a word.
+    pub(crate) fn build(
+        &mut self,
+        verdicts: impl IntoIterator<Item = (usize, Verdict)>,
+        wanted: impl Fn(usize) -> bool,
+    ) {
+        for (number, verdict) in verdicts.into_iter().filter(|(number, _)| wanted(*number)) {
+            self.built.insert(number, self.one(&self.connections[number], verdict));
         }
     }
-    rebuilt
+
+    fn one(&self, snapshot: &Snapshot, verdict: Verdict) -> Built {
+        let start = verdict?;
+        let socket = tcp_repair::rebuild(snapshot, start, snapshot.timestamp_after(self.order.elapsed()));
+        socket.map(|socket| (start, socket)).map_err(|error| Loss::Repair(error.to_string()))
+    }
+
+    /// Gives the sockets to who goes on with them. The others are closed, and were never heard.
+    pub(crate) fn given_to(
+        mut self,
+        keepers: Vec<(usize, Keeper)>,
+        verdicts: &[Verdict],
+        lost: &mut Vec<Lost>,
+    ) -> HashMap<usize, Silent> {
+        let mut silent = HashMap::with_capacity(keepers.len());
+        for (number, keeper) in keepers {
+            let built = self.built.remove(&number);
+            let snapshot = keeper.snapshot();
+            // Input that nobody will read must not be in the socket: its end would be a reset.
+            let fits = self.connections[number].receiving.len() == snapshot.receiving.len();
+            let built = built.filter(|_| fits).unwrap_or_else(|| self.one(snapshot, verdicts[number]));
+            match built {
+                Ok((start, socket)) => drop(silent.insert(number, Silent { keeper, start, socket })),
+                Err(why) => lost.push(keeper.lost(why)),
+            }
+        }
+        silent
+    }
 }
 
 /// The rebuilt connections of a group, with what they have to send.

@@ -121,6 +121,9 @@ pub fn rebuildable(socket: &TcpSocket) -> Result<(), Loss> {
     if let Some((_, what)) = unsupported.iter().find(|(is, _)| *is) {
         return Err(Loss::Unsupported(what));
     }
+    if socket.ends_doubtful() {
+        return Err(Loss::Damaged("pair of addresses"));
+    }
     let sent = socket.send_queue.iter().map(Segment::len).sum::<usize>();
     let fin_in_queue = socket.send_queue.iter().any(|segment| segment.fin);
     let unacknowledged = u64::from(distance(socket.snd_una, socket.write_seq));
@@ -237,6 +240,13 @@ pub fn snapshot(socket: TcpSocket, silent: Duration) -> Snapshot {
     let values = values(&socket, silent);
     let sending = joined(socket.send_queue);
     Snapshot { unread: values.unread - sending.len(), sending, receiving: socket.receive_queue, ..values }
+}
+
+/// The connection's values with what its application had not read: what it takes to ask its client, and to build its
+/// socket. Of a connection that nobody reads from any more, as [`ending`] has it.
+pub fn unread(socket: &TcpSocket, silent: Duration) -> Snapshot {
+    let receiving = if socket.orphaned { Vec::new() } else { socket.receive_queue.clone() };
+    Snapshot { receiving, ..values(socket, silent) }
 }
 
 /// The connection's values without its bytes: what it takes to ask its client, or to end it there.

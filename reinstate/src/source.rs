@@ -28,6 +28,9 @@ use crate::{
 /// and about a millisecond, so that whoever waits for a short queue need not wait for all.
 const GROUP_BYTES: usize = 512 << 10;
 
+/// Nor of more than so many sessions: those that are live are taken by their application while the next are made so.
+const GROUP_SESSIONS: usize = 48;
+
 /// Failures of the link, each followed by a new connection, before the queues that are left are given up: clients wait,
 /// and other sessions have begun to go on.
 const LINK_TRIES: u32 = 3;
@@ -142,7 +145,8 @@ impl Source {
     }
 }
 
-/// Cuts `numbers`, which are in order of their bytes, into groups: first those without any, then by [`GROUP_BYTES`].
+/// Cuts `numbers`, which are in order of their bytes, into groups of [`GROUP_SESSIONS`]: first those without any, then
+/// by [`GROUP_BYTES`].
 fn groups(numbers: &[usize], bytes: impl Fn(usize) -> usize) -> impl Iterator<Item = &[usize]> {
     let mut rest = numbers;
     std::iter::from_fn(move || {
@@ -153,6 +157,7 @@ fn groups(numbers: &[usize], bytes: impl Fn(usize) -> usize) -> impl Iterator<It
         };
         let empty = rest.iter().take_while(|number| bytes(**number) == 0).count();
         let len = if empty > 0 { empty } else { rest.iter().take_while(fits).count().max(1) };
+        let len = len.min(GROUP_SESSIONS);
         let (group, later) = rest.split_at_checked(len)?;
         rest = later;
         Some(group)
@@ -172,6 +177,10 @@ mod tests {
         check(&[0, 1, 2, 3, 4, 5], &[&[0, 1], &[2, 3], &[4], &[5]]);
         check(&[2, 3], &[&[2, 3]]);
         check(&[5], &[&[5]]);
+        let many: Vec<usize> = (0..2 * GROUP_SESSIONS + 1).collect();
+        let sizes = |bytes| groups(&many, |_| bytes).map(<[usize]>::len).collect::<Vec<_>>();
+        assert_eq!(sizes(0), [GROUP_SESSIONS, GROUP_SESSIONS, 1]);
+        assert_eq!(sizes(9), [GROUP_SESSIONS, GROUP_SESSIONS, 1]);
         check(&[], &[]);
     }
 }

@@ -16,7 +16,7 @@ use reinstate::{
 };
 use wire::{
     SERVICE, address,
-    pair::{NEVER, Pair, hear, say},
+    pair::{NEVER, Pair, hear, hear_end, say},
 };
 
 #[test]
@@ -51,6 +51,45 @@ fn a_killed_spare_s_address_and_sessions_are_gone_after_cleaning() {
         assert_eq!((&pair.client).read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
         assert!(!folder.join("box.held").exists());
         assert!(pair.wire.spare.run(|| held.clean(TABLE).unwrap()).is_empty(), "once");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
+
+#[test]
+fn an_address_goes_without_a_word_once_no_connection_uses_it_and_not_before() {
+    for v6 in [false, true] {
+        let folder = std::env::temp_dir().join(format!("reinstate-unused-{v6}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let held = HeldFile::beside(&folder.join("box.sock"));
+        let moving = address(v6, SERVICE);
+
+        let mut pair = Pair::new(v6);
+        pair.silence();
+        pair.carry(1);
+        let mut standby = [pair.standby.take().unwrap()];
+        pair.wire.spare.run(|| held.note(moving, standby[0].interface()).unwrap());
+        let is_here = |pair: &Pair| pair.wire.spare.run(|| TcpListener::bind((moving, 0)).is_ok());
+        let mut give_back = |pair: &Pair| {
+            pair.wire.spare.run(|| held.give_back_unused(&mut standby, &mut Netlink::open().unwrap()).unwrap())
+        };
+        assert!(!give_back(&pair) && is_here(&pair) && folder.join("box.held").exists());
+        // The connection did not notice.
+        say(&pair.server, 1000);
+        hear(&pair.client, 1000);
+        say(&pair.client, 1000);
+        hear(&pair.server, 1000);
+
+        pair.client.shutdown(std::net::Shutdown::Both).unwrap();
+        hear_end(&pair.server);
+        pair.server.shutdown(std::net::Shutdown::Both).unwrap();
+        let begin = std::time::Instant::now();
+        let left = |pair: &Pair| pair.wire.spare.run(|| connections(moving).unwrap());
+        while !left(&pair).is_empty() {
+            assert!(begin.elapsed() < NEVER, "{:?}", left(&pair));
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert!(give_back(&pair) && !is_here(&pair) && !folder.join("box.held").exists());
+        assert!(give_back(&pair), "nothing is here, and nothing is in the way");
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -169,11 +169,15 @@ struct HangDownload {
     #[arg(long, value_enum, default_value = "panic")]
     fault: Fault,
     /// How many clients.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     sessions: u16,
     /// What they do, in turn.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "paced")]
     kinds: Vec<Kind>,
+    /// So many of them keep a connection alive, silent during the fault, whatever the others do: an emulated guest
+    /// carries thousands of these.
+    #[arg(long, default_value_t = 0)]
+    idle: u16,
     /// Every second client uses IPv6.
     #[arg(long)]
     ipv6: bool,
@@ -342,7 +346,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
 }
 
 fn run_hang_download(arguments: HangDownload) -> Result<ExitCode> {
-    let HangDownload { fault, sessions, kinds, ipv6, wire, aim, guest, out, keep_logs, capture, .. } = arguments;
+    let HangDownload { fault, sessions, idle, ipv6, wire, aim, guest, out, keep_logs, capture, .. } = arguments;
     let (seed, afterwards) = (guest.seed, Duration::from_millis(arguments.afterwards_ms));
     ensure!(aim.is_none() || (fault == Fault::Stop && guest.vcpus == 1), "--aim goes with --fault stop and one vCPU");
     let mut order = guest.order();
@@ -350,7 +354,10 @@ fn run_hang_download(arguments: HangDownload) -> Result<ExitCode> {
     order.spare_dies = arguments.spare_dies.map(|stage| (stage, seed));
     order.saved = arguments.saved;
     order.pool_slots = arguments.pool_slots.unwrap_or_else(|| scenario::pool_for(sessions));
-    let sessions = sessions.into();
+    ensure!(idle <= sessions, "--idle says how many of the {sessions} sessions are idle");
+    let (sessions, idle) = (usize::from(sessions), usize::from(idle));
+    let busy = arguments.kinds.iter().copied().cycle().take(sessions - idle);
+    let kinds = busy.chain(std::iter::repeat_n(Kind::Idle, idle)).collect();
     let run = Run { fault, sessions, kinds, ipv6, aim, afterwards, seed, order, out, keep_logs, capture };
     let (verdict, timeline) = hang_download::run(&run, Progress::begin())?;
     eprint!("\n{}", timeline.text(100));

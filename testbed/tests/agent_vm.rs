@@ -181,7 +181,7 @@ fn check(kernel: &str) {
     assert_eq!(pool.geometry.slots, 64);
 
     let forks = one(&ram.sensors(&sb), "forks").value;
-    let last_slot = pool.geometry.slot(63).end - 8;
+    let last_slot = pool.geometry.body(63).end - 8;
     let (page, inside) = (cb.pages[(last_slot / PAGE) as usize], last_slot % PAGE);
     ram.0.write_all_at(b"my state", page * PAGE + inside).unwrap();
 

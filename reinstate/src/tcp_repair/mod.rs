@@ -8,6 +8,8 @@
 //!   repair off (one window probe) ── saved bytes, sent as new                     live: `Rebuilt::go_live`
 //! ```
 //!
+//! Clients wait for all of this, thousands of times: a system call that would change nothing is left out.
+//!
 //! Saved bytes are **sent after** repair, not put into the send queue under repair: queued ones count as sent, and with
 //! no round-trip time known the kernel waits one second before it sends them again. Invariants: a socket that cannot be
 //! finished is closed while still under repair, so it never says a word; the low bit of the timestamp is clear (set, it
@@ -31,13 +33,15 @@ pub use capture::capture;
 use socket2::SockRef;
 
 use crate::{
-    position::Start,
+    position::{Proof, Start},
     snapshot::{QUEUE_BYTES_MAX, Snapshot, WINDOW_SCALE_MAX, distance},
 };
 use raw::{RepairOption, RepairWindow};
 
 const REPAIR_ON: i32 = 1;
 const REPAIR_OFF: i32 = 0;
+/// `TCP_REPAIR_OFF_NO_WP` (Linux 4.19): without a window probe.
+const REPAIR_OFF_SILENTLY: i32 = -1;
 const QUEUE_NONE: i32 = 0;
 const QUEUE_RECEIVE: i32 = 1;
 const QUEUE_SEND: i32 = 2;
@@ -55,6 +59,11 @@ const BUFFER_OVERHEAD: usize = 2;
 
 /// Buffers are never set below this, so that a session does not crawl until the kernel tunes them again.
 const BUFFER_BYTES_MIN: usize = 1 << 20;
+
+/// What a socket queues and promises without its buffers being set: far below the smallest defaults (`tcp_wmem`,
+/// `tcp_rmem`), and no more than an unscaled window.
+const SENDING_BYTES_PLAIN: usize = 4 << 10;
+const PROMISED_BYTES_PLAIN: usize = u16::MAX as usize;
 
 /// `SO_BUF_LOCK` (Linux 5.14): 0 gives both buffers back to the kernel's own tuning.
 const SO_BUF_LOCK: i32 = 72;
@@ -84,6 +93,8 @@ impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
 pub struct Rebuilt {
     socket: OwnedFd,
     v6: bool,
+    /// Whether its buffers were set: the kernel's own tuning is then off until it is live.
+    buffers_set: bool,
 }
 
 fn storage(address: SocketAddr) -> SockaddrStorage {
@@ -113,7 +124,7 @@ pub fn rebuild(snapshot: &Snapshot, start: Start, timestamp: Option<u32>) -> Res
     let family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket::socket(family, SockType::Stream, flags, None).at("socket")?;
-    let rebuilt = Rebuilt { socket, v6 };
+    let mut rebuilt = Rebuilt { socket, v6, buffers_set: false };
     rebuilt.connect(snapshot, start)?;
     rebuilt.negotiated(snapshot, timestamp)?;
     rebuilt.queue_received(&snapshot.receiving)?;
@@ -160,13 +171,24 @@ impl Rebuilt {
         raw::set(self.fd(), level, name, &i32::from(on)).at("IP_TRANSPARENT")
     }
 
-    fn buffers(&self, snapshot: &Snapshot) {
+    /// Makes room for what is put back and promised, where a new socket may have too little.
+    fn buffers(&mut self, snapshot: &Snapshot) {
         let room = |payload: usize| (payload * BUFFER_OVERHEAD).max(BUFFER_BYTES_MIN).min(i32::MAX as usize / 2) as i32;
         let promised = snapshot.receiving.len() + snapshot.receive_room() as usize;
-        for (force, plain, bytes) in [
-            (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, room(snapshot.queued())),
-            (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, room(promised.min(QUEUE_BYTES_MAX))),
+        let queued = snapshot.queued();
+        for (force, plain, bytes, is_needed) in [
+            (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, room(queued), queued > SENDING_BYTES_PLAIN),
+            (
+                libc::SO_RCVBUFFORCE,
+                libc::SO_RCVBUF,
+                room(promised.min(QUEUE_BYTES_MAX)),
+                promised > PROMISED_BYTES_PLAIN,
+            ),
         ] {
+            if !is_needed {
+                continue;
+            }
+            self.buffers_set = true;
             // Best effort: force needs privileges in the first user namespace; what does not fit then shows as a short
             // write, which is an error of its own.
             if raw::set(self.fd(), libc::SOL_SOCKET, force, &bytes).is_err() {
@@ -175,7 +197,7 @@ impl Rebuilt {
         }
     }
 
-    fn connect(&self, snapshot: &Snapshot, start: Start) -> Result<(), RepairError> {
+    fn connect(&mut self, snapshot: &Snapshot, start: Start) -> Result<(), RepairError> {
         self.transparent(true)?;
         self.tcp(libc::TCP_REPAIR, &REPAIR_ON, "TCP_REPAIR")?;
         // Whatever happens before the application has it: the client is reset, not told that the stream is complete.
@@ -214,9 +236,12 @@ impl Rebuilt {
     }
 
     fn queue_received(&self, bytes: &[u8]) -> Result<(), RepairError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // The choice ends with the repair.
         self.tcp(libc::TCP_REPAIR_QUEUE, &QUEUE_RECEIVE, "choosing the receive queue")?;
-        send_all(self.fd(), bytes).at("putting unread bytes back")?;
-        self.tcp(libc::TCP_REPAIR_QUEUE, &QUEUE_NONE, "choosing no queue")
+        send_all(self.fd(), bytes).at("putting unread bytes back")
     }
 
     fn windows(&self, snapshot: &Snapshot, start: Start) -> Result<(), RepairError> {
@@ -238,17 +263,25 @@ impl Rebuilt {
     /// [`RepairError`]; the client has then been reset, since a plain close would make a cut stream look complete.
     pub fn go_live(self, snapshot: &Snapshot, start: Start) -> Result<OwnedFd, RepairError> {
         let bytes = snapshot.sending_from(start.seq).ok_or(io::ErrorKind::InvalidData);
-        self.speak(bytes.at("looking for the saved bytes")?)?;
+        let bytes = bytes.at("looking for the saved bytes")?;
+        self.transparent(false)?;
+        self.end_repair(start, bytes.len())?;
+        send_all(self.fd(), bytes).at("sending the saved bytes")?;
+        if self.buffers_set {
+            // Kernels before 5.14 do not know it: buffers then stay as they are, which works too.
+            let _ = raw::set(self.fd(), libc::SOL_SOCKET, SO_BUF_LOCK, &0_i32);
+        }
         Ok(self.socket)
     }
 
-    fn speak(&self, bytes: &[u8]) -> Result<(), RepairError> {
-        self.transparent(false)?;
-        self.tcp(libc::TCP_REPAIR, &REPAIR_OFF, "ending TCP_REPAIR")?;
-        send_all(self.fd(), bytes).at("sending the saved bytes")?;
-        // Kernels before 5.14 do not know it: buffers then stay as they are, which works too.
-        let _ = raw::set(self.fd(), libc::SOL_SOCKET, SO_BUF_LOCK, &0_i32);
-        Ok(())
+    /// Ends repair. The window probe that comes with it asks the client for its window: one that has just told a window
+    /// with room for all there is to send need not be asked.
+    fn end_repair(&self, start: Start, bytes: usize) -> Result<(), RepairError> {
+        let is_known = start.proof == Proof::Client && start.window as usize > bytes;
+        if is_known && self.tcp(libc::TCP_REPAIR, &REPAIR_OFF_SILENTLY, "ending TCP_REPAIR silently").is_ok() {
+            return Ok(());
+        }
+        self.tcp(libc::TCP_REPAIR, &REPAIR_OFF, "ending TCP_REPAIR")
     }
 }
 

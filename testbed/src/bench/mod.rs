@@ -122,7 +122,7 @@ fn measure(group: Group, bench: &Bench, progress: Progress) -> Result<Vec<Line>>
     match group {
         Group::Read => read::measure(effort),
         Group::Boxes => boxes::measure(effort),
-        Group::Sessions => sessions::measure(effort, progress),
+        Group::Sessions => sessions::measure(effort, &bench.out, &bench.order, progress),
         Group::Monitor => monitor::measure(effort),
         Group::Files => files::measure(effort, progress),
         Group::Recovery => recovery::measure(effort, &bench.out, &bench.order, progress),

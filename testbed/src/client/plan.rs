@@ -29,6 +29,12 @@ pub enum Kind {
     /// As fresh, one more than the server takes at a time: the kernel has it connected, the application has not
     /// accepted it. See [`Signals::others`](super::Signals).
     Queued,
+    /// Asks for 1 KiB and leaves it with the server until the recovery is over: a measured state, for figures.
+    Unread1,
+    /// The same with 5 KiB.
+    Unread5,
+    /// The same with 10 KiB.
+    Unread10,
 }
 
 impl Kind {
@@ -44,7 +50,25 @@ impl Kind {
             Self::HalfClosed => "half-closed",
             Self::Fresh => "fresh",
             Self::Queued => "queued",
+            Self::Unread1 => "unread 1 KiB",
+            Self::Unread5 => "unread 5 KiB",
+            Self::Unread10 => "unread 10 KiB",
         }
+    }
+
+    /// What it leaves with the server, in KiB, if that is measured.
+    pub fn unread_kib(self) -> Option<u64> {
+        match self {
+            Self::Unread1 => Some(1),
+            Self::Unread5 => Some(5),
+            Self::Unread10 => Some(10),
+            _ => None,
+        }
+    }
+
+    /// Whether it does nothing while the fault is near: thousands of these can share a thread.
+    pub fn is_silent(self) -> bool {
+        self == Self::Idle || self.unread_kib().is_some()
     }
 
     /// Whether each exchange has a connection of its own.
@@ -79,6 +103,9 @@ const FAST_BYTES_PER_SECOND: u64 = 4_000_000;
 /// sockets (`tcp_mem`); beyond that its kernel drops what comes, and the clients' timers back off before any fault.
 const CROWD_QUEUED_BYTES: u64 = 5_000_000;
 
+/// What a client takes whose receive buffer is the smallest there is, less the response's head.
+const NARROW_BYTES: u64 = 1000;
+
 /// Between two small exchanges of one session, and of all sessions of a kind.
 const REST: Duration = Duration::from_millis(5);
 const CROWD_REST: Duration = Duration::from_millis(8);
@@ -105,6 +132,7 @@ fn plan(kind: Kind, alike: u64, random: &mut StdRng) -> Plan {
         }
         Kind::Small | Kind::Fresh | Kind::Queued => (random.random_range(200..3_000), None),
         Kind::Idle => (random.random_range(1_000..20_000), None),
+        Kind::Unread1 | Kind::Unread5 | Kind::Unread10 => (kind.unread_kib().unwrap_or(0) * 1024 + NARROW_BYTES, None),
     };
     let rest = match kind {
         Kind::Small | Kind::Fresh | Kind::Queued => REST.max(CROWD_REST * u32::try_from(alike).unwrap_or(u32::MAX)),

@@ -1,14 +1,15 @@
 //! One checking session, from connect to its last byte.
 
 use std::{
-    io,
+    fs, io,
     net::{Shutdown, SocketAddr, TcpStream},
+    os::fd::AsRawFd,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
 
 use super::{
     content,
@@ -17,7 +18,7 @@ use super::{
 };
 
 /// Silence after which a client gives up: far beyond any recovery, so that a mute session ends as lost.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Between two looks at whether the director wants something.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -27,6 +28,9 @@ const UPLOAD_PIECE_BYTES: usize = 16 * 1024;
 
 /// Receive buffer of a client that keeps its own pace: what it does not read stays with the server.
 const FAST_RECEIVE_BUFFER: usize = 64 * 1024;
+
+/// Receive buffer of a client that takes at last what it has left with the server.
+const WIDE_RECEIVE_BUFFER: usize = 1 << 20;
 
 /// What the sessions of a run and whoever directs them tell each other.
 #[derive(Debug, Default)]
@@ -122,7 +126,6 @@ impl Session {
         let mut connection = self.connect(outcome)?;
         loop {
             self.exchange(&mut connection, signals, outcome)?;
-            outcome.requests += 1;
             if signals.finish.load(Ordering::Relaxed) {
                 return Ok(());
             }
@@ -141,8 +144,11 @@ impl Session {
         }
     }
 
-    fn connect(&self, outcome: &mut Outcome) -> Result<Connection<TcpStream>, HttpError> {
-        let stream = TcpStream::connect_timeout(&self.server, SILENCE_MAX)?;
+    pub(super) fn connect(&self, outcome: &mut Outcome) -> Result<Connection<TcpStream>, HttpError> {
+        let stream = match self.plan.kind.unread_kib() {
+            None => TcpStream::connect_timeout(&self.server, SILENCE_MAX)?,
+            Some(_) => narrow(self.server)?,
+        };
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(SILENCE_MAX))?;
         stream.set_write_timeout(Some(SILENCE_MAX))?;
@@ -159,35 +165,47 @@ impl Session {
         signals: &Signals,
         outcome: &mut Outcome,
     ) -> Result<(), HttpError> {
-        // Another content each time: a response that belongs to an earlier request must not pass.
-        let seed = self.plan.seed + outcome.requests;
         match self.plan.kind {
-            Kind::Upload => self.upload(connection, seed, signals, outcome),
-            _ => self.download(connection, seed, signals, outcome),
+            Kind::Upload => self.upload(connection, signals, outcome),
+            _ => {
+                self.ask(connection, signals, outcome)?;
+                self.hear(connection, signals, outcome)
+            }
         }
     }
 
-    fn download(
+    /// Seed of the next content. Another each time: a response that belongs to an earlier request must not pass.
+    fn seed(&self, outcome: &Outcome) -> u64 {
+        self.plan.seed + outcome.requests
+    }
+
+    /// Sends the next request of a session that downloads.
+    pub(super) fn ask(
         &self,
         connection: &mut Connection<TcpStream>,
-        seed: u64,
         signals: &Signals,
-        outcome: &mut Outcome,
+        outcome: &Outcome,
     ) -> Result<(), HttpError> {
         let asked = self.plan.rate.filter(|_| matches!(self.plan.kind, Kind::Paced | Kind::HalfClosed));
         let pace = asked.map(|rate| format!("?rate={rate}")).unwrap_or_default();
-        let target = format!("/synthetic/{seed}/{}{pace}", self.plan.bytes);
-        self.check(connection, &target, seed, signals, outcome)
+        connection.request("GET", &format!("/synthetic/{}/{}{pace}", self.seed(outcome), self.plan.bytes), 0)?;
+        if self.plan.kind.counts_as_asked() && outcome.arrivals.is_empty() && outcome.requests == 0 {
+            signals.under_way.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.plan.kind == Kind::HalfClosed {
+            connection.stream().shutdown(Shutdown::Write)?;
+        }
+        Ok(())
     }
 
     /// Brings a file, and fetches it again: what the server has must be what was brought.
     fn upload(
         &self,
         connection: &mut Connection<TcpStream>,
-        seed: u64,
         signals: &Signals,
         outcome: &mut Outcome,
     ) -> Result<(), HttpError> {
+        let seed = self.seed(outcome);
         let (target, bytes) = (format!("/upload-{seed}"), self.plan.bytes);
         connection.request("PUT", &target, bytes)?;
         let mut piece = vec![0; UPLOAD_PIECE_BYTES];
@@ -202,26 +220,22 @@ impl Session {
         }
         let head = connection.head()?;
         connection.body(head.body_bytes, |_, _| {})?;
-        self.check(connection, &target, seed, signals, outcome)
+        connection.request("GET", &target, 0)?;
+        self.hear(connection, signals, outcome)
     }
 
-    /// Fetches `target` and compares it with the content of `seed`.
-    fn check(
+    /// Takes the response and compares it with what belongs there; that ends an exchange.
+    pub(super) fn hear(
         &self,
         connection: &mut Connection<TcpStream>,
-        target: &str,
-        seed: u64,
         signals: &Signals,
         outcome: &mut Outcome,
     ) -> Result<(), HttpError> {
-        let bytes = self.plan.bytes;
-        connection.request("GET", target, 0)?;
-        if self.plan.kind == Kind::Queued && outcome.arrivals.is_empty() && outcome.requests == 0 {
-            signals.under_way.fetch_add(1, Ordering::Relaxed);
+        if self.plan.kind.unread_kib().is_some() {
+            wait_until(|| signals.finish.load(Ordering::Relaxed));
+            setsockopt(connection.stream(), sockopt::RcvBuf, &WIDE_RECEIVE_BUFFER).map_err(io::Error::from)?;
         }
-        if self.plan.kind == Kind::HalfClosed {
-            connection.stream().shutdown(Shutdown::Write)?;
-        }
+        let (bytes, seed) = (self.plan.bytes, self.seed(outcome));
         let head = connection.head()?;
         if head.body_bytes != bytes {
             return Err(HttpError::Response(format!("{} bytes announced, {bytes} asked for", head.body_bytes)));
@@ -242,7 +256,9 @@ impl Session {
                 outcome.wrong_bytes += expected.iter().zip(got).filter(|(ours, theirs)| ours != theirs).count() as u64;
                 outcome.doubled_bytes += content::repeated(seed, offset, got);
             }
-        })
+        })?;
+        outcome.requests += 1;
+        Ok(())
     }
 
     /// Waits until byte `offset` is due, for a session that keeps its own pace; not any more when it shall finish.
@@ -254,14 +270,37 @@ impl Session {
     }
 
     fn note(&self, bytes: usize, signals: &Signals, outcome: &mut Outcome) {
-        if outcome.arrivals.is_empty() && self.plan.kind != Kind::Queued {
+        if outcome.arrivals.is_empty() && !self.plan.kind.counts_as_asked() {
             signals.under_way.fetch_add(1, Ordering::Relaxed);
         }
         outcome.arrivals.push(Arrival { at: self.clock.elapsed(), bytes: bytes as u64 });
     }
 }
 
-fn wait_until(condition: impl Fn() -> bool) {
+impl Kind {
+    /// Whether its first request is all that it does before the fault.
+    fn counts_as_asked(self) -> bool {
+        self == Self::Queued || self.unread_kib().is_some()
+    }
+}
+
+/// How long a kernel answers no second probe of one connection, in milliseconds; for all of this machine's.
+const PROBES_APART: &str = "/proc/sys/net/ipv4/tcp_invalid_ratelimit";
+
+/// A connection with the smallest window there is: a buffer that is made smaller later takes no promise back.
+///
+/// A server probes a closed window, and after that a client does not answer a spare's probe for half a second. That is
+/// not what is measured, so these clients answer all.
+fn narrow(server: SocketAddr) -> io::Result<TcpStream> {
+    fs::write(PROBES_APART, "0")?;
+    let family = if server.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::RcvBuf, &1)?;
+    socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(server))?;
+    Ok(socket.into())
+}
+
+pub(super) fn wait_until(condition: impl Fn() -> bool) {
     while !condition() {
         thread::sleep(LOOK_AGAIN);
     }

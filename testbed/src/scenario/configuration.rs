@@ -100,9 +100,10 @@ const SAMPLES_PER_DEADLINE: f64 = 25.0;
 /// The agent's heartbeat wakes a CPU five times a second: three of them may fail to come.
 const SWITCH_DEADLINE_MS: u64 = 800;
 
-pub(super) fn reinstate(name: &str, number: u8, boxes: &Path) -> String {
+pub(super) fn reinstate(name: &str, number: u8, boxes: &Path, slots: u32) -> String {
     format!(
-        "name = \"{name}\"\nlisten = \"{}\"\ninterface = \"{SERVICE_INTERFACE}\"\nbox_socket = \"{}\"\n",
+        "name = \"{name}\"\nlisten = \"{}\"\ninterface = \"{SERVICE_INTERFACE}\"\nbox_socket = \"{}\"\n\n\
+         [boxes]\nslots = {slots}\n",
         rdma_v4(number),
         boxes.display(),
     )
@@ -133,6 +134,9 @@ pub(super) fn guest_services(pool_slots: u32) -> Vec<Service> {
     }]
 }
 
+/// Connections and files the guest's server may have open; a kernel's own limit is 4096.
+const GUEST_DESCRIPTORS: u32 = 32_768;
+
 /// Tag of the folder of files.
 pub(super) const FILES_TAG: &str = "files";
 
@@ -143,7 +147,7 @@ pub(super) fn guest_serve(connections_max: Option<usize>) -> String {
     let server = file_server_arguments(GUEST_BOXES, GUEST_FILES).join(" ");
     let log = "/var/log/file-server";
     format!(
-        "mkdir -p {GUEST_FILES}; \
+        "mkdir -p {GUEST_FILES}; ulimit -n {GUEST_DESCRIPTORS} || exit 1; \
          mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none {FILES_TAG} {GUEST_FILES} || exit 1; \
          (exec /bin/file-server {server}{limit} >>{log} 2>&1 </dev/null) & \
          until grep -q serving {log} 2>/dev/null; do sleep 0.02; [ -d /proc/$! ] || exit 1; done"

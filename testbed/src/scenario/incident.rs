@@ -120,6 +120,12 @@ impl Incident {
         lost.collect()
     }
 
+    /// Bytes that were put back, of all sessions.
+    pub fn bytes_carried(&self) -> u64 {
+        let sessions = self.report.iter().flat_map(|(_, report)| &report.sessions);
+        sessions.map(|session| session.bytes).sum()
+    }
+
     /// Sessions that live on.
     pub fn resumed(&self) -> usize {
         let sessions = self.report.iter().flat_map(|(_, report)| &report.sessions);

@@ -94,6 +94,15 @@ impl Order {
 const POOL_SLOTS: u32 = 256;
 const POOL_SLOTS_MAX: u32 = 10_900;
 
+/// Boxes of a spare by default.
+const SPARE_SLOTS: u32 = 1024;
+
+/// Memory of a guest, and how much more one has for each box beyond those of a thousand sessions: the box, sockets, and
+/// what the server keeps of a connection.
+const GUEST_MIB: u32 = 256;
+const SLOTS_IN_GUEST: u32 = 3_000;
+const KIB_FOR_SLOT: u32 = 96;
+
 /// A pool for so many sessions: some of them connect anew all the time, and an ended connection keeps its box until the
 /// server has seen its end.
 pub fn pool_for(sessions: u16) -> u32 {
@@ -190,7 +199,7 @@ impl Installation {
         }
         installation.serve(order)?;
         progress.step("the guest is up; backdoor and spare start");
-        installation.start_daemons()?;
+        installation.start_daemons(order)?;
         Ok(installation)
     }
 
@@ -209,13 +218,15 @@ impl Installation {
         self.serve(order)
     }
 
-    fn start_daemons(&mut self) -> Result<()> {
+    fn start_daemons(&mut self, order: &Order) -> Result<()> {
         let folder = self.folder.clone();
         let boxes = folder.join("box.sock");
         let topology = &self.topology;
         let backdoor = configured(&folder, "backdoor", &configuration::backdoor(&self.vm))?;
         self.daemons.push(Daemon::start(&topology.hypervisor, "backdoor", backdoor, &folder)?);
-        let reinstate = configured(&folder, "reinstate", &configuration::reinstate("spare", SPARE, &boxes))?;
+        // A spare has more boxes than any of its targets: those that its application has in stock are nobody's.
+        let slots = order.pool_slots.max(SPARE_SLOTS);
+        let reinstate = configured(&folder, "reinstate", &configuration::reinstate("spare", SPARE, &boxes, slots))?;
         let level = self.second.as_ref().map(|_| "debug");
         let spare = Daemon::start_logging(&topology.spare, "reinstate", "reinstate", reinstate, &folder, level)?;
         self.daemons.push(spare);
@@ -223,7 +234,8 @@ impl Installation {
         self.daemons.push(Daemon::start(&topology.spare, "file-server", files, &folder)?);
         let Some(second) = &self.second else { return Ok(()) };
         let boxes = folder.join("box-b.sock");
-        let reinstate = configured(&folder, "reinstate-b", &configuration::reinstate("spare-b", SECOND_SPARE, &boxes))?;
+        let text = configuration::reinstate("spare-b", SECOND_SPARE, &boxes, slots);
+        let reinstate = configured(&folder, "reinstate-b", &text)?;
         let spare = Daemon::start_logging(second, "reinstate-b", "reinstate", reinstate, &folder, None)?;
         let arguments = configuration::file_server(&boxes, &files_of(&folder));
         let files = Daemon::start_logging(second, "file-server-b", "file-server", arguments, &folder, None)?;
@@ -433,6 +445,7 @@ fn boot(
     fs::create_dir_all(files_of(folder)).context("the folder of files")?;
     let mut spec = VmSpec::new(TARGET, &kernel.vmlinuz, image);
     spec.cpus = order.vcpus;
+    spec.memory_mib = GUEST_MIB + order.pool_slots.saturating_sub(SLOTS_IN_GUEST) * KIB_FOR_SLOT / 1024;
     spec.reboots = true; // some scenarios reset it
     spec.tap = Some(Tap::Name(TAP.to_owned()));
     spec.addresses = vec![

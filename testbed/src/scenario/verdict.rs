@@ -17,6 +17,8 @@ pub struct Verdict {
     pub lost: usize,
     /// Connections that the spare carried on.
     pub resumed: usize,
+    /// Bytes that the spare put back: queues and logs of boxes.
+    pub bytes_carried: u64,
     /// Bytes compared with what belongs there.
     pub bytes_checked: u64,
     /// Bytes that differed.

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 
 use contbox::continuation::{Exporter, Words};
+use contbox::layout::FRONT_BYTES;
 use contbox::{ContinuationBox, Geometry, Opening, Pool, Snapshot};
 use introspect::linux::tcp::TcpSocket;
 use rand::Rng;
@@ -18,7 +19,8 @@ use rand::seq::SliceRandom;
 use crate::golden::{Ends, FNV_EMPTY, fnv};
 
 const LOG_BYTES: u32 = 256;
-const LWS_BYTES: u32 = 48;
+/// Some snapshots lie in the front of a slot and some in its body.
+const LWS_BYTES: u32 = 200;
 /// After so many bytes the server's rule comes round.
 const RULE_BYTES: u64 = 52;
 /// Name of the pools.
@@ -230,8 +232,10 @@ pub fn stopped_pool(stories: &[Story], stores: impl Fn(usize) -> usize) -> (Vec<
     let mut through = Vec::new();
     for (index, story) in stories.iter().enumerate() {
         let (slot, is_through) = stopped_slot(story, &geometry, stores(index));
-        let place = geometry.slot(index as u32);
-        bytes[place.start as usize..place.end as usize].copy_from_slice(&slot);
+        let (front, body) = slot.split_at(FRONT_BYTES as usize);
+        for (place, part) in [(geometry.front(index as u32), front), (geometry.body(index as u32), body)] {
+            bytes[place.start as usize..place.end as usize].copy_from_slice(part);
+        }
         through.push(is_through);
     }
     (bytes, through)

@@ -87,7 +87,7 @@ pub(crate) fn socket(
         fin_received: closed_by_peer,
         send_queue_complete: false,
         receive_queue_complete: false,
-        damage: Vec::new(),
+        damage: member.doubt.into_iter().collect(),
     };
     check_order(&mut socket);
     Some(socket)

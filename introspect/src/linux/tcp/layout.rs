@@ -35,6 +35,7 @@ layout! {
     } optional {
         local6: "sock_common.skc_v6_rcv_saddr",
         peer6: "sock_common.skc_v6_daddr",
+        hash: "sock_common.skc_hash",
     }
 }
 

@@ -16,6 +16,7 @@ mod anchor;
 mod corruption_tests;
 #[cfg(test)]
 mod damage_tests;
+mod ends;
 mod fields;
 mod layout;
 mod payload;
@@ -29,6 +30,7 @@ mod socket;
 mod survey;
 pub(crate) mod tables;
 
+pub(crate) use ends::EndsHash;
 pub(crate) use layout::TcpLayout;
 #[cfg(test)]
 pub(crate) use layout::{HeadLayout, RequestLayout, SavedSynLayout, SharedLayout, SkbLayout, SockLayout};

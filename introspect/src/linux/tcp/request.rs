@@ -47,7 +47,8 @@ pub(crate) fn collect(
         return Ok(());
     }
     // A sock replaces its request under the bucket's lock; a stop in between leaves both, and the sock knows more.
-    let known: HashSet<_> = sockets.iter().map(|socket| (socket.local, socket.peer)).collect();
+    let certain = sockets.iter().filter(|socket| !socket.ends_doubtful());
+    let known: HashSet<_> = certain.map(|socket| (socket.local, socket.peer)).collect();
     open.retain(|member| !known.contains(&(member.local, member.peer)));
     let at: Vec<_> = open.iter().map(|member| member.address).collect();
     let records = kernel.space.fetch_equal(memory, &at, layout.span())?;
@@ -120,7 +121,7 @@ fn socket(layout: &RequestLayout, member: &Member, init_net: Option<u64>, bytes:
         fin_received: false,
         send_queue_complete: true,
         receive_queue_complete: true,
-        damage: Vec::new(),
+        damage: member.doubt.into_iter().collect(),
     })
 }
 
@@ -175,7 +176,17 @@ mod tests {
 
     fn member() -> Member {
         let (local, peer) = ("10.0.0.1:80".parse().unwrap(), "10.0.0.2:4000".parse().unwrap());
-        Member { address: KernelVirt::new(8), local, peer, inet6: true, state: 12, net: 5, device: 0 }
+        Member {
+            address: KernelVirt::new(8),
+            local,
+            peer,
+            inet6: true,
+            state: 12,
+            net: 5,
+            device: 0,
+            hash: 0,
+            doubt: None,
+        }
     }
 
     #[test]

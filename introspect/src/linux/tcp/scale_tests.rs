@@ -2,6 +2,7 @@
 //!
 //! Each is a copy of a recorded socket with one sent and one unsent buffer, laid side by side as slabs have them.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
 use remote_memory::image::Image;
@@ -110,6 +111,11 @@ impl Crowd {
         ] {
             self.put32(sock + field.offset, value);
         }
+        let peer = SocketAddr::new(Ipv4Addr::from(number).into(), template.peer.port());
+        let mut memory = Memory::new(&mut self.machine.image, KEY, &kernel.space.extents);
+        let ends = [SocketAddr::new(template.local.ip(), COPY_PORT), peer];
+        let hash = ends::today(&kernel, &mut memory, kernel.symbols["init_net"], ends);
+        self.put32(sock + head.hash.unwrap().offset, hash);
         let port = head.local_port.offset;
         self.bytes[sock + port..sock + port + 2].copy_from_slice(&COPY_PORT.to_le_bytes());
         self.put32(sock + head.peer.offset, number.to_be());

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use remote_memory::KernelVirt;
 
+use super::ends::ENDS;
 use crate::Damage;
 
 /// Which connections to read. An empty list lets everything through.
@@ -203,10 +204,16 @@ impl TcpSocket {
         self.bytes_acked.saturating_add(unacknowledged).saturating_sub(self.fin_queued.into())
     }
 
-    /// Whether this crate vouches for both queues and nothing makes the connection impossible to rebuild.
+    /// Whether memory contradicts itself about whose connection this is.
+    pub fn ends_doubtful(&self) -> bool {
+        self.damage.iter().any(|damage| damage.part == ENDS)
+    }
+
+    /// Whether this crate vouches for the ends and both queues and nothing makes the connection impossible to rebuild.
     pub fn usable(&self) -> bool {
         self.send_queue_complete
             && self.receive_queue_complete
+            && !self.ends_doubtful()
             && !(self.urgent || self.repair || self.has_ulp || self.is_mptcp)
     }
 }

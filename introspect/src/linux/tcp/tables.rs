@@ -12,8 +12,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use remote_memory::{KernelVirt, LinkError};
 use serde::{Deserialize, Serialize};
 
-use super::TcpFilter;
 use super::layout::HeadLayout;
+use super::{TcpFilter, ends};
 use crate::btf::{Btf, Field, TypeError};
 use crate::memory::{Memory, word};
 use crate::paging::Space;
@@ -100,6 +100,9 @@ pub(crate) struct Member {
     pub state: u64,
     pub net: u64,
     pub device: u32,
+    pub hash: u32,
+    /// What is wrong with its ends.
+    pub doubt: Option<Damage>,
 }
 
 impl Member {
@@ -124,6 +127,20 @@ pub(crate) fn members(
     filter: &TcpFilter,
     damage: &mut Vec<Damage>,
 ) -> Result<Vec<Member>, LinkError> {
+    let mut members = all(kernel, memory, damage)?;
+    // One that is not wanted tells how the others are hashed.
+    ends::check(kernel, memory, &mut members, damage)?;
+    members.retain(|member| {
+        let is_wanted = filter.admits(member.local);
+        // It may have been wanted before its ends were overwritten.
+        damage.extend(member.doubt.filter(|_| !is_wanted));
+        is_wanted
+    });
+    Ok(members)
+}
+
+/// Collects the members of all tables.
+fn all(kernel: &Kernel, memory: &mut Memory<'_>, damage: &mut Vec<Damage>) -> Result<Vec<Member>, LinkError> {
     let mut chains = heads(kernel, memory, damage)?;
     let layout = &kernel.tcp.head;
     let mut seen = HashSet::new();
@@ -164,7 +181,14 @@ pub(crate) fn members(
             if pprev != chain.link {
                 report(sock.raw(), "skc_nulls_node.pprev", Fault::Mismatch { expected: chain.link, found: pprev });
             }
-            members.extend(member(layout, sock, head).filter(|member| filter.admits(member.local)));
+            match member(layout, sock, head) {
+                Some(member) => members.push(member),
+                None if layout.state.of(head) == TIME_WAIT => {}
+                None => {
+                    let found = layout.family.of(head);
+                    report(sock.raw(), "skc_family", Fault::Mismatch { expected: AF_INET, found });
+                }
+            }
             still.push(Chain { bucket: chain.bucket, link: chain.next, next: layout.next.of(head) });
         }
         chains = still;
@@ -224,5 +248,7 @@ fn member(layout: &HeadLayout, address: KernelVirt, head: &[u8]) -> Option<Membe
         state,
         net: layout.net.of(head),
         device: layout.device.of(head) as u32,
+        hash: layout.hash.map_or(0, |hash| hash.of(head) as u32),
+        doubt: None,
     })
 }

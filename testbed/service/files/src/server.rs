@@ -76,7 +76,7 @@ async fn connection(accepted: Accepted, root: Arc<Path>) {
         Some(snapshot) => {
             let position = stream.session().position();
             let contbox::stream::Position { read, written, discard } = position;
-            tracing::info!(%peer, read, written, discard, "resumed");
+            tracing::debug!(%peer, read, written, discard, "resumed");
             HttpIo::resume(stream, snapshot, upload::rest_of_upload)
         }
     };

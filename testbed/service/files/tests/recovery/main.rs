@@ -118,7 +118,7 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 fn continuation(image: &[u8], from: &repair::Connection) -> Handover {
     let geometry = parse_pool(image, image.len() as u64).unwrap().geometry;
     let heads =
-        (0..geometry.slots).filter_map(|slot| BoxHead::parse(slot, &image[geometry.head(slot).start as usize..]).ok());
+        (0..geometry.slots).filter_map(|slot| BoxHead::parse(slot, &image[geometry.front(slot).start as usize..]).ok());
     let head = heads.into_iter().find(|head| (head.local, head.peer) == (from.local, from.peer));
     let head = head.unwrap_or_else(|| panic!("no box for {}", from.peer));
     let copied = head.base_read + from.bytes_received - from.receive_queue.len() as u64;
