@@ -101,8 +101,8 @@ impl Prober {
         self.probe(snapshot, snapshot.timestamp_after(elapsed))
     }
 
-    /// The same beside a live socket, which hears the answer. Its time stamp is taken for the newest, so the socket's own
-    /// must not be before it.
+    /// The same beside a live socket, which hears the answer. Its time stamp is taken for the newest, so the socket's
+    /// own must not be before it.
     ///
     /// # Errors
     /// The kernel's: usually no route to the client.

@@ -90,8 +90,8 @@ impl Prober {
         })
     }
 
-    /// Tells the client of a live session, which went on at `start`, what has arrived and how much it may send, with the
-    /// first bytes that it was sent, if any.
+    /// Tells the client of a live session, which went on at `start`, what has arrived and how much it may send, with
+    /// the first bytes that it was sent, if any.
     ///
     /// The number is the first that the socket has sent itself: a later one a client with a closed window refuses, and
     /// it would hold true windows for old ones afterwards. A client that has got bytes from there on has been told by
