@@ -224,8 +224,7 @@ impl Prepared {
             Vec::new()
         });
         for clients in &mut self.told {
-            clients.keep_waited_for(&connections);
-            clients.tell(&self.prober, &self.nudger);
+            clients.tell_again(&connections, &self.prober, &self.nudger);
         }
         true
     }

@@ -98,13 +98,26 @@ impl Prober {
     /// # Errors
     /// The kernel's: usually no route to the client.
     pub fn poke(&self, snapshot: &Snapshot, elapsed: Duration) -> io::Result<()> {
+        self.probe(snapshot, snapshot.timestamp_after(elapsed))
+    }
+
+    /// The same beside a live socket, which hears the answer. Its time stamp is taken for the newest, so the socket's
+    /// own must not be before it.
+    ///
+    /// # Errors
+    /// The kernel's: usually no route to the client.
+    pub fn poke_beside(&self, snapshot: &Snapshot, elapsed: Duration) -> io::Result<()> {
+        self.probe(snapshot, snapshot.timestamp_beside(elapsed))
+    }
+
+    fn probe(&self, snapshot: &Snapshot, timestamp: Option<u32>) -> io::Result<()> {
         let shift = snapshot.scales.map_or(0, |(_, ours)| ours);
         self.say(&Segment {
             seq: snapshot.snd_una.wrapping_sub(1),
             ack: snapshot.rcv_wup,
             flags: ACK | PSH,
             window: u16::try_from(snapshot.rcv_wnd.checked_shr(shift.into()).unwrap_or(0)).unwrap_or(u16::MAX),
-            timestamps: snapshot.timestamp_after(elapsed).map(|value| (value, 0)),
+            timestamps: timestamp.map(|value| (value, 0)),
             payload: &[0],
             ..Segment::between(snapshot.local, snapshot.peer)
         })

@@ -15,6 +15,10 @@
 //! may have died with its kernel, and the probe that ends repair has an old sequence number, from which nothing is
 //! taken.
 //!
+//! When that was not enough, the word carries the first bytes that wait for an acknowledgement, and the client is asked
+//! once more where it is. A rebuilt socket has measured no round-trip time: it would wait a second before it repeats a
+//! lost flight, and three before it asks whether a closed window has opened.
+//!
 //! Every packet may be lost, so it is said again after longer and longer rests, while this kernel's own socket shows
 //! that nothing has come. Nothing here can change a stream: each word only repeats what socket and dead kernel have
 //! agreed on.
@@ -40,6 +44,9 @@ use crate::{
 /// Longest segments of an Ethernet, IPv4 and IPv6.
 const SEGMENT_BYTES: [u16; 2] = [1460, 1440];
 
+/// Timestamps, which the client's segment size does not count.
+const OPTION_BYTES: usize = 12;
+
 /// A client of which nothing has been heard since its session is live.
 #[derive(Debug)]
 struct Client {
@@ -48,6 +55,8 @@ struct Client {
     start: Start,
     /// Bytes that were put back into the receive queue.
     put_back: u64,
+    /// The first bytes that were sent here, as many as one segment and the client's window hold.
+    first: Vec<u8>,
     /// Its handshake was not seen to end; the TSval of its SYN.
     calling: Option<u32>,
 }
@@ -81,7 +90,8 @@ impl Prober {
         })
     }
 
-    /// Tells the client of a live session, which went on at `start`, what has arrived and how much it may send.
+    /// Tells the client of a live session, which went on at `start`, what has arrived and how much it may send, with
+    /// the first bytes that it was sent, if any.
     ///
     /// The number is the first that the socket has sent itself: a later one a client with a closed window refuses, and
     /// it would hold true windows for old ones afterwards. A client that has got bytes from there on has been told by
@@ -89,7 +99,7 @@ impl Prober {
     ///
     /// # Errors
     /// The kernel's: usually no route to the client.
-    pub fn open_window(&self, snapshot: &Snapshot, start: Start, elapsed: Duration) -> io::Result<()> {
+    pub fn open_window(&self, snapshot: &Snapshot, start: Start, first: &[u8], elapsed: Duration) -> io::Result<()> {
         let shift = snapshot.scales.map_or(0, |(_, ours)| ours);
         let window = snapshot.receive_room().checked_shr(shift.into()).unwrap_or(0);
         self.say(&Segment {
@@ -98,6 +108,7 @@ impl Prober {
             flags: ACK,
             window: u16::try_from(window).unwrap_or(u16::MAX),
             timestamps: snapshot.timestamp_beside(elapsed).map(|value| (value, 0)),
+            payload: first,
             ..Segment::between(snapshot.local, snapshot.peer)
         })
     }
@@ -111,16 +122,24 @@ impl Client {
 
     fn new(snapshot: Snapshot, start: Start) -> Self {
         let put_back = snapshot.receiving.len() as u64;
+        let first = first_segment(&snapshot, start).to_vec();
         let snapshot = Snapshot { sending: Vec::new(), receiving: Vec::new(), ..snapshot };
-        Self { snapshot, start, put_back, calling: None }
+        Self { snapshot, start, put_back, first, calling: None }
     }
 
-    fn tell(&self, prober: &Prober, nudger: &Nudger, elapsed: Duration) -> io::Result<()> {
+    fn tell_again(&self, prober: &Prober, nudger: &Nudger, elapsed: Duration) -> io::Result<()> {
+        if self.calling.is_none() {
+            prober.poke_beside(&self.snapshot, elapsed)?;
+        }
+        self.tell(&self.first, prober, nudger, elapsed)
+    }
+
+    fn tell(&self, first: &[u8], prober: &Prober, nudger: &Nudger, elapsed: Duration) -> io::Result<()> {
         if let Some(echo) = self.calling {
             // No nudge: whoever is still connecting would take it for a refusal.
             return prober.answer_syn(&self.snapshot, echo, elapsed);
         }
-        prober.open_window(&self.snapshot, self.start, elapsed)?;
+        prober.open_window(&self.snapshot, self.start, first, elapsed)?;
         if self.start.unheard { nudger.nudge(&self.snapshot) } else { Ok(()) }
     }
 
@@ -131,6 +150,13 @@ impl Client {
         let must_repeat = self.start.unheard && self.calling.is_none();
         nothing_new && (connection.acknowledged == 0 || must_repeat)
     }
+}
+
+/// What is sent first from `start` on, in one segment that the client takes.
+fn first_segment(snapshot: &Snapshot, start: Start) -> &[u8] {
+    let all = snapshot.sending_from(start.seq).unwrap_or_default();
+    let most = usize::from(snapshot.mss_clamp).saturating_sub(OPTION_BYTES);
+    &all[..all.len().min(most).min(start.window as usize)]
 }
 
 impl Clients {
@@ -144,19 +170,28 @@ impl Clients {
     /// Tells all.
     pub(crate) fn tell(&self, prober: &Prober, nudger: &Nudger) {
         for client in &self.clients {
-            if let Err(error) = client.tell(prober, nudger, self.order.elapsed()) {
-                tracing::debug!(peer = %client.snapshot.peer, %error, "a client cannot be told");
-            }
+            cannot(client, client.tell(&[], prober, nudger, self.order.elapsed()));
         }
     }
 
-    /// Forgets those that need not be told again, by what this kernel's sockets show.
-    pub(crate) fn keep_waited_for(&mut self, connections: &[Connection]) {
+    /// Tells those again of which nothing has come, by what this kernel's sockets show, and forgets the others.
+    pub(crate) fn tell_again(&mut self, connections: &[Connection], prober: &Prober, nudger: &Nudger) {
+        self.keep_waited_for(connections);
+        for client in &self.clients {
+            cannot(client, client.tell_again(prober, nudger, self.order.elapsed()));
+        }
+    }
+
+    fn keep_waited_for(&mut self, connections: &[Connection]) {
         let canonical = |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let found: HashMap<_, _> = connections.iter().map(|found| ((found.local, found.peer), found)).collect();
-        self.clients.retain(|client| {
+        self.clients.retain_mut(|client| {
             let ends = (canonical(client.snapshot.local), canonical(client.snapshot.peer));
-            found.get(&ends).is_some_and(|connection| client.is_waited_for(connection))
+            let Some(connection) = found.get(&ends) else { return false };
+            if connection.acknowledged > 0 {
+                client.first.clear(); // it has them
+            }
+            client.is_waited_for(connection)
         });
     }
 
@@ -168,5 +203,11 @@ impl Clients {
     /// Whether somebody is left to tell.
     pub(crate) fn is_empty(&self) -> bool {
         self.clients.is_empty()
+    }
+}
+
+fn cannot(client: &Client, told: io::Result<()>) {
+    if let Err(error) = told {
+        tracing::debug!(peer = %client.snapshot.peer, %error, "a client cannot be told");
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use reinstate::{nudge::Nudger, probe::Prober, tcp_repair};
+use reinstate::{address::Interface, netlink::Netlink, nudge::Nudger, probe::Prober, tcp_repair};
 use wire::pair::{NEVER, Pair, hear, say};
 
 /// Timeouts before the take-over: the next one is then 4 times the shortest timer away. Not more: over IPv6 a third one
@@ -93,7 +93,7 @@ fn rest_behind_a_window(is_told: bool) -> Duration {
     let live = Instant::now();
     let (start, order) = pair.went_on.unwrap();
     if is_told {
-        let tell = |prober: &Prober| prober.open_window(&snapshot, start, order.elapsed()).unwrap();
+        let tell = |prober: &Prober| prober.open_window(&snapshot, start, &[], order.elapsed()).unwrap();
         pair.wire.spare.run(|| tell(&Prober::open(&[]).unwrap()));
     }
     pair.server.read_exact(&mut vec![0; sent - read]).unwrap();
@@ -105,4 +105,41 @@ fn a_client_that_missed_the_opening_of_its_window_is_told() {
     let (left_alone, told) = (rest_behind_a_window(false), rest_behind_a_window(true));
     println!("{left_alone:?} left alone, {told:?} told");
     assert!(told < left_alone / 2, "{told:?} against {left_alone:?}");
+}
+
+/// How long a flight takes to arrive that was lost when its session went live.
+fn lost_flight(v6: bool, is_told: bool) -> Duration {
+    const FLIGHT: usize = 1000;
+    let mut pair = Pair::new(v6);
+    pair.silence();
+    say(&pair.server, FLIGHT);
+    let snapshot = pair.carry_with(1, |wire| wire.unplug("client"));
+    pair.wire.plug("client");
+    let live = Instant::now();
+    let (start, order) = pair.went_on.unwrap();
+    if is_told {
+        pair.wire.spare.run(|| {
+            let service = snapshot.local.ip();
+            let interface = Interface::towards(&mut Netlink::open().unwrap(), service).unwrap();
+            let prober = Prober::open(&[(service, &interface)]).unwrap();
+            prober.poke_beside(&snapshot, order.elapsed()).unwrap();
+            prober.open_window(&snapshot, start, &snapshot.sending, order.elapsed()).unwrap();
+        });
+    }
+    hear(&pair.client, FLIGHT);
+    let took = live.elapsed();
+    say(&pair.server, 3000);
+    hear(&pair.client, 3000);
+    say(&pair.client, 3000);
+    hear(&pair.server, 3000);
+    took
+}
+
+#[test]
+fn a_lost_first_flight_is_made_good_before_a_timer_does() {
+    for v6 in [false, true] {
+        let (left_alone, told) = (lost_flight(v6, false), lost_flight(v6, true));
+        println!("IPv6 {v6}: {left_alone:?} left alone, {told:?} told");
+        assert!(told < left_alone / 2, "IPv6 {v6}: {told:?} against {left_alone:?}");
+    }
 }

@@ -70,6 +70,13 @@ fn link_index(interface: &str) -> u32 {
     nix::net::if_::if_nametoindex(interface).unwrap()
 }
 
+fn master(port: &str, master: u32) {
+    let mut fixed = [0; 16];
+    fixed[4..8].copy_from_slice(&link_index(port).to_ne_bytes());
+    let message = Message::new(libc::RTM_NEWLINK, 0, &fixed).with(libc::IFLA_MASTER, &master.to_ne_bytes());
+    Netlink::open().unwrap().request(message).unwrap();
+}
+
 pub struct Wire {
     bridge: Namespace,
     pub client: Namespace,
@@ -136,11 +143,17 @@ impl Wire {
 
     /// From here on nothing the server sends or is sent arrives.
     pub fn silence_server(&self) {
+        self.unplug("server");
+    }
+
+    pub fn unplug(&self, port: &str) {
+        self.bridge.run(|| master(port, 0));
+    }
+
+    pub fn plug(&self, port: &str) {
         self.bridge.run(|| {
-            let mut fixed = [0; 16];
-            fixed[4..8].copy_from_slice(&link_index("server").to_ne_bytes());
-            let message = Message::new(libc::RTM_NEWLINK, 0, &fixed).with(libc::IFLA_MASTER, &0_u32.to_ne_bytes());
-            Netlink::open().unwrap().request(message).unwrap();
+            master(port, link_index("br"));
+            wait_until_up(&mut Netlink::open().unwrap(), port);
         });
     }
 }

@@ -81,6 +81,11 @@ impl Pair {
 
     /// The server in `state` becomes one on the spare.
     pub fn carry(&mut self, state: u8) -> Snapshot {
+        self.carry_with(state, |_| {})
+    }
+
+    /// The same; `before` its socket speaks something happens to the wire.
+    pub fn carry_with(&mut self, state: u8, before: impl Fn(&Wire) + Sync) -> Snapshot {
         assert_eq!(tcp_repair::state(self.server.as_fd()).unwrap(), state);
         let snapshot = tcp_repair::capture(&self.server, QUEUE_BYTES).unwrap();
         let moving = address(self.v6, SERVICE);
@@ -96,6 +101,7 @@ impl Pair {
             let start = prober.ask(&[&snapshot], order, patience, again).unwrap()[0].unwrap();
             let rebuilt = tcp_repair::rebuild(&snapshot, start, snapshot.timestamp_after(order.elapsed())).unwrap();
             standby.take(&mut netlink).unwrap();
+            before(&self.wire);
             (revive(&prober, &snapshot, start, rebuilt).unwrap(), standby, (start, order))
         });
         self.server = TcpStream::from(server);
