@@ -52,7 +52,7 @@ fn rest_of_upload(v6: bool, is_woken: bool) -> Duration {
 #[test]
 fn a_client_whose_timer_has_backed_off_is_woken() {
     for v6 in [false, true] {
-        // A busy machine may lose a client's way to the address for seconds: it is woken at the latest in the third try.
+        // A busy machine may lose a client its way to the address for seconds: one of three tries has to wake it.
         let is_woken = (0..3).any(|_| {
             let (left_alone, woken) = (rest_of_upload(v6, false), rest_of_upload(v6, true));
             println!("IPv6 {v6}: {left_alone:?} left alone, {woken:?} woken");
