@@ -6,7 +6,6 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::LazyLock,
     thread,
     time::{Duration, Instant},
 };
@@ -28,13 +27,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Log lines quoted when a daemon fails.
 const TAIL_LINES: usize = 15;
 
-/// What runs ahead of guests and applications, as its unit says.
-const AHEAD: [&str; 3] = ["backdoor", "monitor", "reinstate"];
-
-/// Sets the scheduling policy of a program, which takes its place as the same process.
-const CHRT: &str = "chrt";
-const REAL_TIME: [&str; 2] = ["--rr", "10"];
-
 /// Path of a program of this workspace: beside the testbed, where cargo puts them all.
 ///
 /// # Errors
@@ -44,20 +36,6 @@ pub fn program(name: &str) -> Result<PathBuf> {
     let path = here.with_file_name(name);
     ensure!(path.is_file(), "{} is not built: cargo build --workspace --bins", path.display());
     Ok(path)
-}
-
-/// As the units in `packaging/systemd` run it: under a real-time policy, where this host permits that.
-fn ahead(program: &Path) -> Command {
-    static IS_PERMITTED: LazyLock<bool> = LazyLock::new(|| {
-        let tried = Command::new(CHRT).args(REAL_TIME).arg("true").stderr(Stdio::null()).status();
-        tried.is_ok_and(|status| status.success())
-    });
-    if !*IS_PERMITTED {
-        return Command::new(program);
-    }
-    let mut command = Command::new(CHRT);
-    command.args(REAL_TIME).arg(program);
-    command
 }
 
 /// A running daemon; dropping it kills the process.
@@ -96,7 +74,7 @@ impl Daemon {
     ) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let file = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
-        let mut command = if AHEAD.contains(&of) { ahead(&program(of)?) } else { Command::new(program(of)?) };
+        let mut command = Command::new(program(of)?);
         command.env("NO_COLOR", "1").envs(level.map(|level| ("BACKDOORS_LOG", level)));
         command.args(arguments.into_iter().map(Into::into)).stdin(Stdio::null());
         command.stdout(file.try_clone()?).stderr(file);
