@@ -12,7 +12,7 @@ demo: setup
 # The binaries first: the scenarios run the daemons as real processes, and `cargo test` alone does not build all of them.
 test: setup
 	$(CARGO) build --workspace --bins
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --no-fail-fast
 
 # Figures of this machine, as a table; also out/bench.json and out/bench.svg. Optimised, because they are figures.
 bench: setup

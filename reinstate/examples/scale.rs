@@ -16,7 +16,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use reinstate::{
     address::{Interface, StandBy},
     netlink::Netlink,
@@ -28,8 +27,6 @@ use reinstate::{
 };
 use wire::{SERVICE, Wire, address, service};
 
-/// Descriptors for one session: client, server, rebuilt.
-const DESCRIPTORS: u64 = 3;
 /// Read of each queue.
 const QUEUE_BYTES: usize = 1 << 20;
 
@@ -111,8 +108,7 @@ fn main() {
     let sessions = arguments.next().unwrap_or(1000);
     let sizes: Vec<usize> = arguments.collect();
     let sizes = if sizes.is_empty() { vec![1, 5, 10] } else { sizes };
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, hard.min(soft.max(DESCRIPTORS * sessions as u64 + 100)), hard).unwrap();
+    service::raise_descriptor_limit().unwrap();
     for kib in sizes {
         let Times { probe, rebuild, revive } = reinstate(&die(sessions, kib << 10));
         let sum = |times: &[Duration]| micros(times.iter().sum(), sessions);

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    mem,
     net::SocketAddr,
     ops::Range,
     time::Duration,
@@ -24,6 +25,7 @@ use introspect::{
 use remote_memory::{LinkError, Read, Region, RemoteKey, RemoteRead};
 
 use crate::{
+    resume::{Keeper, keepers},
     session::{self, Loss, Session},
     snapshot::Snapshot,
 };
@@ -107,21 +109,14 @@ pub fn extract(
 ) -> Result<Extracted, ExtractError> {
     let mut survey = tcp::survey(kernel, memory, ram, filter)?;
     let mut extracted = pair_all(memory, pool, &mut survey, silent)?;
-    let sessions = std::mem::take(&mut extracted.sessions);
-    let numbers: Vec<usize> = sessions.iter().map(|session| session.number).collect();
+    let keepers = keepers(mem::take(&mut extracted.sessions), mem::take(&mut extracted.ending));
+    let numbers: Vec<usize> = keepers.iter().map(|(number, _)| *number).collect();
     let queues = survey.read_queued(kernel, memory, ram, &numbers)?;
-    for (mut session, bytes) in sessions.into_iter().zip(queues) {
-        match bytes.map(|bytes| session.snapshot.give(bytes)) {
-            Some(Ok(())) => extracted.sessions.push(session),
-            _ => extracted.lost.push(Lost { snapshot: session.snapshot, why: Loss::Damaged("send queue") }),
-        }
-    }
-    let numbers: Vec<usize> = extracted.ending.iter().map(|(number, _)| *number).collect();
-    let queues = survey.read_queued(kernel, memory, ram, &numbers)?;
-    for ((number, mut snapshot), bytes) in std::mem::take(&mut extracted.ending).into_iter().zip(queues) {
-        match bytes.map(|bytes| snapshot.give(bytes)) {
-            Some(Ok(())) => extracted.ending.push((number, snapshot)),
-            _ => extracted.lost.push(Lost { snapshot, why: Loss::Damaged("send queue") }),
+    for ((number, mut keeper), bytes) in keepers.into_iter().zip(queues) {
+        match (keeper.give(bytes), keeper) {
+            (Ok(()), Keeper::Application(session)) => extracted.sessions.push(session),
+            (Ok(()), Keeper::Kernel(snapshot)) => extracted.ending.push((number, snapshot)),
+            (Err(why), keeper) => extracted.lost.push(keeper.lost(why)),
         }
     }
     Ok(extracted)
@@ -138,7 +133,7 @@ pub fn pair_all(
     silent: Duration,
 ) -> Result<Extracted, LinkError> {
     let words = survey.damage.iter().map(ToString::to_string).collect();
-    pair(memory, pool, std::mem::take(&mut survey.sockets), silent, words)
+    pair(memory, pool, mem::take(&mut survey.sockets), silent, words)
 }
 
 /// Finds the box of each socket and puts both together.

@@ -62,6 +62,12 @@ pub const RST: u8 = 0x04;
 /// TCP flag SYN.
 pub const SYN: u8 = 0x02;
 
+/// How a header tells a window of `bytes` whose owner scales it like this (RFC 7323, 2.2): at most what fits.
+pub(crate) fn window_field(bytes: u32, scale: Option<u8>) -> u16 {
+    let scaled = bytes.checked_shr(scale.unwrap_or(0).into()).unwrap_or(0);
+    u16::try_from(scaled).unwrap_or(u16::MAX)
+}
+
 /// What a SYN or its answer says of its sender beside the timestamps (RFC 9293, 3.2; RFC 7323; RFC 2018).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {

@@ -26,7 +26,7 @@ use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::{
     address::Interface,
-    packet::{ACK, FIN, Heard, PSH, Segment},
+    packet::{ACK, FIN, Heard, PSH, Segment, window_field},
     position::{self, Refused, Start},
     snapshot::Snapshot,
     tcp_repair::raw::link_address,
@@ -111,12 +111,11 @@ impl Prober {
     }
 
     fn probe(&self, snapshot: &Snapshot, timestamp: Option<u32>) -> io::Result<()> {
-        let shift = snapshot.scales.map_or(0, |(_, ours)| ours);
         self.say(&Segment {
             seq: snapshot.snd_una.wrapping_sub(1),
             ack: snapshot.rcv_wup,
             flags: ACK | PSH,
-            window: u16::try_from(snapshot.rcv_wnd.checked_shr(shift.into()).unwrap_or(0)).unwrap_or(u16::MAX),
+            window: window_field(snapshot.rcv_wnd, snapshot.scales.map(|(_, ours)| ours)),
             timestamps: timestamp.map(|value| (value, 0)),
             payload: &[0],
             ..Segment::between(snapshot.local, snapshot.peer)
@@ -130,13 +129,12 @@ impl Prober {
     /// # Errors
     /// The kernel's.
     pub fn end_input(&self, snapshot: &Snapshot, start: Start) -> io::Result<()> {
-        let shift = snapshot.scales.map_or(0, |(theirs, _)| theirs);
         self.say(&Segment {
             seq: snapshot.rcv_nxt,
             ack: start.seq,
             flags: ACK | FIN,
             // Its sequence number is new, so its window counts.
-            window: u16::try_from(start.window.checked_shr(shift.into()).unwrap_or(0)).unwrap_or(u16::MAX),
+            window: window_field(start.window, snapshot.scales.map(|(theirs, _)| theirs)),
             ..Segment::between(snapshot.peer, snapshot.local)
         })
     }

@@ -44,7 +44,7 @@ impl Keeper {
         }
     }
 
-    pub(crate) fn snapshot_mut(&mut self) -> &mut Snapshot {
+    fn snapshot_mut(&mut self) -> &mut Snapshot {
         match self {
             Self::Application(session) => &mut session.snapshot,
             Self::Kernel(snapshot) => snapshot,
@@ -57,6 +57,14 @@ impl Keeper {
             Self::Kernel(snapshot) => snapshot,
         };
         Lost { snapshot, why }
+    }
+
+    /// Takes the bytes that wait to be sent, if all of them were read.
+    pub(crate) fn give(&mut self, bytes: Option<Vec<u8>>) -> Result<(), Loss> {
+        match bytes.map(|bytes| self.snapshot_mut().give(bytes)) {
+            Some(Ok(())) => Ok(()),
+            _ => Err(Loss::Damaged("send queue")),
+        }
     }
 
     /// Whether nobody has seen the end of its handshake.
@@ -195,10 +203,10 @@ pub(crate) fn given(group: Group, silent: &mut HashMap<usize, Silent>, lost: &mu
     let mut given = Vec::with_capacity(group.len());
     for (number, bytes) in group {
         let Some(mut silent) = silent.remove(&number) else { continue };
-        match bytes.map(|bytes| silent.keeper.snapshot_mut().give(bytes)) {
-            Some(Ok(())) => given.push(silent),
+        match silent.keeper.give(bytes) {
+            Ok(()) => given.push(silent),
             // Its socket goes without a word; its client is told with those of the others that are lost.
-            _ => lost.push(silent.keeper.lost(Loss::Damaged("send queue"))),
+            Err(why) => lost.push(silent.keeper.lost(why)),
         }
     }
     given

@@ -30,10 +30,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use contbox::layout::canonical;
+
 use crate::{
     leftovers::Connection,
     nudge::Nudger,
-    packet::{ACK, Offer, SYN, Segment},
+    packet::{ACK, Offer, SYN, Segment, window_field},
     position::{Proof, Start},
     probe::Prober,
     resume::Resumed,
@@ -100,13 +102,11 @@ impl Prober {
     /// # Errors
     /// The kernel's: usually no route to the client.
     pub fn open_window(&self, snapshot: &Snapshot, start: Start, first: &[u8], elapsed: Duration) -> io::Result<()> {
-        let shift = snapshot.scales.map_or(0, |(_, ours)| ours);
-        let window = snapshot.receive_room().checked_shr(shift.into()).unwrap_or(0);
         self.say(&Segment {
             seq: start.seq,
             ack: snapshot.acknowledgement(),
             flags: ACK,
-            window: u16::try_from(window).unwrap_or(u16::MAX),
+            window: window_field(snapshot.receive_room(), snapshot.scales.map(|(_, ours)| ours)),
             timestamps: snapshot.timestamp_beside(elapsed).map(|value| (value, 0)),
             payload: first,
             ..Segment::between(snapshot.local, snapshot.peer)
@@ -183,7 +183,6 @@ impl Clients {
     }
 
     fn keep_waited_for(&mut self, connections: &[Connection]) {
-        let canonical = |peer: SocketAddr| SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let found: HashMap<_, _> = connections.iter().map(|found| ((found.local, found.peer), found)).collect();
         self.clients.retain_mut(|client| {
             let ends = (canonical(client.snapshot.local), canonical(client.snapshot.peer));

@@ -1,33 +1,20 @@
 //! What an operator can do to a spare's daemon: each case ends in a sentence that says what to do.
 
+mod folder;
+
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-/// A folder that goes with the test.
-struct Folder(PathBuf);
+use folder::Folder;
 
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("reinstate-bad-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    /// A configuration file with this control port and `more`.
-    fn config(&self, port: u16, more: &str) -> PathBuf {
-        let (file, socket) = (self.0.join("reinstate.toml"), self.0.join("box.sock"));
-        let text =
-            format!("name = \"s\"\nlisten = \"127.0.0.1\"\ncontrol_port = {port}\nbox_socket = {socket:?}\n{more}\n");
-        std::fs::write(&file, text).unwrap();
-        file
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+/// A configuration file in `folder` with this control port and `more`.
+fn configured(folder: &Folder, port: u16, more: &str) -> PathBuf {
+    let (file, socket) = (folder.0.join("reinstate.toml"), folder.0.join("box.sock"));
+    let text =
+        format!("name = \"s\"\nlisten = \"127.0.0.1\"\ncontrol_port = {port}\nbox_socket = {socket:?}\n{more}\n");
+    std::fs::write(&file, text).unwrap();
+    file
 }
 
 /// Runs the program without the capability `without`; it must fail.
@@ -49,8 +36,8 @@ fn failed(config: &PathBuf, without: Option<&str>) -> String {
 
 #[test]
 fn a_missing_capability_is_named_before_anything_is_taken() {
-    let folder = Folder::new("capability");
-    let config = folder.config(free_port(), "");
+    let folder = Folder::new("bad-capability");
+    let config = configured(&folder, free_port(), "");
     for (without, named) in [("net_admin", "CAP_NET_ADMIN"), ("net_raw", "CAP_NET_RAW")] {
         let said = failed(&config, Some(without));
         assert!(said.contains(&format!("reinstate: {named} is missing, for ")), "{said}");
@@ -60,19 +47,19 @@ fn a_missing_capability_is_named_before_anything_is_taken() {
 
 #[test]
 fn a_port_in_use_is_named() {
-    let folder = Folder::new("port");
+    let folder = Folder::new("bad-port");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
-    let said = failed(&folder.config(address.port(), ""), None);
+    let said = failed(&configured(&folder, address.port(), ""), None);
     assert!(said.contains(&format!("cannot listen at {address}: Address already in use")), "{said}");
-    let said = failed(&folder.config(free_port(), &format!("metrics_port = {}", address.port())), None);
+    let said = failed(&configured(&folder, free_port(), &format!("metrics_port = {}", address.port())), None);
     assert!(said.contains(&format!("no metrics at {address}: Address already in use")), "{said}");
 }
 
 #[test]
 fn a_configuration_that_cannot_be_is_named_by_file_line_and_key() {
-    let folder = Folder::new("config");
-    let said = failed(&folder.config(free_port(), "route_table = 254"), None);
+    let folder = Folder::new("bad-config");
+    let said = failed(&configured(&folder, free_port(), "route_table = 254"), None);
     assert!(said.contains("reinstate.toml:5: route_table: the kernel uses table 254 itself"), "{said}");
 }
 

@@ -1,9 +1,10 @@
 //! The daemon as a monitor meets it: what it says when something stands in the way, and that it never takes a thing.
 
+mod folder;
+
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
 };
 
 use control::{
@@ -11,24 +12,8 @@ use control::{
     backdoor::FenceToken,
     reinstate::{Assignment, Evacuation, GiveBack, Reply, Request, Service, Share},
 };
+use folder::Folder;
 use reinstate::{config::Config, daemon::Daemon};
-
-/// A folder that goes with the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("reinstate-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()

@@ -1,5 +1,6 @@
 //! What a spare leaves behind that was killed, and that it is gone when the next one starts.
 
+mod folder;
 mod wire;
 
 use std::{
@@ -7,6 +8,7 @@ use std::{
     net::TcpListener,
 };
 
+use folder::Folder;
 use reinstate::{
     address::Interface,
     held::HeldFile,
@@ -22,9 +24,8 @@ use wire::{
 #[test]
 fn a_killed_spare_s_address_and_sessions_are_gone_after_cleaning() {
     for v6 in [false, true] {
-        let folder = std::env::temp_dir().join(format!("reinstate-held-{v6}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let held = HeldFile::beside(&folder.join("box.sock"));
+        let folder = Folder::new(&format!("held-{v6}"));
+        let held = HeldFile::beside(&folder.0.join("box.sock"));
         let moving = address(v6, SERVICE);
 
         let mut pair = Pair::new(v6);
@@ -40,7 +41,7 @@ fn a_killed_spare_s_address_and_sessions_are_gone_after_cleaning() {
         hear(&pair.client, 1000);
         // Another line of the file was being written.
         use std::io::Write;
-        let mut file = std::fs::OpenOptions::new().append(true).open(folder.join("box.held")).unwrap();
+        let mut file = std::fs::OpenOptions::new().append(true).open(folder.0.join("box.held")).unwrap();
         file.write_all(b"10.77.0.1").unwrap();
 
         let is_here = || pair.wire.spare.run(|| TcpListener::bind((moving, 0)).is_ok());
@@ -49,18 +50,16 @@ fn a_killed_spare_s_address_and_sessions_are_gone_after_cleaning() {
         assert_eq!(cleaned, [moving]);
         assert!(!is_here());
         assert_eq!((&pair.client).read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-        assert!(!folder.join("box.held").exists());
+        assert!(!folder.0.join("box.held").exists());
         assert!(pair.wire.spare.run(|| held.clean(TABLE).unwrap()).is_empty(), "once");
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }
 
 #[test]
 fn an_address_goes_without_a_word_once_no_connection_uses_it_and_not_before() {
     for v6 in [false, true] {
-        let folder = std::env::temp_dir().join(format!("reinstate-unused-{v6}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let held = HeldFile::beside(&folder.join("box.sock"));
+        let folder = Folder::new(&format!("unused-{v6}"));
+        let held = HeldFile::beside(&folder.0.join("box.sock"));
         let moving = address(v6, SERVICE);
 
         let mut pair = Pair::new(v6);
@@ -72,7 +71,7 @@ fn an_address_goes_without_a_word_once_no_connection_uses_it_and_not_before() {
         let mut give_back = |pair: &Pair| {
             pair.wire.spare.run(|| held.give_back_unused(&mut standby, &mut Netlink::open().unwrap()).unwrap())
         };
-        assert!(!give_back(&pair) && is_here(&pair) && folder.join("box.held").exists());
+        assert!(!give_back(&pair) && is_here(&pair) && folder.0.join("box.held").exists());
         // The connection did not notice.
         say(&pair.server, 1000);
         hear(&pair.client, 1000);
@@ -88,9 +87,8 @@ fn an_address_goes_without_a_word_once_no_connection_uses_it_and_not_before() {
             assert!(begin.elapsed() < NEVER, "{:?}", left(&pair));
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        assert!(give_back(&pair) && !is_here(&pair) && !folder.join("box.held").exists());
+        assert!(give_back(&pair) && !is_here(&pair) && !folder.0.join("box.held").exists());
         assert!(give_back(&pair), "nothing is here, and nothing is in the way");
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }
 

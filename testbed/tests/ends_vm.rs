@@ -111,12 +111,10 @@ fn spoil_each_end_of(ram: &mut Ram, kernel: &Kernel, socket: &TcpSocket) {
     }
 }
 
+/// 6.1 always; the other lines where `scripts/setup --all` has fetched them, as the campaign does.
 #[test]
-fn ends_that_a_6_1_kernel_did_not_hash_are_told_from_those_it_did() {
-    check("6.1");
-}
-
-#[test]
-fn ends_that_a_6_12_kernel_did_not_hash_are_told_from_those_it_did() {
-    check("6.12");
+fn ends_that_the_kernel_did_not_hash_are_told_from_those_it_did() {
+    let lines = guest::Kernel::lines().unwrap();
+    assert!(lines.iter().any(|line| line == "6.1"), "{lines:?}: run scripts/setup");
+    lines.iter().for_each(|line| check(line));
 }
