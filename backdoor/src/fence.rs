@@ -1,6 +1,8 @@
 //! Stops a machine so that nothing of it acts any more, and lets it go again.
 //!
 //! ```text
+//!   pause     stop, query-status                                       for a lock: one round trip, links as they are
+//!   resume    cont
 //!   fence     stop, query-status, set_link … off for the cards        one round trip
 //!   close     info network | set_link … off for everything there is   soon after, and before a reset
 //!   release   (keys are dead already) [system_reset] | info network | set_link … on | cont | announce-self   or quit
@@ -27,6 +29,9 @@ const STATUS: &str = "query-status";
 
 /// What QEMU says when the processors stop that ran before.
 const STOPPED: &str = "STOP";
+
+/// What QEMU says when the processors run again.
+const RESUMED: &str = "RESUME";
 
 /// Asks for the names of both ends of every link.
 const NETWORK: &str = "info network";
@@ -79,6 +84,36 @@ pub fn stop(qmp: &mut Qmp, cards: &[String]) -> Result<Stopped, FenceError> {
         return Err(error);
     }
     Ok(Stopped { was_running })
+}
+
+/// Stops the processors for a lock and makes sure of it. A machine that stands still sends nothing.
+///
+/// # Errors
+/// See [`FenceError`].
+pub fn pause(qmp: &mut Qmp) -> Result<Stopped, FenceError> {
+    let stops = qmp.waiting(STOPPED);
+    let outcome = halt(qmp, &[]);
+    let was_running = qmp.waiting(STOPPED) > stops;
+    if let Err(error) = outcome {
+        if was_running || matches!(error, FenceError::Qmp(QmpError::Silent { .. })) {
+            resume(qmp, &Stopped { was_running: true })?;
+        }
+        return Err(error);
+    }
+    Ok(Stopped { was_running })
+}
+
+/// Lets a paused machine go on, if it ran before.
+///
+/// # Errors
+/// [`QmpError`]; may be repeated.
+pub fn resume(qmp: &mut Qmp, stopped: &Stopped) -> Result<(), QmpError> {
+    if stopped.was_running {
+        qmp.execute("cont", json!({}))?;
+        // It is told before the answer; whoever holds the machine next must not take it for somebody else's doing.
+        qmp.forget(RESUMED);
+    }
+    Ok(())
 }
 
 fn halt(qmp: &mut Qmp, cards: &[String]) -> Result<(), FenceError> {

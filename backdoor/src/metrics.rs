@@ -41,6 +41,7 @@ impl Collector for Source {
             ("memory_served", "Whether there is a machine's memory to serve", f64::from(target.has_memory())),
             ("hypervisor_reached", "Whether the machine can be stopped", f64::from(target.has_hypervisor())),
             ("fenced", "Whether a fence stands", f64::from(target.is_fenced())),
+            ("locked", "Whether a lock stands", f64::from(target.is_locked())),
             ("last_fence_seconds", "Time the last fence took", target.fence_took().as_secs_f64()),
         ] {
             let gauge = ConstGauge::new(value);

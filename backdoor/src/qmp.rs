@@ -206,6 +206,11 @@ impl Qmp {
         self.events.iter().filter(|name| *name == event).count()
     }
 
+    /// Drops the events of this name that have arrived and not been asked for yet.
+    pub fn forget(&mut self, event: &str) {
+        self.events.retain(|name| name != event);
+    }
+
     fn note_event(&mut self, message: &Value) -> bool {
         let Some(name) = message.get("event").and_then(Value::as_str) else { return false };
         if self.events.len() == EVENTS_MAX {

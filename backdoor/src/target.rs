@@ -9,10 +9,13 @@
 //! [`Target::watch`] looks after the machine: finds it, finds it again when QEMU was started anew, keeps a fenced one
 //! stopped, and forgets the boxes of one that was reset.
 //!
+//! `lock` stops a machine for the time of a lease.
+//!
 //! Invariants: a token is given out only after the machine was seen to stand still; keys are dead before a machine is
 //! let go; a fence outlives QEMU: a machine that appears under a standing fence is stopped before its memory is served;
 //! with a file to remember it (see `record`), a fence outlives this daemon too.
 
+mod lock;
 mod record;
 mod watch;
 
@@ -22,7 +25,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use control::agent::Registration;
-use control::backdoor::{Afterwards, FenceState, FenceToken, RegionEntry};
+use control::backdoor::{Afterwards, FenceState, FenceToken, LEASE_MS_MAX, RegionEntry};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::fence::{self, FenceError, Stopped};
 use crate::guard::{Guard, RegisterError};
@@ -57,6 +62,18 @@ pub enum TargetError {
     /// The machine's memory and state are to be reset, and QEMU did not obey.
     #[error("the keys of the fence are dead, but the machine was not reset; order it again: {0}")]
     NotReset(#[source] QmpError),
+    /// Nobody may stand still for so long, or for no time at all.
+    #[error("a lease of {lease_ms} ms: it has 1 to {LEASE_MS_MAX} ms")]
+    BadLease {
+        /// What was asked for.
+        lease_ms: u32,
+    },
+    /// The lease has ended, or there never was such a lock.
+    #[error("the token is not that of a standing lock; if it was, its lease has ended and the target runs")]
+    NoSuchLock,
+    /// The key is dead, and the machine does not run yet.
+    #[error("the key of the lock is dead, but the machine was not let go; it is tried again: {0}")]
+    NotUnlocked(#[source] QmpError),
     /// The token is not that of the standing fence.
     #[error("the token is not that of a standing fence")]
     NoSuchFence,
@@ -89,6 +106,8 @@ struct Machine {
     stopped: Option<Stopped>,
     /// Whether it was reset under the standing fence, and runs behind it.
     is_reset: bool,
+    /// When the standing lock ends by itself, or its machine is let go once more.
+    lease_until: Option<Instant>,
     /// When QEMU was seen to be gone.
     gone_since: Option<Instant>,
     shut_down: bool,
@@ -101,6 +120,8 @@ pub struct Target {
     places: Places,
     memory: Arc<GuardedMemory>,
     machine: Mutex<Machine>,
+    /// Wakes the watch: a lease has begun.
+    wake: EventFd,
     incarnation: AtomicU64,
     fences: AtomicU64,
     fence_took_us: AtomicU64,
@@ -120,13 +141,15 @@ impl Target {
             machine.identity = record.identity;
             machine.stopped = Some(record.stopped);
             machine.is_reset = record.is_reset;
-            guard.restore(record.token, record.claim);
+            machine.lease_until = record.lease_ms.map(|ms| Instant::now() + Duration::from_millis(ms.into()));
+            guard.restore(record.token, record.claim, record.lease_ms.is_some());
         }
         Ok(Self {
             name: name.to_owned(),
             places,
             memory: Arc::new(GuardedMemory::new(guard)),
             machine: Mutex::new(machine),
+            wake: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).expect("a descriptor is left"),
             incarnation: AtomicU64::new(rand::random()),
             fences: AtomicU64::new(0),
             fence_took_us: AtomicU64::new(0),
@@ -161,6 +184,11 @@ impl Target {
     /// Whether a fence stands.
     pub fn is_fenced(&self) -> bool {
         self.memory.look().guard.is_fenced()
+    }
+
+    /// Whether a lock stands.
+    pub fn is_locked(&self) -> bool {
+        self.memory.look().guard.is_locked()
     }
 
     /// Whether there is memory to serve.
@@ -214,7 +242,8 @@ impl Target {
             if let Some(token) = state.guard.claimed(claim).filter(|_| !machine.is_reset) {
                 return Ok((token, self.fence_took()));
             }
-            if state.guard.is_fenced() {
+            let is_locked_by_others = state.guard.is_locked() && state.guard.locked_by(claim).is_none();
+            if state.guard.is_fenced() || is_locked_by_others {
                 return Err(TargetError::FencedAlready { epoch: state.guard.epoch().raw() });
             }
             if state.mapping.is_none() {
@@ -222,10 +251,16 @@ impl Target {
             }
         }
         let stopped = machine.stop()?;
-        machine.stopped = Some(stopped.clone());
-        let token = self.memory.change().guard.fence(claim, &mut rand::rng());
+        // Under a lock, or after one whose machine was not let go, it was stopped before.
+        let stopped = machine.stopped.get_or_insert(stopped).clone();
+        machine.lease_until = None;
+        let token = {
+            let guard = &mut self.memory.change().guard;
+            guard.harden(claim).unwrap_or_else(|| guard.fence(claim, &mut rand::rng()))
+        };
         let (process, identity) = (machine.process, machine.identity);
-        let record = Record { token: token.clone(), claim, stopped, process, identity, is_reset: false };
+        let record =
+            Record { token: token.clone(), claim, stopped, process, identity, is_reset: false, lease_ms: None };
         record.keep(self.places.record.as_deref());
         let took = begin.elapsed();
         self.fences.fetch_add(1, Ordering::Relaxed);
@@ -259,7 +294,8 @@ impl Target {
         }
         let stopped = machine.stopped.clone().unwrap_or_else(Stopped::gone);
         let (process, identity) = (machine.process, machine.identity);
-        let record = Record { token: token.clone(), claim: None, stopped, process, identity, is_reset: true };
+        let token = token.clone();
+        let record = Record { token, claim: None, stopped, process, identity, is_reset: true, lease_ms: None };
         record.keep(self.places.record.as_deref());
         Ok(())
     }

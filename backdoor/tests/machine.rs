@@ -1,11 +1,10 @@
 //! A target on a real QEMU machine, without a network: memory where QEMU says it is, fences that hold.
 
 mod vm;
+mod watched;
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use backdoor::guest_ram::layout::Machine;
 use backdoor::target::{Places, Target, TargetError};
@@ -14,49 +13,7 @@ use control::backdoor::{Afterwards, FenceState, FenceToken};
 use rdma::responder::{Memory, Refusal};
 use remote_memory::{RemoteKey, Rights};
 use vm::{Folder, Vm, wait_for};
-
-/// A target under watch, which ends with the test.
-struct Watched {
-    target: Arc<Target>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Watched {
-    fn start(vm: &Vm) -> Self {
-        Self::remembering(vm, None)
-    }
-
-    /// The same with a file that remembers a fence.
-    fn remembering(vm: &Vm, record: Option<PathBuf>) -> Self {
-        let places = Places { qmp: vm.qmp.clone(), ram: None, pid_file: None, record };
-        let target = Arc::new(Target::new("t", places).unwrap());
-        let stop = Arc::new(AtomicBool::new(false));
-        let thread = Some(thread::spawn({
-            let (target, stop) = (target.clone(), stop.clone());
-            move || target.watch(&stop)
-        }));
-        wait_for("the machine to be found", || target.has_hypervisor());
-        Self { target, stop, thread }
-    }
-
-    fn fence(&self) -> FenceToken {
-        self.target.fence(None).unwrap().0
-    }
-
-    /// The key of a region, as everybody may know it.
-    fn key(&self, name: &str) -> RemoteKey {
-        let (_, regions) = self.target.regions(None).unwrap();
-        RemoteKey::new(regions.iter().find(|region| region.name == name).unwrap().key)
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().map(JoinHandle::join);
-    }
-}
+use watched::Watched;
 
 fn fenced_key(token: &FenceToken) -> RemoteKey {
     RemoteKey::new(token.ram_key)

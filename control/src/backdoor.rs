@@ -10,6 +10,9 @@ use crate::Hello;
 /// The default TCP port of a backdoor's control plane.
 pub const PORT: u16 = 4790;
 
+/// The longest lease of a lock: clients of a target that stands still for longer give up.
+pub const LEASE_MS_MAX: u32 = 10_000;
+
 /// A request to a backdoor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case")]
@@ -34,6 +37,24 @@ pub enum Request {
         /// with its token, so that a lost answer is not a lost token.
         #[serde(default)]
         claim: Option<u64>,
+    },
+    /// Stops the target's vCPUs for a while, to look at it undisturbed or to repair it; its links stay as they are, and
+    /// it goes on by itself when the lease ends, so that a holder who dies does not leave it frozen. Answered by
+    /// [`Reply::Locked`] when it stands still. Asked again under the same claim, the lease begins anew; a
+    /// [`Request::Fence`] under that claim makes a fence of the lock.
+    Lock {
+        /// For the log of the backdoor.
+        reason: String,
+        /// Random number of the caller that names this lock.
+        claim: u64,
+        /// How long the target stands still at most, in milliseconds; see [`LEASE_MS_MAX`].
+        lease_ms: u32,
+    },
+    /// Ends a lock before its lease does: its key is dead and the target runs. Answered by [`Reply::Unlocked`], refused
+    /// if the lease has ended before.
+    Unlock {
+        /// The lock's token.
+        token: LockToken,
     },
     /// Resets a fenced target behind its fence: every key is dead, it boots anew and runs, its links stay down.
     /// Answered by [`Reply::Reset`]. Idempotent: a target that was reset under this fence is not reset again. The fence
@@ -131,6 +152,15 @@ pub enum Reply {
         /// How long the hypervisor took, in microseconds.
         took_us: u64,
     },
+    /// The target stands still until its lease ends.
+    Locked {
+        /// The right to write to it until then.
+        token: LockToken,
+        /// How long the hypervisor took, in microseconds.
+        took_us: u64,
+    },
+    /// The lock has ended, the target runs as it did before.
+    Unlocked,
     /// The target has been reset and boots behind its fence.
     Reset,
     /// How the fence stands.
@@ -234,6 +264,29 @@ impl FenceToken {
 impl std::fmt::Debug for FenceToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "FenceToken({} epoch {})", self.target, self.epoch)
+    }
+}
+
+/// Proof of a lock, for its holder alone. It permits writing as a fence does, and ends by itself; it is a type of its own
+/// so that no spare takes it for a fence.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LockToken(FenceToken);
+
+impl LockToken {
+    /// The lock whose epoch, key and secret are those of `token`.
+    pub fn new(token: FenceToken) -> Self {
+        Self(token)
+    }
+
+    /// Its epoch, key and secret.
+    pub fn inner(&self) -> &FenceToken {
+        &self.0
+    }
+
+    /// The value that lets its holder write, while the lease lasts: after it the backdoor refuses.
+    pub fn fenced(&self) -> Fenced {
+        self.0.fenced()
     }
 }
 

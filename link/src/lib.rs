@@ -23,7 +23,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use control::backdoor::{Afterwards, FenceState, FenceToken, RegionEntry, Reply, Request, Stats};
+use control::backdoor::{Afterwards, FenceState, FenceToken, LockToken, RegionEntry, Reply, Request, Stats};
 use remote_memory::{AccessError, RemoteAddr, RemoteKey, RemoteRead};
 
 use conversation::Conversation;
@@ -157,6 +157,30 @@ impl Link {
                 self.fence_took = Some(Duration::from_micros(took_us));
                 Ok(token)
             }
+            other => Err(self.nonsense(&other)),
+        }
+    }
+
+    /// Stops the target's processors until [`Link::unlock`], for `lease_ms` at most; asked again, the lease begins anew.
+    /// A [`Link::fence_as`] under the same claim makes a fence of it.
+    ///
+    /// # Errors
+    /// As [`Link::fence`].
+    pub fn lock(&mut self, reason: &str, claim: u64, lease_ms: u32) -> Result<LockToken, LinkFailure> {
+        match self.ask(&Request::Lock { reason: reason.to_owned(), claim, lease_ms })? {
+            Reply::Locked { token, .. } => Ok(token),
+            other => Err(self.nonsense(&other)),
+        }
+    }
+
+    /// Ends a lock: the target runs on.
+    ///
+    /// # Errors
+    /// [`LinkFailure::Refused`] if its lease has ended: what was written after that was refused; else see
+    /// [`LinkFailure`].
+    pub fn unlock(&mut self, token: &LockToken) -> Result<(), LinkFailure> {
+        match self.ask(&Request::Unlock { token: token.clone() })? {
+            Reply::Unlocked => Ok(()),
             other => Err(self.nonsense(&other)),
         }
     }

@@ -106,6 +106,17 @@ impl Peer<'_> {
                 tracing::warn!(from = %self.from, peer = ?self.name, reason, ?took, epoch, "target fenced");
                 Ok(Reply::Fenced { token, took_us: took.as_micros() as u64 })
             }
+            Request::Lock { reason, claim, lease_ms } => {
+                let (token, took) = target.lock(claim, lease_ms).map_err(said)?;
+                let reason: String = reason.chars().take(200).collect();
+                tracing::warn!(from = %self.from, peer = ?self.name, reason, ?took, lease_ms, "target locked");
+                Ok(Reply::Locked { token, took_us: took.as_micros() as u64 })
+            }
+            Request::Unlock { token } => {
+                target.unlock(&token).map_err(said)?;
+                tracing::info!(from = %self.from, peer = ?self.name, "target unlocked");
+                Ok(Reply::Unlocked)
+            }
             Request::Release { token, then } => {
                 target.release(&token, then).map_err(said)?;
                 tracing::warn!(from = %self.from, peer = ?self.name, ?then, epoch = token.epoch, "target released");

@@ -8,6 +8,9 @@
 //!   hooks     key F  rwa                key F  r--                        key G  rwa
 //! ```
 //!
+//! A lock is a fence that ends by itself: while it stands only its key writes, and when it ends no other key does, as
+//! the machine behind them is the same.
+//!
 //! Pure: no memory, no socket, no clock; randomness is passed in. It answers with pieces of the file that holds the
 //! machine's memory, and [`crate::memory`] touches them while it holds the guard, so that no access outlives its key.
 //!
@@ -20,7 +23,7 @@ mod properties;
 mod regions;
 
 use control::agent::Registration;
-use control::backdoor::{FenceToken, RegionEntry};
+use control::backdoor::{FenceToken, LockToken, RegionEntry};
 use rand::Rng;
 use remote_memory::{Epoch, RemoteKey, Rights};
 
@@ -36,13 +39,15 @@ pub const RAM: &str = "ram";
 #[error("key, bounds or rights do not permit it")]
 pub struct Refused;
 
-/// A fence that has not been released.
+/// A fence that has not been released, or a lock.
 #[derive(Debug)]
 struct Standing {
     token: FenceToken,
     claim: Option<u64>,
     /// Whether the token's key still opens the memory: not once a release has begun.
     open: bool,
+    /// Whether it is a lock, which ends by itself.
+    leased: bool,
 }
 
 /// The rules for one target.
@@ -139,7 +144,9 @@ impl Guard {
         let (key, rights) = match token {
             None => (self.ram_key, Rights::READ),
             Some(token) => match &self.standing {
-                Some(fence) if fence.open && fence.token == *token => (RemoteKey::new(token.ram_key), Rights::ALL),
+                Some(fence) if fence.open && !fence.leased && fence.token == *token => {
+                    (RemoteKey::new(token.ram_key), Rights::ALL)
+                }
                 _ => return Err(Refused),
             },
         };
@@ -161,18 +168,29 @@ impl Guard {
 
     /// Whether a fence stands, also one whose release has begun.
     pub fn is_fenced(&self) -> bool {
-        self.standing.is_some()
+        self.standing.as_ref().is_some_and(|fence| !fence.leased)
+    }
+
+    /// Whether a lock stands.
+    pub fn is_locked(&self) -> bool {
+        self.standing.as_ref().is_some_and(|lock| lock.leased)
     }
 
     /// Whether `token` is that of the standing fence, whatever its key opens now.
     pub fn is_standing(&self, token: &FenceToken) -> bool {
-        self.standing.as_ref().is_some_and(|fence| fence.token == *token)
+        self.standing.as_ref().is_some_and(|fence| !fence.leased && fence.token == *token)
     }
 
     /// The standing fence's token, for the caller that made it under `claim`.
     pub fn claimed(&self, claim: Option<u64>) -> Option<FenceToken> {
-        let fence = self.standing.as_ref().filter(|fence| claim.is_some() && fence.claim == claim)?;
+        let fence = self.standing.as_ref().filter(|it| claim.is_some() && it.claim == claim && !it.leased)?;
         Some(fence.token.clone())
+    }
+
+    /// The standing lock's token, for the caller that made it under `claim`.
+    pub fn locked_by(&self, claim: Option<u64>) -> Option<LockToken> {
+        let lock = self.standing.as_ref().filter(|it| claim.is_some() && it.claim == claim && it.leased)?;
+        Some(LockToken::new(lock.token.clone()))
     }
 
     /// Begins an epoch in which the token's key opens the whole memory. Call it when the machine stands still.
@@ -180,12 +198,41 @@ impl Guard {
     /// # Panics
     /// If a fence stands: the caller has asked [`Guard::is_fenced`] under the same lock.
     pub fn fence(&mut self, claim: Option<u64>, rng: &mut impl Rng) -> FenceToken {
+        self.hold(claim, false, rng)
+    }
+
+    /// The same for a lock.
+    ///
+    /// # Panics
+    /// If a fence or a lock stands.
+    pub fn lock(&mut self, claim: u64, rng: &mut impl Rng) -> LockToken {
+        LockToken::new(self.hold(Some(claim), true, rng))
+    }
+
+    fn hold(&mut self, claim: Option<u64>, leased: bool, rng: &mut impl Rng) -> FenceToken {
         assert!(self.standing.is_none(), "one fence at a time");
         self.epoch = self.epoch.next();
         let ram_key = self.fresh_key(rng).raw();
         let token = FenceToken { target: self.target.clone(), epoch: self.epoch.raw(), ram_key, secret: rng.random() };
-        self.standing = Some(Standing { token: token.clone(), claim, open: true });
+        self.standing = Some(Standing { token: token.clone(), claim, open: true, leased });
         token
+    }
+
+    /// Makes a fence of the lock that stands under `claim`; its key is the fence's. Call it when the links are down.
+    pub fn harden(&mut self, claim: Option<u64>) -> Option<FenceToken> {
+        let lock = self.standing.as_mut().filter(|it| claim.is_some() && it.claim == claim && it.leased)?;
+        lock.leased = false;
+        Some(lock.token.clone())
+    }
+
+    /// Ends a lock and its key, before the machine may run; keys that were good beside it stay so, as the machine is
+    /// the same. Without a token whatever lock stands.
+    ///
+    /// # Errors
+    /// [`Refused`] if it is not that of a standing lock.
+    pub fn unlock(&mut self, token: Option<&LockToken>) -> Result<(), Refused> {
+        let stands = |it: &Standing| it.leased && token.is_none_or(|token| it.token == *token.inner());
+        self.standing.take_if(|it| stands(it)).map(drop).ok_or(Refused)
     }
 
     /// Ends every key of the epoch: the first half of a release, before the machine may run. The token stays good
@@ -195,7 +242,7 @@ impl Guard {
     /// [`Refused`] if `token` is not the standing fence's.
     pub fn begin_release(&mut self, token: &FenceToken, rng: &mut impl Rng) -> Result<(), Refused> {
         match &self.standing {
-            Some(fence) if fence.token == *token => self.end_keys(rng),
+            Some(fence) if !fence.leased && fence.token == *token => self.end_keys(rng),
             _ => return Err(Refused),
         }
         Ok(())
@@ -211,10 +258,10 @@ impl Guard {
     ///
     /// # Panics
     /// If a fence stands.
-    pub fn restore(&mut self, token: FenceToken, claim: Option<u64>) {
+    pub fn restore(&mut self, token: FenceToken, claim: Option<u64>, leased: bool) {
         assert!(self.standing.is_none(), "one fence at a time");
         self.epoch = Epoch::new(token.epoch);
-        self.standing = Some(Standing { token, claim, open: false });
+        self.standing = Some(Standing { token, claim, open: false, leased });
     }
 
     /// The memory is that of the machine that the standing fence was made for: its token's key opens it again. The same

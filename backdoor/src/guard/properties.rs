@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use control::agent::Registration;
-use control::backdoor::FenceToken;
+use control::backdoor::{FenceToken, LockToken};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -34,6 +34,9 @@ fn file_page(page: u64) -> Option<u64> {
     }
 }
 
+/// Under which fences and locks are made.
+const CLAIM: u64 = 7;
+
 #[derive(Clone, Debug)]
 enum Step {
     Register { name: u8, pages: Vec<u64>, cut: u64, writable: bool },
@@ -41,6 +44,9 @@ enum Step {
     AgentSettles,
     MachineResets,
     Fence,
+    Lock,
+    Harden,
+    Unlock { forged: bool },
     BeginRelease { forged: bool },
     FinishRelease,
     Attach,
@@ -55,6 +61,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::AgentSettles),
         1 => Just(Step::MachineResets),
         3 => Just(Step::Fence),
+        3 => Just(Step::Lock),
+        1 => Just(Step::Harden),
+        2 => any::<bool>().prop_map(|forged| Step::Unlock { forged }),
         2 => any::<bool>().prop_map(|forged| Step::BeginRelease { forged }),
         2 => Just(Step::FinishRelease),
         1 => Just(Step::Attach),
@@ -80,8 +89,10 @@ struct Registered {
 #[derive(Default)]
 struct Model {
     boxes: Vec<Registered>,
+    /// What stands, a fence or a lock.
     fence: Option<FenceToken>,
     open: bool,
+    leased: bool,
     /// The key each name had at the last look, and every key that has died since.
     keys: HashMap<String, u32>,
     dead: Vec<u32>,
@@ -130,22 +141,42 @@ fn apply(guard: &mut Guard, model: &mut Model, rng: &mut StdRng, step: &Step) {
             model.boxes.clear();
         }
         Step::Fence if model.fence.is_none() => {
-            model.fence = Some(guard.fence(None, rng));
-            model.open = true;
+            model.fence = Some(guard.fence(Some(CLAIM), rng));
+            (model.open, model.leased) = (true, false);
         }
-        Step::Fence => assert!(guard.is_fenced()),
+        Step::Lock if model.fence.is_none() => {
+            model.fence = Some(guard.lock(CLAIM, rng).inner().clone());
+            (model.open, model.leased) = (true, true);
+        }
+        Step::Fence | Step::Lock => assert_eq!((guard.is_fenced(), guard.is_locked()), (!model.leased, model.leased)),
+        Step::Harden => {
+            assert_eq!(guard.harden(Some(CLAIM + 1)), None, "somebody else's lock");
+            let expected = model.fence.clone().filter(|_| model.leased);
+            assert_eq!(guard.harden(Some(CLAIM)), expected);
+            model.leased = false;
+        }
+        Step::Unlock { forged } => {
+            let Some(mut token) = model.fence.clone() else { return };
+            token.secret ^= u64::from(*forged);
+            let is_ended = guard.unlock(Some(&LockToken::new(token))).is_ok();
+            assert_eq!(is_ended, model.leased && !forged);
+            if is_ended {
+                model.dead.extend(model.fence.take().map(|token| token.ram_key));
+                (model.open, model.leased) = (false, false);
+            }
+        }
         Step::BeginRelease { forged } => {
             let Some(mut token) = model.fence.clone() else { return };
             token.secret ^= u64::from(*forged);
-            assert_eq!(guard.begin_release(&token, rng).is_err(), *forged);
-            if !forged {
+            assert_eq!(guard.begin_release(&token, rng).is_err(), *forged || model.leased);
+            if !forged && !model.leased {
                 model.open = false;
                 model.dead.push(token.ram_key);
                 model.dead.extend(model.keys.values()); // a release ends every key of the epoch
                 model.keys.clear();
             }
         }
-        Step::FinishRelease if model.fence.is_some() && !model.open => {
+        Step::FinishRelease if model.fence.is_some() && !model.open && !model.leased => {
             guard.finish_release();
             model.fence = None;
         }
@@ -178,7 +209,7 @@ fn compare(guard: &Guard, model: &mut Model, probes: &[(u64, u64, u8)]) {
     if let Some(token) = &model.fence {
         let forged = FenceToken { secret: token.secret ^ 1, ..token.clone() };
         assert!(guard.regions(Some(&forged)).is_err());
-        assert_eq!(guard.regions(Some(token)).is_ok(), model.open);
+        assert_eq!(guard.regions(Some(token)).is_ok(), model.open && !model.leased, "no spare acts under a lock");
         if model.open {
             live.push((token.ram_key, Expected { rights: Rights::ALL, ..expected[0].1.clone() }));
         }

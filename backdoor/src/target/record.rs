@@ -43,6 +43,9 @@ pub(super) struct Record {
     /// Whether the machine was reset since, and runs behind its fence.
     #[serde(default)]
     pub is_reset: bool,
+    /// The lease of a lock, in milliseconds; a fence has none.
+    #[serde(default)]
+    pub lease_ms: Option<u32>,
 }
 
 impl Record {
@@ -112,6 +115,7 @@ mod tests {
             process: None,
             identity: (1, 2),
             is_reset: false,
+            lease_ms: None,
         };
         assert!(Record::load(Some(&path), "web1").unwrap().is_none());
         record.keep(Some(&path));

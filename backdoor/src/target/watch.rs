@@ -4,13 +4,12 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Machine, Target};
-use crate::fence;
+use crate::fence::{self, Stopped};
 use crate::guest_ram::Mapping;
 use crate::guest_ram::find::{FindError, Found, find};
 use crate::qmp::Qmp;
@@ -32,9 +31,7 @@ impl Target {
         while !stop.load(Ordering::Relaxed) {
             match self.hypervisor_socket() {
                 Some(socket) => {
-                    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-                    let timeout = PollTimeout::try_from(LOOK_EVERY).unwrap_or(PollTimeout::ZERO);
-                    let _ = poll(&mut fds, timeout); // whatever it says: events may also have come with a reply
+                    self.wait(Some(&socket));
                     self.follow_events();
                 }
                 None => {
@@ -43,10 +40,21 @@ impl Target {
                         tracing::warn!(target = self.name, %trouble, "no machine");
                     }
                     said = trouble;
-                    thread::sleep(LOOK_EVERY);
+                    self.wait(None);
                 }
             }
+            self.end_lease();
         }
+    }
+
+    /// Until there may be something to do: an event, a lease that begins or ends, the time to look.
+    fn wait(&self, socket: Option<&OwnedFd>) {
+        let mut fds = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
+        fds.extend(socket.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
+        // A millisecond more than is left: rounded down it would be asked for again and again.
+        let time = self.lease_left().map_or(LOOK_EVERY, |left| (left + Duration::from_millis(1)).min(LOOK_EVERY));
+        let _ = poll(&mut fds, PollTimeout::try_from(time).unwrap_or(PollTimeout::ZERO)); // whatever it says
+        let _ = self.wake.read(); // it does not block
     }
 
     /// Tries once to find the machine; returns what stands in the way, empty if nothing.
@@ -104,6 +112,10 @@ impl Target {
             }
             let bytes = mapping.len();
             let mut state = self.memory.change();
+            if !known && state.guard.unlock(None).is_ok() {
+                // The machine that stood still is no more; this one never did.
+                (machine.stopped, machine.lease_until) = (None, None);
+            }
             state.guard.attach(found.layout, &mut rand::rng());
             if known && !machine.is_reset {
                 state.guard.reopen();
@@ -147,6 +159,7 @@ impl Target {
             "SHUTDOWN" => machine.shut_down = true,
             "STOP" if self.is_fenced() && !machine.is_reset => self.close_links(machine),
             "RESUME" if self.is_fenced() && !machine.is_reset => self.keep_stopped(machine),
+            "RESUME" if self.is_locked() => self.keep_paused(machine),
             _ => {}
         }
     }
@@ -156,6 +169,13 @@ impl Target {
         let Some(qmp) = &mut machine.qmp else { return };
         if let Err(error) = fence::stop_again(qmp) {
             tracing::error!(target = self.name, %error, "it cannot be stopped again: it needs an operator");
+        }
+    }
+
+    fn keep_paused(&self, machine: &mut Machine) {
+        tracing::warn!(target = self.name, "somebody let the locked machine run; it is stopped again");
+        if let Err(error) = machine.qmp.as_mut().map_or(Ok(Stopped::gone()), fence::pause) {
+            tracing::error!(target = self.name, %error, "it cannot be stopped again");
         }
     }
 
@@ -169,7 +189,7 @@ impl Target {
 
     /// Gives the memory of a machine back that has ended: at once if it was shut down, later if it died.
     fn forget_the_dead(&self, machine: &mut Machine) {
-        if machine.qmp.is_some() || !machine.is_gone() || !self.has_memory() || self.is_fenced() {
+        if machine.qmp.is_some() || !machine.is_gone() || !self.has_memory() || self.is_fenced() || self.is_locked() {
             return;
         }
         let since = *machine.gone_since.get_or_insert_with(Instant::now);
