@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use btfparse::{Offset, Readable, TypeInformation, TypeVariant};
+use btfparse::{Integer32Value, Offset, Readable, TypeInformation, TypeVariant};
 use serde::{Deserialize, Serialize};
 
 use crate::memory::word;
@@ -164,6 +164,19 @@ impl Btf {
             Some(TypeVariant::Struct(found)) => Ok(*found.size()),
             _ => Err(TypeError::NoStruct(name.to_string())),
         }
+    }
+
+    /// The value of a name in an enumeration.
+    pub(crate) fn enumerator(&self, in_enum: &str, name: &str) -> Option<i64> {
+        self.types.get().values().find_map(|variant| match variant {
+            TypeVariant::Enum(found) if found.name().as_deref() == Some(in_enum) => {
+                found.named_value_list().iter().find(|value| value.name == name).map(|value| match value.value {
+                    Integer32Value::Signed(value) => value.into(),
+                    Integer32Value::Unsigned(value) => value.into(),
+                })
+            }
+            _ => None,
+        })
     }
 
     /// As [`Btf::field`], with the struct as the first component of the path.

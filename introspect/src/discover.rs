@@ -7,6 +7,7 @@ use remote_memory::{KernelVirt, LinkError, PAGE_BYTES};
 
 use crate::btf::{BTF_BYTES_MAX, Btf, TypeError};
 use crate::kallsyms::{self, NAMES_BYTES_MAX, SYMBOLS_MAX, TOKEN_INDEX_BYTES, TOKEN_TABLE_BYTES, Tables, Values};
+use crate::linux::kill::KillLayout;
 use crate::linux::log::LogLayout;
 use crate::linux::task::TaskLayout;
 use crate::linux::tcp::{EndsHash, TcpLayout, tables};
@@ -36,8 +37,11 @@ const SYMBOLS: &[&str] = &[
     "nr_threads",
     "page_offset_base",
     "pcpu_hot",
+    "process_timeout",
+    "real_mode_header",
     "tcp_hashinfo",
     "tcp_ipv6_hash_secret",
+    "timer_bases",
     "total_forks",
     "vm_zone_stat",
     "vmemmap_base",
@@ -121,6 +125,8 @@ fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Ke
         task: TaskLayout::resolve(&btf)?,
         ends: ends_hash(&btf, &symbols),
         log: LogLayout::resolve(&btf).ok(),
+        kill: KillLayout::resolve(&btf).ok(),
+        reserved_bit: btf.enumerator("pageflags", "PG_reserved").and_then(|bit| u8::try_from(bit).ok()),
         hot_task: btf.field_at("pcpu_hot.current_task").ok(),
         tcp,
         tcp_tables,

@@ -6,6 +6,7 @@ use remote_memory::{GuestPhys, KernelVirt, LinkError, RemoteKey, RemoteRead};
 use serde::{Deserialize, Serialize};
 
 use crate::btf::Field;
+use crate::linux::kill::KillLayout;
 use crate::linux::log::LogLayout;
 use crate::linux::task::TaskLayout;
 use crate::linux::tcp::{EndsHash, TcpLayout, TcpTable};
@@ -56,6 +57,12 @@ pub struct Kernel {
     /// Absent before 5.10, which has another log, and in descriptions that were saved before this was read.
     #[serde(default)]
     pub(crate) log: Option<LogLayout>,
+    /// Absent where timers are kept in another way, and in descriptions that were saved before this was read.
+    #[serde(default)]
+    pub(crate) kill: Option<KillLayout>,
+    /// Number of the bit of `page.flags` that marks a page that is nobody's.
+    #[serde(default)]
+    pub(crate) reserved_bit: Option<u8>,
     /// Where `pcpu_hot` has the running task; kernels before 6.2 have a variable of its own for it.
     #[serde(default)]
     pub(crate) hot_task: Option<Field>,

@@ -1,5 +1,6 @@
 //! Walkers, one module per kernel subsystem.
 
+pub mod kill;
 pub mod log;
 pub mod machine;
 pub mod task;

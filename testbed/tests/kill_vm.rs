@@ -1,0 +1,168 @@
+//! Processes of a real kernel, killed by writes into its memory while it stands still: running ones, sleepers, the
+//! second and third time as well as the first. Nothing of ours runs in the guest. Slow.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use introspect::linux::kill::{self, Edit, Fate, KillPlan};
+use introspect::linux::task::{self, Task};
+use introspect::{Extent, Kernel};
+use remote_memory::{AccessError, LinkError, Read, RemoteKey, RemoteRead};
+use testbed::guest::{self, ImageSpec};
+use testbed::vm::{Vm, VmSpec};
+
+const KEY: RemoteKey = RemoteKey::new(1);
+
+/// Generous: software emulation on a loaded machine.
+const BOUND: Duration = Duration::from_secs(60);
+
+/// Enough to need slots side by side, and few enough for a guest of busybox.
+const SLEEPERS: usize = 150;
+
+/// An ordinary user.
+const USER: u32 = 1000;
+
+/// Guest RAM as QEMU holds it.
+struct Ram(File);
+
+impl RemoteRead for Ram {
+    fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
+        for read in batch {
+            read.outcome = self.0.read_exact_at(read.into, read.at.addr).map_err(|_| AccessError::Refused);
+        }
+        Ok(())
+    }
+}
+
+struct Patient {
+    vm: Vm,
+    ram: Ram,
+    kernel: Kernel,
+}
+
+impl Patient {
+    fn boot(line: &str, vcpus: u32) -> Self {
+        let image = ImageSpec::new(guest::Kernel::cached(line).unwrap());
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guest-images");
+        let mut spec = VmSpec::new("kill", &image.kernel().vmlinuz, &image.build(&folder).unwrap());
+        spec.cpus = vcpus;
+        let mut vm = Vm::start(spec).unwrap();
+        vm.wait_ready(BOUND).unwrap();
+        let mut ram = Ram(OpenOptions::new().read(true).write(true).open(vm.ram_path()).unwrap());
+        let extents = [Extent { start: 0, len: ram.0.metadata().unwrap().len() }];
+        let kernel = Kernel::discover(&mut ram, KEY, &extents).unwrap();
+        Self { vm, ram, kernel }
+    }
+
+    fn tasks(&mut self) -> Vec<Task> {
+        task::walk(&self.kernel, &mut self.ram, KEY).unwrap().0
+    }
+
+    /// Kills every process of such a task during one standstill.
+    fn kill(&mut self, is_victim: impl Fn(&Task) -> bool) -> KillPlan {
+        self.vm.qmp().stop().unwrap();
+        let tasks = self.tasks();
+        let victims: HashSet<u32> = tasks.iter().filter(|task| is_victim(task)).map(|task| task.tgid).collect();
+        let (plan, damage) = kill::plan(&self.kernel, &mut self.ram, KEY, &tasks, &victims).unwrap();
+        assert!(damage.is_empty(), "{damage:?}");
+        plan.edits.iter().for_each(|edit| self.carry_out(edit));
+        self.vm.qmp().cont().unwrap();
+        plan
+    }
+
+    fn carry_out(&self, edit: &Edit) {
+        let mut there = vec![0; edit.was.len()];
+        self.ram.0.read_exact_at(&mut there, edit.at).unwrap();
+        assert_eq!((&there, edit.now.len()), (&edit.was, edit.was.len()), "{}", edit.what);
+        self.ram.0.write_all_at(&edit.now, edit.at).unwrap();
+    }
+
+    fn count(&mut self, comm: &str) -> usize {
+        self.tasks().iter().filter(|task| task.comm == comm && !task.is_exiting()).count()
+    }
+
+    fn wait_until(&mut self, what: &str, count: impl Fn(&mut Self) -> bool) {
+        let begin = Instant::now();
+        while !count(self) {
+            assert!(begin.elapsed() < BOUND, "{what}: {:?}", self.tasks());
+            thread::sleep(Duration::from_millis(20));
+        }
+        println!("{what}: {:?}", begin.elapsed());
+    }
+
+    fn spawn(&mut self, comm: &str, command: &str, count: usize) {
+        let before = self.count(comm);
+        let spawn = format!("i=0; while [ $i -lt {count} ]; do {command} >/dev/null 2>&1 & i=$((i+1)); done");
+        self.vm.run(&spawn).unwrap();
+        self.wait_until("they have started", |patient| patient.count(comm) >= before + count);
+    }
+
+    /// The guest does what it did before, and its kernel has nothing to complain of.
+    fn is_well(&mut self) {
+        assert_eq!(self.vm.run("sleep 0.1; echo well").unwrap().text().trim(), "well");
+        let complaints =
+            self.vm.run("dmesg | grep -E 'WARNING|BUG|Oops|protection fault|stalls on|Call Trace'").unwrap();
+        assert_eq!(complaints.text().trim(), "");
+    }
+}
+
+fn called(comm: &str) -> impl Fn(&Task) -> bool {
+    move |task| task.comm == comm
+}
+
+fn check(line: &str, vcpus: u32) {
+    println!("kernel {line}, {vcpus} processors");
+    let mut patient = Patient::boot(line, vcpus);
+    for round in 0..3 {
+        patient.spawn("sleep", "sleep 9999", SLEEPERS);
+        let plan = patient.kill(called("sleep"));
+        let woken = plan.fates.values().filter(|fate| **fate == Fate::Woken).count();
+        assert_eq!(woken, SLEEPERS, "round {round}: {:?}", plan.fates);
+        patient.wait_until("sleepers are gone", |patient| patient.count("sleep") == 0);
+        patient.is_well();
+    }
+    patient.spawn("md5sum", "md5sum /dev/zero", 3);
+    let plan = patient.kill(called("md5sum"));
+    assert!(plan.fates.values().all(|fate| *fate == Fate::Runs), "{:?}", plan.fates);
+    patient.wait_until("those that ran are gone", |patient| patient.count("md5sum") == 0);
+    // Sleepers beside processors that are busy.
+    patient.spawn("md5sum", "md5sum /dev/zero", 2 * vcpus as usize);
+    patient.spawn("sleep", "sleep 9999", 5);
+    patient.kill(called("sleep"));
+    patient.wait_until("sleepers beside busy processors are gone", |patient| patient.count("sleep") == 0);
+    patient.kill(called("md5sum"));
+    patient.wait_until("those that ran are gone", |patient| patient.count("md5sum") == 0);
+    patient.is_well();
+}
+
+/// 6.1 always; the other lines where `scripts/setup --all` has fetched them.
+#[test]
+fn processes_die_of_what_is_written_into_their_kernel_s_memory_and_it_stays_well() {
+    for line in guest::Kernel::lines().unwrap() {
+        check(&line, 1);
+        check(&line, 2);
+    }
+}
+
+/// An ordinary user's processes that copy themselves as fast as the machine allows, up to a limit: beyond it the guest
+/// itself would be out of memory.
+#[test]
+fn a_fork_bomb_is_over_after_one_standstill() {
+    let mut patient = Patient::boot("6.1", 2);
+    patient.vm.run(&format!("echo 'u:x:{USER}:{USER}::/tmp:/bin/sh' >> /etc/passwd")).unwrap();
+    let bomb = "ulimit -u 400; b() { b & b & sleep 1000; }; b";
+    patient.vm.run(&format!("(su u -s /bin/sh -c '{bomb}') </dev/null >/dev/null 2>&1 &")).unwrap();
+    let is_bomb = |task: &Task| task.uid == Some(USER) && !task.is_exiting();
+    let count = |patient: &mut Patient| patient.tasks().iter().filter(|task| is_bomb(task)).count();
+    patient.wait_until("the bomb goes off", |patient| count(patient) > 50);
+    let plan = patient.kill(is_bomb);
+    println!("{} processes", plan.fates.len());
+    patient.wait_until("the bomb is over", |patient| count(patient) == 0);
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(count(&mut patient), 0, "none was born of a marked one");
+    patient.is_well();
+}
