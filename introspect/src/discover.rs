@@ -9,8 +9,9 @@ use crate::btf::{BTF_BYTES_MAX, Btf, TypeError};
 use crate::kallsyms::{self, NAMES_BYTES_MAX, SYMBOLS_MAX, TOKEN_INDEX_BYTES, TOKEN_TABLE_BYTES, Tables, Values};
 use crate::linux::kill::KillLayout;
 use crate::linux::log::LogLayout;
-use crate::linux::task::TaskLayout;
+use crate::linux::task::{DetailLayouts, TaskLayout};
 use crate::linux::tcp::{EndsHash, TcpLayout, tables};
+use crate::linux::ucounts;
 use crate::memory::{Memory, word};
 use crate::paging::{IMAGE_START, Space};
 use crate::vmcoreinfo::{Note, scan};
@@ -29,6 +30,7 @@ const SYMBOLS: &[&str] = &[
     "init_net",
     "init_pid_ns",
     "init_task",
+    "init_user_ns",
     "ipv6_hash_secret",
     "jiffies",
     "linux_banner",
@@ -43,6 +45,7 @@ const SYMBOLS: &[&str] = &[
     "tcp_ipv6_hash_secret",
     "timer_bases",
     "total_forks",
+    "ucounts_hashtable",
     "vm_zone_stat",
     "vmemmap_base",
 ];
@@ -64,7 +67,9 @@ impl From<LinkError> for Dead {
 
 impl From<TypeError> for Dead {
     fn from(error: TypeError) -> Self {
-        Self::Note(format!("{error}: this kernel's layout is not known here"))
+        Self::Note(format!(
+            "{error}: this kernel's layout is not known here; boot the target with a kernel that is, or update this program"
+        ))
     }
 }
 
@@ -99,7 +104,9 @@ fn lacks(symbol: &str) -> String {
         "page_offset_base" | "vmemmap_base" => "CONFIG_KALLSYMS_ALL or CONFIG_RANDOMIZE_MEMORY",
         _ => "CONFIG_KALLSYMS_ALL",
     };
-    format!("its symbol table has no {symbol}: it was built without {built_without}")
+    format!(
+        "its symbol table has no {symbol}: it was built without {built_without}; boot the target with a kernel that has it"
+    )
 }
 
 fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Kernel, Dead> {
@@ -126,8 +133,10 @@ fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Ke
         ends: ends_hash(&btf, &symbols),
         log: LogLayout::resolve(&btf).ok(),
         kill: KillLayout::resolve(&btf).ok(),
-        reserved_bit: btf.enumerator("pageflags", "PG_reserved").and_then(|bit| u8::try_from(bit).ok()),
+        reserved_bit: btf.count_of("PG_reserved").and_then(|bit| u8::try_from(bit).ok()),
         hot_task: btf.field_at("pcpu_hot.current_task").ok(),
+        details: DetailLayouts::resolve(&btf),
+        ucounts: ucounts::Layout::resolve(&btf),
         tcp,
         tcp_tables,
         symbols,

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::btf::Field;
 use crate::linux::kill::KillLayout;
 use crate::linux::log::LogLayout;
-use crate::linux::task::TaskLayout;
+use crate::linux::task::{DetailLayouts, TaskLayout};
 use crate::linux::tcp::{EndsHash, TcpLayout, TcpTable};
+use crate::linux::ucounts;
 use crate::memory::Memory;
 use crate::paging::Space;
 
@@ -31,13 +32,26 @@ pub enum DiscoverError {
     /// No page of RAM holds a vmcoreinfo note that leads to a kernel: the target has not booted yet, is not Linux 6.0
     /// or newer on x86-64, or was built without CONFIG_KEXEC_CORE, CONFIG_KALLSYMS_ALL or CONFIG_DEBUG_INFO_BTF. Try
     /// again when it has booted.
-    #[error("no kernel found: {candidates} vmcoreinfo notes in RAM, none leads to a kernel (last one: {last})")]
+    #[error("{}", no_kernel(*candidates, last))]
     NoKernel {
         /// Notes looked at.
         candidates: usize,
         /// What was wrong with the last one.
         last: String,
     },
+}
+
+/// For an operator: whose fault it is, and what is to be done.
+fn no_kernel(candidates: usize, last: &str) -> String {
+    match candidates {
+        0 => "no kernel found in the target's memory: it has not booted yet, or what runs there is not Linux 6.0 or newer \
+              for x86-64 with CONFIG_KEXEC_CORE. Try again when it has booted"
+            .to_owned(),
+        _ => format!(
+            "the target's kernel cannot be read: {last} (of {candidates} kernels' notes in its memory, the last one). \
+             Until that is different, its sensors are watched, but none of its sessions can be taken over"
+        ),
+    }
 }
 
 /// A kernel as it described itself while it was healthy: symbols, member offsets, address-space constants. Small,
@@ -66,6 +80,12 @@ pub struct Kernel {
     /// Where `pcpu_hot` has the running task; kernels before 6.2 have a variable of its own for it.
     #[serde(default)]
     pub(crate) hot_task: Option<Field>,
+    /// What tasks have; absent in kernels that keep it otherwise, and in descriptions saved before this was read.
+    #[serde(default)]
+    pub(crate) details: Option<DetailLayouts>,
+    /// The same holds for what users have.
+    #[serde(default)]
+    pub(crate) ucounts: Option<ucounts::Layout>,
 }
 
 impl Kernel {

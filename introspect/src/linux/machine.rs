@@ -56,7 +56,7 @@ impl Walk<'_> {
             self.report(0, "current_task", Fault::Unsupported);
             return Ok(Vec::new());
         };
-        let bases = self.processors()?;
+        let bases = self.cpu_bases()?;
         let space = &self.kernel.space;
         let of = |base: u64| KernelVirt::new(base.wrapping_add(current.raw()).wrapping_add(offset as u64));
         let at: Vec<_> = bases.iter().map(|(_, base)| of(*base)).collect();

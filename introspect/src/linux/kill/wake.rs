@@ -15,9 +15,9 @@
 //! when its timer has fired: the kernel then clears `pprev`.
 //!
 //! A wheel is left alone while its lock is held: its processor was stopped in the middle of it. One whose processor
-//! idles without a tick fires late, and one of a real-time kernel fires in a thread that may be late: a sleeper could die
-//! of something else meanwhile and its `task_struct` be freed. There the sleeper gets one reference more, which is never
-//! given back: 9 KiB of the target's memory for each.
+//! idles without a tick fires late, and one of a real-time kernel fires in a thread that may be late: a sleeper could
+//! die of something else meanwhile and its `task_struct` be freed. There the sleeper gets one reference more, which is
+//! never given back: 9 KiB of the target's memory for each.
 
 use remote_memory::{GuestPhys, KernelVirt, LinkError};
 
@@ -131,7 +131,7 @@ impl Walk<'_> {
     /// The wheel of a processor that does not hold it, one with a running tick if there is one.
     fn free_wheel(&mut self, layout: &KillLayout) -> Result<Option<Wheel>, LinkError> {
         let Some(bases) = self.kernel.symbol("timer_bases") else { return Ok(None) };
-        let processors = self.processors()?;
+        let processors = self.cpu_bases()?;
         let at: Vec<_> = processors.iter().map(|(_, base)| KernelVirt::new(base.wrapping_add(bases.raw()))).collect();
         let records = self.kernel.space.fetch_equal(&mut self.memory, &at, layout_span(layout))?;
         let wheel = |(index, (cpu, _)): (usize, &(u32, u64))| {
