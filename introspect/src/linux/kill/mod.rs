@@ -102,8 +102,8 @@ pub struct KillPlan {
     pub fates: BTreeMap<u32, Fate>,
 }
 
-/// How to end `processes`, whose tasks are among `tasks`, in the standstill in which `tasks` was read. The first process,
-/// threads of the kernel and what is already on its way out are refused.
+/// How to end `processes`, whose tasks are among `tasks`, in the standstill in which `tasks` was read. The first
+/// process, threads of the kernel and what is already on its way out are refused.
 ///
 /// # Errors
 /// [`LinkError`] if the path to the memory failed.

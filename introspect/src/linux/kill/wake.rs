@@ -15,9 +15,9 @@
 //! when its timer has fired: the kernel then clears `pprev`.
 //!
 //! A wheel is left alone while its lock is held: its processor was stopped in the middle of it. One whose processor
-//! idles without a tick fires late, and one of a real-time kernel fires in a thread that may be late: a sleeper could die
-//! of something else meanwhile and its `task_struct` be freed. There the sleeper gets one reference more, which is never
-//! given back: 9 KiB of the target's memory for each.
+//! idles without a tick fires late, and one of a real-time kernel fires in a thread that may be late: a sleeper could
+//! die of something else meanwhile and its `task_struct` be freed. There the sleeper gets one reference more, which is
+//! never given back: 9 KiB of the target's memory for each.
 
 use remote_memory::{GuestPhys, KernelVirt, LinkError};
 
