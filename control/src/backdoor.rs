@@ -267,8 +267,8 @@ impl std::fmt::Debug for FenceToken {
     }
 }
 
-/// Proof of a lock, for its holder alone. It permits writing as a fence does, and ends by itself; it is a type of its own
-/// so that no spare takes it for a fence.
+/// Proof of a lock, for its holder alone. It permits writing as a fence does, and ends by itself. A type of its own, so
+/// that no spare takes it for a fence.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct LockToken(FenceToken);
