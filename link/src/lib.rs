@@ -161,7 +161,8 @@ impl Link {
         }
     }
 
-    /// Stops the target's processors until [`Link::unlock`], for `lease_ms` at most; asked again, the lease begins anew.
+    /// Stops the target's processors until [`Link::unlock`], for `lease_ms` at most; asked again, the lease begins
+    /// anew.
     /// A [`Link::fence_as`] under the same claim makes a fence of it.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! The death of a process, written into the memory of a target that stands still: what would have to be changed where.
 //!
 //! ```text
-//!   task->pending.signal       |= SIGKILL             the private set: only it counts as fatal in a page fault or a wait
+//!   task->pending.signal       |= SIGKILL             the private set: no other is fatal in a page fault or a wait
 //!   task->thread_info.flags    |= TIF_SIGPENDING      the task looks into the set on its way to user mode
 //!   a timer that wakes it                             for one that sleeps, see `wake`
 //! ```
