@@ -8,14 +8,28 @@
 //!   Alarm ──► raised_by? ──► confirm(fresh samples) ──► remedy ──► carried out by the monitor ──► proof of cure
 //! ```
 //!
+//! A target that is drowned by its own processes and not dead is repaired in place ([`healer`]): what its memory says of
+//! them is the evidence, a plan says who is to be ended and why, and no plan leaves the bounds of [`plan::Safety`].
+//!
 //! Invariants: a module acts on an [`Alarm`] only, and the loss of the access path is none; an illness that is not
 //! confirmed costs the target nothing; exactly one module answers for one alarm (the first of [`known`]).
 
 mod alarm;
+pub mod evidence;
+pub mod forkbomb;
 pub mod hang;
+pub mod healer;
+pub mod memhog;
+pub mod pattern;
+pub mod plan;
 
 pub use alarm::{Alarm, FreshSample, Symptom};
+pub use evidence::{Evidence, Process};
+pub use forkbomb::ForkBomb;
 pub use hang::Hang;
+pub use healer::{Dispatcher, Healer, HealingModule};
+pub use memhog::MemHog;
+pub use plan::{Culprit, Plan, Safety, Unsafe};
 
 use control::reinstate::Report;
 

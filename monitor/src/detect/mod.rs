@@ -23,7 +23,7 @@ use healing_modules::{Alarm, Symptom};
 pub use bounds::{Level, Pressure, Progress, Stall};
 pub use plan::{
     Bound, CLAIMED_DEADLINE_MIN, Class, DescribedSensor, PRESSURE_WINDOW, Plan, PlannedRule, PlannedSensor, Quorum,
-    Raises, Rule, SAMPLES_PER_DEADLINE_MIN, fits, samples_per_deadline,
+    Raises, Rule, SAMPLES_PER_DEADLINE_MIN, samples_per_deadline,
 };
 
 /// One look at a target. Times are monotonic nanoseconds.

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use healing_modules::pattern::fits;
 use serde::{Deserialize, Serialize};
 
 /// The three classes of sensors (Table 3.1 of the dissertation).
@@ -205,13 +206,6 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Whether `name` fits `pattern`, in which `*` stands for any run of characters, also an empty one.
-pub fn fits(pattern: &str, name: &str) -> bool {
-    let Some((head, tail)) = pattern.split_once('*') else { return pattern == name };
-    let Some(rest) = name.strip_prefix(head) else { return false };
-    (0..=rest.len()).filter(|at| rest.is_char_boundary(*at)).any(|at| fits(tail, &rest[at..]))
-}
-
 /// How many samples a deadline must hold so that losing them all by chance is no likelier than `missed`, if one sample
 /// is lost with probability `lost`: R >= log PM / log p_ml (the dissertation's rule), and never fewer than
 /// [`SAMPLES_PER_DEADLINE_MIN`].
@@ -235,22 +229,6 @@ mod tests {
 
     fn described(name: &str, class: Class, limit: u64, period_ns: u64) -> DescribedSensor {
         DescribedSensor { name: name.into(), class, limit, period_ns, floor: false }
-    }
-
-    #[test]
-    fn patterns_fit_whole_names() {
-        for (pattern, name, expected) in [
-            ("tick.cpu*", "tick.cpu0", true),
-            ("tick.cpu*", "tick.cpu", true),
-            ("tick.cpu*", "xtick.cpu0", false),
-            ("*.cpu1", "switches.cpu1", true),
-            ("*.cpu1", "switches.cpu11", false),
-            ("a*b*c", "a-b-b-c", true),
-            ("forks", "forks", true),
-            ("forks", "forks2", false),
-        ] {
-            assert_eq!(fits(pattern, name), expected, "{pattern} against {name}");
-        }
     }
 
     #[test]
