@@ -26,6 +26,7 @@ use monitor::fleet::Fleet;
 use monitor::journal::Journal;
 use monitor::metrics::{Metrics, TargetMetrics};
 use monitor::partner::Partner;
+use monitor::repair::Ward;
 use monitor::watch::{Tools, Watch};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
@@ -349,6 +350,7 @@ fn one(
     let door = if config.targets.len() > 1 { door.at(hub) } else { door };
     let assignment = Assignment { target: target.name.clone(), backdoor: target.backdoor, services: Vec::new() };
     let standby = Arc::new(Standby::new("m", assignment, &[], Duration::from_secs(1)));
-    let tools = Tools { door, clock: Monotonic, journal, metrics, standby, partner: Partner::None };
+    let tools =
+        Tools { door, clock: Monotonic, journal, metrics, standby, partner: Partner::None, ward: Ward::default() };
     Watch::new(config, target, tools)
 }

@@ -39,7 +39,8 @@ impl<D: Door, C: Clock> Watch<D, C> {
         match finding {
             Finding::Hung(alarm) => {
                 let is_ours = self.standing == Standing::Watching && self.inherited.is_none();
-                if is_ours && now_ns >= self.quiet_until_ns {
+                // A target that stands still for a repair is not hung; should it be, it is still when that is over.
+                if is_ours && now_ns >= self.quiet_until_ns && !self.tools.ward.is_operating() {
                     self.dispatch(&alarm);
                 }
             }
@@ -48,11 +49,13 @@ impl<D: Door, C: Clock> Watch<D, C> {
             Finding::Suspicious { sensor, value } => {
                 let sensor = self.detector.plan().sensors[sensor].name.clone();
                 tracing::warn!(target_name = %name, %sensor, value, "out of bounds");
+                self.tools.ward.raise(&sensor);
                 self.note(now_ns, Event::Suspicious { sensor, value });
             }
             Finding::Cleared { sensor } => {
                 let sensor = self.detector.plan().sensors[sensor].name.clone();
                 tracing::info!(target_name = %name, %sensor, "back in bounds");
+                self.tools.ward.clear(&sensor);
                 self.note(now_ns, Event::Cleared { sensor });
                 if self.standing == Standing::Reported && self.detector.suspicions() == 0 {
                     self.standing = Standing::Watching;

@@ -22,8 +22,10 @@ use monitor::fleet::Fleet;
 use monitor::inspect;
 use monitor::journal::{Journal, Line, heritage, replay, timeline};
 use monitor::metrics::{Metrics, TargetMetrics};
+use monitor::operate;
 use monitor::partner::{Deputy, Herald, Partner};
 use monitor::recording;
+use monitor::repair::Ward;
 use monitor::watch::{Tools, Watch};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::prctl;
@@ -126,6 +128,8 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    #[command(flatten)]
+    Operate(operate::Action),
     /// Print the incidents of a journal.
     Timeline {
         /// The journal.
@@ -180,6 +184,10 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             }
             let left = order.leave(&config.journal, &target).context("the order cannot be left")?;
             println!("{}: taken when {target} is evacuated and it is its turn", left.display());
+        }
+        Some(Command::Operate(action)) => {
+            let config = config::load(&action.place().config)?;
+            action.run(&config, named(&config, &action.place().target)?)?;
         }
         Some(Command::Timeline { journal }) => print!("{}", timeline::text(&read(&journal)?)),
         None => {
@@ -240,8 +248,24 @@ fn replayed(lines: &[Line]) -> Result<ExitCode> {
             one.target, one.rule, one.raised_ns, one.journaled, one.derived
         );
     }
-    println!("{} verdicts", redrawn.len());
-    Ok(if redrawn.iter().all(replay::Redrawn::agrees) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let repairs = replay::reconsider(lines);
+    for one in &repairs {
+        let word = if one.agrees() { "agrees" } else { "DIFFERS" };
+        let said = |plan: &Option<healing_modules::Plan>| match plan {
+            Some(plan) => format!("{} ({}), {} culprits", plan.policy, plan.proof, plan.culprits.len()),
+            None => "nothing to do".to_owned(),
+        };
+        println!(
+            "{} repair at {}: {word}; journaled {}, derived {}",
+            one.target,
+            one.mono_ns,
+            said(&one.journaled),
+            said(&one.derived)
+        );
+    }
+    println!("{} verdicts, {} repairs", redrawn.len(), repairs.len());
+    let agrees = redrawn.iter().all(replay::Redrawn::agrees) && repairs.iter().all(replay::Reconsidered::agrees);
+    Ok(if agrees { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -274,7 +298,9 @@ fn watch_all(config: &Config) -> Result<()> {
         let door = LinkDoor::new(config, target);
         let door = share.hub.iter().fold(door, |door, hub| door.at(hub));
         let (journal, partner) = (journal.clone(), partner.clone());
-        let tools = Tools { door, clock: Monotonic, journal, metrics, standby, partner };
+        let (ward, treating) = Ward::open(config, target, &journal, &metrics, &stop).context("no thread")?;
+        threads.extend(treating);
+        let tools = Tools { door, clock: Monotonic, journal, metrics, standby, partner, ward };
         let watch = Watch::succeed(config, target, tools, inherited.remove(&target.name).unwrap_or_default());
         share.watches.push(watch);
     }

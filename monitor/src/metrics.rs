@@ -56,6 +56,14 @@ pub struct TargetMetrics {
     pub sessions_lost: Counter,
     /// Spares that are ready now.
     pub spares_ready: Gauge,
+    /// Standstills in which the target was written to.
+    pub repairs: Counter,
+    /// Processes that ended of it.
+    pub processes_ended: Counter,
+    /// Treatments after which nothing was found any more.
+    pub cures: Counter,
+    /// Treatments that failed.
+    pub failed_cures: Counter,
 }
 
 /// All metrics of this monitor.
@@ -117,6 +125,10 @@ families! {
     sessions_resumed: Counter, "Sessions that live on after an evacuation";
     sessions_lost: Counter, "Sessions lost in an evacuation";
     spares_ready: Gauge, "Spares ready to take over";
+    repairs: Counter, "Standstills in which the target was repaired";
+    processes_ended: Counter, "Processes that ended of a repair";
+    cures: Counter, "Treatments after which the target was well";
+    failed_cures: Counter, "Treatments that failed";
 }
 
 /// From 10 us, a round trip at its best, to 0.3 s.

@@ -31,6 +31,7 @@ use crate::journal::{Event, Heritage, Incident, Journal, Ring};
 use crate::metrics::TargetMetrics;
 use crate::partner::Partner;
 use crate::quality::{Noted, Quality};
+use crate::repair::Ward;
 use crate::sample::{BoxReader, Door, Flight, Glance, Opened};
 
 /// How often a target is looked at that needs no detection any more, and how often a failed action is tried again.
@@ -96,6 +97,8 @@ pub struct Tools<D, C> {
     pub standby: Arc<Standby>,
     /// The other monitor, if there is one.
     pub partner: Partner,
+    /// Who treats the target in place, if anybody does.
+    pub ward: Ward,
 }
 
 /// The watch over one target.

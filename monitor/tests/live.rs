@@ -20,6 +20,7 @@ use monitor::fleet::Fleet;
 use monitor::journal::{Event, Journal, Line, replay};
 use monitor::metrics::{Metrics, TargetMetrics};
 use monitor::partner::Partner;
+use monitor::repair::Ward;
 use monitor::watch::{Standing, Tools, Watch};
 use nix::sched::{CloneFlags, unshare};
 use rdma::QpAttributes;
@@ -248,7 +249,15 @@ impl Live {
         standby.prepare();
         let door = LinkDoor::new(&config, target);
         let partner = Partner::None;
-        let tools = Tools { door, clock: Monotonic, journal, metrics: metrics.clone(), standby, partner };
+        let tools = Tools {
+            door,
+            clock: Monotonic,
+            journal,
+            metrics: metrics.clone(),
+            standby,
+            partner,
+            ward: Ward::default(),
+        };
         let watch = Watch::new(&config, target, tools);
         Some(Self { hang, ticker, stop, serving, fences, watch, metrics, file: JournalFile(file), writer })
     }
@@ -375,7 +384,11 @@ fn many_targets_on_one_thread_are_sampled_and_one_that_hangs_is_healed_beside_th
         let named = config::Target { name: "web".into(), ..target.clone() };
         let door = LinkDoor::new(&config, &named).at(&hub);
         let (journal, partner) = (journal.clone(), Partner::None);
-        watches.push(Watch::new(&config, target, Tools { door, clock: Monotonic, journal, metrics, standby, partner }));
+        watches.push(Watch::new(
+            &config,
+            target,
+            Tools { door, clock: Monotonic, journal, metrics, standby, partner, ward: Ward::default() },
+        ));
     }
     let watching = Arc::clone(&stop);
     let patience = monitor::door::read_patience(&config);

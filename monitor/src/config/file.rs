@@ -76,6 +76,29 @@ pub(super) struct Target {
     pub prepare_every_s: Option<Spanned<f64>>,
     pub evacuation_patience_s: Option<Spanned<f64>>,
     pub after: Option<After>,
+    pub repair: Option<Spanned<Repair>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Repair {
+    pub act: Option<bool>,
+    pub spare_uids: Option<Vec<u32>>,
+    pub spare_comms: Option<Vec<String>>,
+    pub blast_cap: Option<Spanned<usize>>,
+    pub again_s: Option<Spanned<f64>>,
+    #[serde(default)]
+    pub module: Vec<Spanned<Module>>,
+}
+
+/// What else stands there are the policies of the module, which refuses those that it does not know.
+#[derive(Debug, Deserialize)]
+pub(super) struct Module {
+    #[serde(rename = "use")]
+    pub name: Spanned<String>,
+    pub sensors: Spanned<Vec<String>>,
+    #[serde(flatten)]
+    pub policies: toml::Table,
 }
 
 #[derive(Debug, Deserialize)]

@@ -8,6 +8,7 @@
 //! See `monitor.example.toml` for every key; a test keeps that file valid.
 
 mod file;
+mod repair;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -20,6 +21,8 @@ use serde::{Deserialize, Serialize};
 pub use service::config::ConfigError;
 use service::config::Source;
 use toml::Spanned;
+
+pub use repair::{Module, Repair};
 
 use crate::detect::{Quorum, Raises, Rule, samples_per_deadline};
 
@@ -163,6 +166,8 @@ pub struct Target {
     pub evacuation_patience: Duration,
     /// What becomes of it after that.
     pub after: After,
+    /// What is cured in place, if anything is.
+    pub repair: Option<Repair>,
 }
 
 /// A node that can take sessions over.
@@ -379,6 +384,7 @@ impl Checker<'_> {
             prepare_every: seconds(&table.prepare_every_s, "target.prepare_every_s", 10)?,
             evacuation_patience: seconds(&table.evacuation_patience_s, "target.evacuation_patience_s", 60)?,
             after: self.after(table.after.as_ref())?,
+            repair: table.repair.as_ref().map(|table| self.repair(table)).transpose()?,
         })
     }
 

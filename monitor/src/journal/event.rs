@@ -2,10 +2,11 @@
 
 use control::backdoor::{Afterwards, FenceToken};
 use control::reinstate::Report;
-use healing_modules::{Alarm, Symptom};
+use healing_modules::{Alarm, Culprit, Evidence, Safety, Symptom};
+use introspect::linux::kill::KillPlan;
 use serde::{Deserialize, Serialize};
 
-use crate::config::OnHang;
+use crate::config::{Module, OnHang};
 use crate::detect::{Look, Plan};
 
 /// One line.
@@ -215,6 +216,30 @@ pub enum Event {
         /// Why.
         why: String,
     },
+    /// The target was held still, judged, and processes of it were marked to end: what was seen, decided and written.
+    /// `mono_ns` is when it ran again.
+    Repaired(Box<RepairLine>),
+    /// A repair would have been made, and the configuration says that nothing is written.
+    RepairWithheld {
+        /// The module.
+        module: String,
+        /// What it wants done.
+        plan: healing_modules::Plan,
+    },
+    /// A healing module finds nothing any more.
+    Cured {
+        /// The module.
+        module: String,
+        /// Repairs that it took.
+        repairs: usize,
+    },
+    /// A treatment has failed, or could not begin.
+    NotCured {
+        /// The module.
+        module: String,
+        /// Why.
+        why: String,
+    },
     /// The fence has ended, by policy or by command.
     Released {
         /// What became of the target.
@@ -222,6 +247,34 @@ pub enum Event {
     },
     /// Every spare passed. The fence stands and they are asked again.
     Unserved,
+}
+
+/// One repair.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RepairLine {
+    /// The module, with its policies.
+    pub module: Module,
+    /// What was not to be touched.
+    pub safety: Safety,
+    /// The earlier look that the module went by, if it goes by one.
+    pub earlier: Option<Evidence>,
+    /// What was seen in the standstill.
+    pub evidence: Evidence,
+    /// What was decided on it; `None` if by then there was nothing to do.
+    pub plan: Option<healing_modules::Plan>,
+    /// What was written.
+    pub kill: KillPlan,
+    /// How long the target stood still, in nanoseconds.
+    pub locked_ns: u64,
+    /// Culprits that lived on.
+    pub survivors: Vec<Culprit>,
+}
+
+impl RepairLine {
+    /// The plan that module, bounds and evidence give again.
+    pub fn derived(&self) -> Option<healing_modules::Plan> {
+        self.module.healer().diagnose(&self.evidence, self.earlier.as_ref(), &self.safety)
+    }
 }
 
 /// [`Look`] as it is written down.

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-pub use event::{Event, Line, SampleLook, SymptomLine};
+pub use event::{Event, Line, RepairLine, SampleLook, SymptomLine};
 pub use heritage::{Heritage, Incident};
 pub use ring::Ring;
 

@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::io::BufRead;
 
+use healing_modules::Plan;
+
 use super::{Event, Line, SymptomLine};
 use crate::detect::{Detector, Finding, Observation};
 
@@ -45,6 +47,40 @@ impl Redrawn {
     pub fn agrees(&self) -> bool {
         self.derived.as_ref() == Some(&self.journaled)
     }
+}
+
+/// One repair of the journal, decided again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reconsidered {
+    /// The target.
+    pub target: String,
+    /// When the target ran again.
+    pub mono_ns: u64,
+    /// What was decided, as journaled.
+    pub journaled: Option<Plan>,
+    /// The same, as module, bounds and evidence give it.
+    pub derived: Option<Plan>,
+}
+
+impl Reconsidered {
+    /// Whether the evidence gives the journaled decision.
+    pub fn agrees(&self) -> bool {
+        self.journaled == self.derived
+    }
+}
+
+/// Decides every repair again.
+pub fn reconsider(lines: &[Line]) -> Vec<Reconsidered> {
+    let repair = |line: &Line| match &line.event {
+        Event::Repaired(repair) => Some(Reconsidered {
+            target: line.target.clone(),
+            mono_ns: line.mono_ns,
+            journaled: repair.plan.clone(),
+            derived: repair.derived(),
+        }),
+        _ => None,
+    };
+    lines.iter().filter_map(repair).collect()
 }
 
 /// Reads the lines of a journal.

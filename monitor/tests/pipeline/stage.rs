@@ -18,6 +18,7 @@ use monitor::evacuate::Standby;
 use monitor::journal::{Journal, Line, heritage, replay};
 use monitor::metrics::{Metrics, TargetMetrics};
 use monitor::partner::Partner;
+use monitor::repair::Ward;
 use monitor::sample::Door;
 use monitor::watch::{Tools, Watch};
 use remote_memory::faults::{Faults, Rates};
@@ -423,8 +424,15 @@ impl Play {
             log: Arc::clone(&setting.log),
         };
         let (standby_too, partner) = (Arc::clone(&standby), setting.partner);
-        let tools =
-            Tools { door, clock: clock.clone(), journal, metrics: metrics.clone(), standby: standby_too, partner };
+        let tools = Tools {
+            door,
+            clock: clock.clone(),
+            journal,
+            metrics: metrics.clone(),
+            standby: standby_too,
+            partner,
+            ward: Ward::default(),
+        };
         let watch = Watch::succeed(&config, named, tools, heritage);
         Self { watch, clock, target, metrics, standby, log: setting.log, journal: JournalFile(file), writer }
     }

@@ -17,6 +17,7 @@ use monitor::evacuate::Standby;
 use monitor::journal::{Event, Journal, Line, replay};
 use monitor::metrics::Metrics;
 use monitor::partner::Partner;
+use monitor::repair::Ward;
 use monitor::sample::Door;
 use monitor::watch::{Standing, Tools, Watch};
 use remote_memory::{Blocking, LinkError, Read, Region, RemoteRead};
@@ -158,7 +159,7 @@ impl Play {
         let standby = Arc::new(Standby::new("m", assignment, &[], named.evacuation_patience));
         let metrics = Metrics::default().of("web");
         let partner = Partner::None;
-        let tools = Tools { door, clock: clock.clone(), journal, metrics, standby, partner };
+        let tools = Tools { door, clock: clock.clone(), journal, metrics, standby, partner, ward: Ward::default() };
         let watch = Watch::new(&config, named, tools);
         Self { watch, record, clock: clock.clone(), journal: journal_file, writer }
     }

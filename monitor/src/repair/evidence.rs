@@ -1,0 +1,78 @@
+//! What a target's memory says of its processes, in the words of the healing modules.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use healing_modules::{Evidence, Process};
+use introspect::linux::machine;
+use introspect::linux::task::{Detail, Task, details};
+use introspect::{Damage, Kernel};
+use remote_memory::{LinkError, RemoteKey, RemoteRead};
+
+use crate::clock::{Clock, Monotonic};
+
+/// A look at a target.
+#[derive(Debug)]
+pub struct Findings {
+    /// For the healing modules.
+    pub evidence: Evidence,
+    /// Every task, to find the places that are to be written.
+    pub tasks: Vec<Task>,
+    /// What was wrong in memory.
+    pub damage: Vec<Damage>,
+}
+
+/// Reads a target's processes and its memory in numbers. Of a target that runs, parts may be of different moments.
+///
+/// # Errors
+/// [`LinkError`] if the path to the memory failed.
+pub fn look<M: RemoteRead + ?Sized>(
+    kernel: &Kernel,
+    mut memory: &mut M,
+    ram: RemoteKey,
+) -> Result<Findings, LinkError> {
+    let begin = Instant::now();
+    let taken_ns = Monotonic.now_ns();
+    let (found, mut damage) = details(kernel, &mut memory, ram)?;
+    let (machine, more) = machine::summary(kernel, &mut memory, ram)?;
+    damage.extend(more);
+    let evidence = Evidence {
+        taken_ns,
+        processes: processes(&found),
+        pages_total: machine.pages_total,
+        pages_free: machine.pages_free,
+    };
+    tracing::debug!(processes = evidence.processes.len(), took = ?begin.elapsed(), "processes read");
+    Ok(Findings { evidence, tasks: found.into_iter().map(|detail| detail.task).collect(), damage })
+}
+
+/// Threads joined to their processes, in the order of their ids. A process lives as long as one of its threads does; its
+/// leader may have gone before.
+fn processes(details: &[Detail]) -> Vec<Process> {
+    let mut processes: BTreeMap<u32, Process> = BTreeMap::new();
+    for detail in details {
+        let thread = process(detail);
+        let process = processes.entry(detail.task.tgid).or_insert_with(|| thread.clone());
+        if detail.task.pid == detail.task.tgid {
+            *process = Process { is_exiting: process.is_exiting && thread.is_exiting, ..thread.clone() };
+        }
+        process.is_exiting &= thread.is_exiting;
+        process.rss_pages = process.rss_pages.max(thread.rss_pages);
+    }
+    processes.into_values().collect()
+}
+
+fn process(detail: &Detail) -> Process {
+    let task = &detail.task;
+    Process {
+        pid: task.tgid,
+        parent: task.parent,
+        uid: task.uid,
+        comm: task.comm.clone(),
+        start_ns: task.start_time_ns,
+        depth: detail.depth,
+        rss_pages: detail.rss.as_ref().map(|rss| rss.pages()),
+        is_kernel: task.is_kernel_thread(),
+        is_exiting: task.is_exiting(),
+    }
+}

@@ -1,0 +1,228 @@
+//! Repair: the target is locked, read, judged again, written to and let go; then it is watched whether that helped.
+//!
+//! ```text
+//!   lock ──► evidence ──► decide ──► bounds ──► edits ──► written, read back ──► unlock ──► gone?
+//!    │           in the standstill, so that what is judged is what is written to        │
+//!    └── a lease: should this monitor die in between, the target goes on by itself ─────┘
+//! ```
+//! This is the only place that writes to a target's memory. Decisions are made elsewhere ([`healing_modules`]) and so
+//! are places ([`introspect::linux::kill`]); what is written is compared with what the plan expects to be there before
+//! the first byte, and read back after the last.
+//!
+//! Invariants: nothing is written without a lock; a plan that leaves its bounds is not carried out, not even in part
+//! (`tests/repair.rs`); every edit is harmless by itself and after those before it, so that a path that breaks half-way
+//! leaves a healthy kernel.
+
+mod evidence;
+mod surgery;
+mod treat;
+mod ward;
+
+use std::time::{Duration, Instant};
+
+use control::backdoor::{LockToken, RegionEntry};
+use healing_modules::{Culprit, Evidence, Plan, Safety, Unsafe};
+use introspect::linux::kill::{self, KillPlan};
+use introspect::{Damage, Extent, Kernel};
+use link::{Link, LinkFailure};
+use remote_memory::{LinkError, RemoteKey, RemoteWrite, WriteError};
+
+pub use evidence::{Findings, look};
+pub use surgery::carry_out;
+pub use treat::{Cure, Treated, treat};
+pub use ward::Ward;
+
+/// How long the target stands still at most: a repair takes a few milliseconds, and clients wait meanwhile.
+pub const LEASE_MS: u32 = 2_000;
+
+/// How long the marked may take to die. They see their signal within a tick; a machine that is drowned has many.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether they have.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// A target that can be held still and written to.
+pub trait Table {
+    /// Stops it for `lease_ms` at most.
+    ///
+    /// # Errors
+    /// [`LinkFailure::Refused`] if somebody else holds it; else see [`LinkFailure`].
+    fn lock(&mut self, reason: &str, lease_ms: u32) -> Result<LockToken, LinkFailure>;
+
+    /// Lets it go.
+    ///
+    /// # Errors
+    /// [`LinkFailure::Refused`] if its lease has ended; else see [`LinkFailure`].
+    fn unlock(&mut self, token: &LockToken) -> Result<(), LinkFailure>;
+
+    /// The region that is all of its memory, as everybody may read it.
+    ///
+    /// # Errors
+    /// See [`LinkFailure`].
+    fn ram(&mut self) -> Result<RegionEntry, LinkFailure>;
+
+    /// Its memory.
+    fn memory(&mut self) -> &mut dyn RemoteWrite;
+}
+
+impl Table for Link {
+    fn lock(&mut self, reason: &str, lease_ms: u32) -> Result<LockToken, LinkFailure> {
+        let claim = rand::random();
+        match Self::lock(self, reason, claim, lease_ms) {
+            // The answer was lost; whether the lock stands, the same claim tells.
+            Err(failure) if failure.is_path() => Self::lock(self, reason, claim, lease_ms),
+            outcome => outcome,
+        }
+    }
+
+    fn unlock(&mut self, token: &LockToken) -> Result<(), LinkFailure> {
+        Self::unlock(self, token)
+    }
+
+    fn ram(&mut self) -> Result<RegionEntry, LinkFailure> {
+        self.region("ram")
+    }
+
+    fn memory(&mut self) -> &mut dyn RemoteWrite {
+        Self::memory(self)
+    }
+}
+
+/// Why a repair was not made, or is not known to have been.
+#[derive(Debug, thiserror::Error)]
+pub enum RepairError {
+    /// The control plane failed or refused; nothing was written.
+    #[error("the target cannot be locked: {0}")]
+    NotLocked(#[source] LinkFailure),
+    /// The memory could not be reached.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// Asked for a region, the backdoor failed.
+    #[error(transparent)]
+    Region(LinkFailure),
+    /// The plan leaves its bounds; nothing was written.
+    #[error("not carried out: {0}")]
+    Unsafe(#[from] Unsafe),
+    /// A place does not hold what the plan expects; nothing was written.
+    #[error("{what} at {at:#x} is not what was planned for; nothing was written")]
+    Changed {
+        /// What the place is.
+        what: String,
+        /// Where it is.
+        at: u64,
+    },
+    /// A write was refused: most likely the lease has ended, and the target runs with what was written before.
+    #[error("{what} could not be written ({error}); {written} edits before it were")]
+    NotWritten {
+        /// What was to be written.
+        what: String,
+        /// Edits that were written.
+        written: usize,
+        /// Why.
+        error: WriteError,
+    },
+    /// What was written is not what is there.
+    #[error("{what} at {at:#x} does not hold what was written")]
+    NotHeld {
+        /// What the place is.
+        what: String,
+        /// Where it is.
+        at: u64,
+    },
+    /// The lease ended before the target was let go: another may have acted in between.
+    #[error("the lock ended before it was given back: {0}")]
+    NotUnlocked(#[source] LinkFailure),
+}
+
+/// What was done to a target in one standstill.
+#[derive(Debug, Default)]
+pub struct Operation {
+    /// What was seen in the standstill.
+    pub evidence: Evidence,
+    /// What was decided on it; `None` if there was nothing to do, and nothing was written.
+    pub plan: Option<Plan>,
+    /// What was written, and what it means for each process.
+    pub kill: KillPlan,
+    /// How long the target stood still.
+    pub locked: Duration,
+    /// What was wrong in memory.
+    pub damage: Vec<Damage>,
+}
+
+/// Holds the target still, has `decide` judge it, and ends the processes that the plan names.
+///
+/// # Errors
+/// See [`RepairError`].
+pub fn operate(
+    table: &mut dyn Table,
+    kernel: &Kernel,
+    reason: &str,
+    safety: &Safety,
+    decide: &mut dyn FnMut(&Evidence) -> Option<Plan>,
+) -> Result<Operation, RepairError> {
+    let ram = table.ram().map_err(RepairError::Region)?;
+    let begin = Instant::now();
+    let token = table.lock(reason, LEASE_MS).map_err(RepairError::NotLocked)?;
+    let outcome = in_the_standstill(table, kernel, RemoteKey::new(ram.key), &token, safety, decide);
+    // Also after a failure: the lease is for those who die.
+    let unlocked = table.unlock(&token).map_err(RepairError::NotUnlocked);
+    let mut operation = outcome?;
+    unlocked?;
+    operation.locked = begin.elapsed();
+    Ok(operation)
+}
+
+fn in_the_standstill(
+    table: &mut dyn Table,
+    kernel: &Kernel,
+    ram: RemoteKey,
+    token: &LockToken,
+    safety: &Safety,
+    decide: &mut dyn FnMut(&Evidence) -> Option<Plan>,
+) -> Result<Operation, RepairError> {
+    let memory = table.memory();
+    let Findings { evidence, tasks, damage } = look(kernel, memory, ram)?;
+    let Some(plan) = decide(&evidence) else {
+        return Ok(Operation { evidence, damage, ..Operation::default() });
+    };
+    safety.check(&plan, &evidence)?;
+    let processes = plan.culprits.iter().map(|culprit| culprit.pid).collect();
+    let (kill, more) = kill::plan(kernel, memory, ram, &tasks, &processes)?;
+    carry_out(memory, &token.fenced(), &kill.edits)?;
+    let damage = damage.into_iter().chain(more).collect();
+    Ok(Operation { evidence, plan: Some(plan), kill, locked: Duration::ZERO, damage })
+}
+
+/// Looks again and again until none of `culprits` lives or the patience is at its end; returns those that do.
+///
+/// # Errors
+/// See [`RepairError`].
+pub fn survivors(
+    table: &mut dyn Table,
+    kernel: &Kernel,
+    culprits: &[Culprit],
+    patience: Duration,
+) -> Result<Vec<Culprit>, RepairError> {
+    let ram = RemoteKey::new(table.ram().map_err(RepairError::Region)?.key);
+    let begin = Instant::now();
+    loop {
+        let Findings { evidence, .. } = look(kernel, table.memory(), ram)?;
+        let lives = |culprit: &&Culprit| evidence.judged().any(|process| culprit.is(process));
+        let left: Vec<_> = culprits.iter().filter(lives).cloned().collect();
+        if left.is_empty() || begin.elapsed() >= patience {
+            return Ok(left);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Finds the target's kernel.
+///
+/// # Errors
+/// In a sentence.
+pub fn discover(table: &mut dyn Table) -> Result<Kernel, String> {
+    let ram = table.ram().map_err(|failure| failure.to_string())?;
+    let extents: Vec<_> =
+        ram.stretches().iter().map(|stretch| Extent { start: stretch.start, len: stretch.len }).collect();
+    Kernel::discover(table.memory(), RemoteKey::new(ram.key), &extents).map_err(|error| error.to_string())
+}

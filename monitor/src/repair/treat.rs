@@ -1,0 +1,91 @@
+//! A treatment: repair after repair, until the module that asked for it finds nothing any more.
+
+use std::time::Duration;
+
+use healing_modules::{Culprit, Evidence, Healer, Plan, Safety};
+use introspect::Kernel;
+use remote_memory::RemoteKey;
+
+use super::{Findings, Operation, PATIENCE, RepairError, Table, look, operate, survivors};
+
+/// Repairs of one treatment. A bomb is over after one, a hog whose controller starts it anew after a few; what needs
+/// more than this is not cured by more of it.
+const REPAIRS_MAX: usize = 16;
+
+/// One repair and what came of it.
+#[derive(Debug)]
+pub struct Treated {
+    /// The earlier look that was decided on, if one was.
+    pub earlier: Option<Evidence>,
+    /// What was done.
+    pub operation: Operation,
+    /// Culprits that live on.
+    pub survivors: Vec<Culprit>,
+}
+
+/// How a treatment ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Cure {
+    /// The module finds nothing. Without any repair: there was nothing, or it has passed.
+    Healthy,
+    /// It would have been repaired; nothing was written.
+    DryRun(Plan),
+    /// It was repaired and is ill still.
+    Ill {
+        /// In a sentence.
+        why: String,
+    },
+}
+
+/// Treats the target until `healer` finds nothing, or nothing more can be done. `note` hears of every repair when it has
+/// been made.
+///
+/// # Errors
+/// See [`RepairError`]; repairs of before have been told to `note`.
+pub fn treat(
+    table: &mut dyn Table,
+    kernel: &Kernel,
+    healer: &dyn Healer,
+    safety: &Safety,
+    is_dry_run: bool,
+    mut note: impl FnMut(&Treated),
+) -> Result<Cure, RepairError> {
+    for _ in 0..REPAIRS_MAX {
+        let earlier = earlier(table, kernel, healer)?;
+        // A look that costs the target nothing: it is locked only if something is to be done.
+        let ram = RemoteKey::new(table.ram().map_err(RepairError::Region)?.key);
+        let Findings { evidence, .. } = look(kernel, table.memory(), ram)?;
+        let Some(plan) = healer.diagnose(&evidence, earlier.as_ref(), safety) else { return Ok(Cure::Healthy) };
+        if is_dry_run {
+            safety.check(&plan, &evidence)?;
+            return Ok(Cure::DryRun(plan));
+        }
+        let mut decide = |evidence: &Evidence| healer.diagnose(evidence, earlier.as_ref(), safety);
+        let operation = operate(table, kernel, healer.name(), safety, &mut decide)?;
+        let culprits = operation.plan.as_ref().map_or(&[][..], |plan| &plan.culprits);
+        let left = survivors(table, kernel, culprits, PATIENCE)?;
+        let treated = Treated { earlier, operation, survivors: left };
+        note(&treated);
+        if !treated.survivors.is_empty() {
+            let first = &treated.survivors[0];
+            let why = format!(
+                "{} of {} culprits live on {PATIENCE:?} after they were marked, {} ({}) among them",
+                treated.survivors.len(),
+                treated.operation.plan.as_ref().map_or(0, |plan| plan.culprits.len()),
+                first.comm,
+                first.pid
+            );
+            return Ok(Cure::Ill { why });
+        }
+    }
+    Ok(Cure::Ill { why: format!("{REPAIRS_MAX} repairs ended their culprits, and the module finds more each time") })
+}
+
+/// The earlier look of a module that goes by what changed.
+fn earlier(table: &mut dyn Table, kernel: &Kernel, healer: &dyn Healer) -> Result<Option<Evidence>, RepairError> {
+    let Some(apart_ns) = healer.needs_earlier_ns() else { return Ok(None) };
+    let ram = RemoteKey::new(table.ram().map_err(RepairError::Region)?.key);
+    let Findings { evidence, .. } = look(kernel, table.memory(), ram)?;
+    std::thread::sleep(Duration::from_nanos(apart_ns));
+    Ok(Some(evidence))
+}
