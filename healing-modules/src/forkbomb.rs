@@ -52,7 +52,7 @@ impl Healer for ForkBomb {
 
     fn diagnose(&self, evidence: &Evidence, earlier: Option<&Evidence>, safety: &Safety) -> Option<Plan> {
         let judged: Vec<&Process> = evidence.judged().filter(|process| !safety.spares(process)).collect();
-        let by_count = self.too_many_procs.and_then(|max| too_many(&judged, max));
+        let by_count = self.too_many_procs.and_then(|max| too_many(&judged, evidence, safety, max));
         let by_rate = || Some((self.rate_too_high?, earlier?));
         by_count
             .or_else(|| by_rate().and_then(|(max, earlier)| too_fast(&judged, evidence, earlier, max)))
@@ -60,8 +60,10 @@ impl Healer for ForkBomb {
     }
 }
 
-fn too_many(judged: &[&Process], max: usize) -> Option<Plan> {
-    let (uid, count) = largest(judged.iter().filter_map(|process| process.uid))?;
+fn too_many(judged: &[&Process], evidence: &Evidence, safety: &Safety, max: usize) -> Option<Plan> {
+    // As the kernel counts for RLIMIT_NPROC: the dying take room too, and a bomb may be made of little else.
+    let all = evidence.processes.iter().filter(|process| !process.is_kernel && !safety.spares(process));
+    let (uid, count) = largest(all.filter_map(|process| process.uid))?;
     if count <= max {
         return None;
     }
@@ -161,6 +163,14 @@ mod tests {
         let evidence = evidence((100..160).map(|pid| process(pid, 1000, names[pid as usize % 3])));
         let module = ForkBomb { too_many_procs: Some(30), ..ForkBomb::default() };
         assert_eq!(pids(module.diagnose(&evidence, None, &Safety::default())).len(), 40, "two of three groups");
+    }
+
+    #[test]
+    fn the_dying_count_as_the_kernel_counts_them_and_are_not_ended_again() {
+        let dying = (100..125).map(|pid| Process { is_exiting: true, ..process(pid, 1000, "bomb") });
+        let evidence = evidence(dying.chain([process(130, 1000, "bomb"), process(131, 1000, "editor")]));
+        let module = ForkBomb { too_many_procs: Some(20), ..ForkBomb::default() };
+        assert_eq!(pids(module.diagnose(&evidence, None, &Safety::default())), [130, 131]);
     }
 
     #[test]

@@ -249,7 +249,7 @@ struct Killed {
     /// Places that were written, or would be.
     edits: usize,
     /// What becomes of each process.
-    fates: std::collections::BTreeMap<u32, Fate>,
+    fates: Vec<(u32, Fate)>,
     /// Those that live on.
     survivors: Vec<u32>,
 }

@@ -126,6 +126,8 @@ enum Scenario {
     HangDownload(HangDownload),
     /// A guest hangs and is evacuated; then it is looked at, reset, and given its address back, with clients all along.
     RescueAndReturn(RescueAndReturn),
+    /// An ordinary user of a guest sets off a fork bomb; the monitor ends it from outside, and nothing else is harmed.
+    Forkbomb(Forkbomb),
     /// A healthy guest under a load must not be taken for one that hangs; at the end it does hang, and must be.
     Soak(SoakArguments),
 }
@@ -142,6 +144,15 @@ struct RescueAndReturn {
     guest: Guest,
     /// Where result, timeline and, after a failure, logs are left.
     #[arg(long, default_value = "out/rescue-and-return")]
+    out: PathBuf,
+}
+
+#[derive(Args)]
+struct Forkbomb {
+    #[command(flatten)]
+    guest: Guest,
+    /// Where result, journal and, after a failure, logs are left.
+    #[arg(long, default_value = "out/forkbomb")]
     out: PathBuf,
 }
 
@@ -335,6 +346,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Action::Run { scenario: Scenario::RescueAndReturn(arguments) } => rescue_and_return(arguments),
+        Action::Run { scenario: Scenario::Forkbomb(arguments) } => forkbomb(arguments),
         Action::Torn { kernel, paths, visits, stride, phase } => {
             let order = torn::Order { kernel, paths, visits, stride: stride as usize, phase };
             let report = torn::explore(&order, Progress::begin())?;
@@ -363,6 +375,15 @@ fn run_hang_download(arguments: HangDownload) -> Result<ExitCode> {
     eprint!("\n{}", timeline.text(100));
     println!("{}", serde_json::to_string(&verdict)?);
     Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn forkbomb(arguments: Forkbomb) -> Result<ExitCode> {
+    let Forkbomb { guest, out } = arguments;
+    let run = scenario::forkbomb::Run { order: guest.order(), out };
+    let (report, timeline) = scenario::forkbomb::run(&run, Progress::begin())?;
+    eprint!("{timeline}");
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(if report.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn rescue_and_return(arguments: RescueAndReturn) -> Result<ExitCode> {

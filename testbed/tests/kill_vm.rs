@@ -120,14 +120,14 @@ fn check(line: &str, vcpus: u32) {
     for round in 0..3 {
         patient.spawn("sleep", "sleep 9999", SLEEPERS);
         let plan = patient.kill(called("sleep"));
-        let woken = plan.fates.values().filter(|fate| **fate == Fate::Woken).count();
+        let woken = plan.fates.iter().filter(|(_, fate)| *fate == Fate::Woken).count();
         assert_eq!(woken, SLEEPERS, "round {round}: {:?}", plan.fates);
         patient.wait_until("sleepers are gone", |patient| patient.count("sleep") == 0);
         patient.is_well();
     }
     patient.spawn("md5sum", "md5sum /dev/zero", 3);
     let plan = patient.kill(called("md5sum"));
-    assert!(plan.fates.values().all(|fate| *fate == Fate::Runs), "{:?}", plan.fates);
+    assert!(plan.fates.iter().all(|(_, fate)| *fate == Fate::Runs), "{:?}", plan.fates);
     patient.wait_until("those that ran are gone", |patient| patient.count("md5sum") == 0);
     // Sleepers beside processors that are busy.
     patient.spawn("md5sum", "md5sum /dev/zero", 2 * vcpus as usize);

@@ -180,15 +180,19 @@ fn in_the_standstill(
     safety: &Safety,
     decide: &mut dyn FnMut(&Evidence) -> Option<Plan>,
 ) -> Result<Operation, RepairError> {
+    let begin = Instant::now();
     let memory = table.memory();
     let Findings { evidence, tasks, damage } = look(kernel, memory, ram)?;
+    let looked = begin.elapsed();
     let Some(plan) = decide(&evidence) else {
         return Ok(Operation { evidence, damage, ..Operation::default() });
     };
     safety.check(&plan, &evidence)?;
     let processes = plan.culprits.iter().map(|culprit| culprit.pid).collect();
     let (kill, more) = kill::plan(kernel, memory, ram, &tasks, &processes)?;
+    let planned = begin.elapsed();
     carry_out(memory, &token.fenced(), &kill.edits)?;
+    tracing::info!(?looked, ?planned, carried_out = ?begin.elapsed(), edits = kill.edits.len(), "in the standstill");
     let damage = damage.into_iter().chain(more).collect();
     Ok(Operation { evidence, plan: Some(plan), kill, locked: Duration::ZERO, damage })
 }

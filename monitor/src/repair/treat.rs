@@ -55,6 +55,11 @@ pub fn treat(
         // A look that costs the target nothing: it is locked only if something is to be done.
         let ram = RemoteKey::new(table.ram().map_err(RepairError::Region)?.key);
         let Findings { evidence, .. } = look(kernel, table.memory(), ram)?;
+        tracing::debug!(
+            processes = evidence.processes.len(),
+            users = ?evidence.processes_of_users(),
+            "judged while it runs"
+        );
         let Some(plan) = healer.diagnose(&evidence, earlier.as_ref(), safety) else { return Ok(Cure::Healthy) };
         if is_dry_run {
             safety.check(&plan, &evidence)?;

@@ -186,7 +186,10 @@ impl Duty {
         });
         self.is_operating.store(false, Ordering::Release);
         let event = match outcome {
-            Ok(Cure::Healthy) if repairs == 0 => None,
+            Ok(Cure::Healthy) if repairs == 0 => {
+                tracing::info!(target_name = %self.target.name, module = %name, "asked, and nothing found");
+                None
+            }
             Ok(Cure::Healthy) => {
                 tracing::warn!(target_name = %self.target.name, module = %name, repairs, "cured");
                 self.metrics.cures.inc();

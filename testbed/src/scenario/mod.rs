@@ -5,6 +5,7 @@ mod aim;
 mod configuration;
 mod daemon;
 mod dying;
+pub mod forkbomb;
 pub mod hang_download;
 pub mod incident;
 mod installation;

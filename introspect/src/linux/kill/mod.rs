@@ -98,8 +98,8 @@ pub enum Fate {
 pub struct KillPlan {
     /// In this order.
     pub edits: Vec<Edit>,
-    /// By process id.
-    pub fates: BTreeMap<u32, Fate>,
+    /// By process id. A list, as maps with numbers for keys do not come back out of every format.
+    pub fates: Vec<(u32, Fate)>,
 }
 
 /// How to end `processes`, whose tasks are among `tasks`, in the standstill in which `tasks` was read. The first
@@ -115,37 +115,37 @@ pub fn plan(
     processes: &HashSet<u32>,
 ) -> Result<(KillPlan, Vec<Damage>), LinkError> {
     let mut walk = Walk::new(kernel, mem, ram);
-    let mut plan = KillPlan::default();
+    let (mut edits, mut fates) = (Vec::new(), BTreeMap::new());
     let mut chosen: Vec<&Task> = Vec::new();
     for process in processes {
         match thread_of(*process, tasks) {
             Ok(task) => chosen.push(task),
-            Err(why) => drop(plan.fates.insert(*process, Fate::Refused { why: why.to_owned() })),
+            Err(why) => drop(fates.insert(*process, Fate::Refused { why: why.to_owned() })),
         }
     }
     chosen.sort_by_key(|task| task.pid);
     let mut sleepers = Vec::new();
     for (task, marks) in chosen.iter().zip(walk.marks(&chosen)?) {
         let Some(marks) = marks else {
-            plan.fates.insert(task.tgid, Fate::Refused { why: "its memory cannot be read".to_owned() });
+            fates.insert(task.tgid, Fate::Refused { why: "its memory cannot be read".to_owned() });
             continue;
         };
-        plan.edits.extend(marks);
+        edits.extend(marks);
         let fate = fate_of(task);
         if fate == Fate::Woken {
             sleepers.push(*task);
         }
-        plan.fates.insert(task.tgid, fate);
+        fates.insert(task.tgid, fate);
     }
     match walk.wake(&sleepers)? {
-        Ok(edits) => plan.edits.extend(edits),
+        Ok(more) => edits.extend(more),
         Err(why) => {
             for task in sleepers {
-                plan.fates.insert(task.tgid, Fate::Sleeps { why: why.clone() });
+                fates.insert(task.tgid, Fate::Sleeps { why: why.clone() });
             }
         }
     }
-    Ok((plan, walk.damage))
+    Ok((KillPlan { edits, fates: fates.into_iter().collect() }, walk.damage))
 }
 
 /// The thread of a process that will see the signal first: one that runs, then one that can be woken.
