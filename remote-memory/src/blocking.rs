@@ -118,6 +118,23 @@ impl<Q: Queue> Blocking<Q> {
         Ok(())
     }
 
+    /// Puts as many of `writes` as one round holds into the landing buffer and plans them; at least one.
+    fn place_round(&mut self, writes: &[(RemoteAddr, &[u8])]) -> Result<usize, LinkError> {
+        self.requests.clear();
+        let mut place = 0;
+        for (id, (at, bytes)) in writes.iter().take(self.queue.depth()).enumerate() {
+            let Some(room) = self.queue.landing_mut().get_mut(place..place + bytes.len()) else { break };
+            room.copy_from_slice(bytes);
+            let work = Work::Write { at: *at, len: bytes.len() as u32, landing: place as u32 };
+            self.requests.push(Request { id: id as u64, work });
+            place = (place + bytes.len()).next_multiple_of(LANDING_ALIGN);
+        }
+        match self.requests.len() {
+            0 => Err(LinkError::Misused("one write is larger than the landing buffer")),
+            count => Ok(count),
+        }
+    }
+
     /// One write or atomic under `warrant`, waited for. Never repeated: a lost answer leaves it undecided.
     fn mutate(&mut self, warrant: Warrant<'_>, at: RemoteAddr, len: usize, work: Work) -> Result<u64, WriteError> {
         if !warrant.covers(at, len) {
@@ -217,6 +234,34 @@ impl<Q: Queue> RemoteWrite for Blocking<Q> {
         self.mutate(warrant, at, bytes.len(), Work::Write { at, len: bytes.len() as u32, landing: 0 }).map(drop)
     }
 
+    /// As many at a time as queue and landing buffer hold: a round trip for each round and not for each write. A
+    /// connection carries them out in order, and a refusal flushes those behind it.
+    fn write_all(&mut self, warrant: Warrant<'_>, writes: &[(RemoteAddr, &[u8])]) -> Result<(), (usize, WriteError)> {
+        let uncovered = writes.iter().position(|(at, bytes)| !warrant.covers(*at, bytes.len()));
+        if let Some(index) = uncovered {
+            let (at, len) = (writes[index].0, writes[index].1.len());
+            return Err((index, WriteError::NoWarrant { at, len }));
+        }
+        let mut written = 0;
+        while written < writes.len() {
+            self.ensure_usable().map_err(|error| (written, error.into()))?;
+            let count = self.place_round(&writes[written..]).map_err(|error| (written, error.into()))?;
+            let mut outcomes = vec![Err(AccessError::Flushed); count];
+            let round = self.run_round(|_, completion| {
+                if let Some(outcome) = outcomes.get_mut(completion.id as usize) {
+                    *outcome = completion.outcome;
+                }
+            });
+            let failed = outcomes.iter().enumerate().find_map(|(index, outcome)| Some((index, outcome.err()?)));
+            match (round, failed) {
+                (Err(error), failed) => return Err((written + failed.map_or(count, |it| it.0), error.into())),
+                (Ok(()), Some((index, error))) => return Err((written + index, error.into())),
+                (Ok(()), None) => written += count,
+            }
+        }
+        Ok(())
+    }
+
     fn compare_swap(
         &mut self,
         warrant: Warrant<'_>,
@@ -270,7 +315,7 @@ mod tests {
             if std::mem::take(&mut self.is_slow) {
                 return Ok(0);
             }
-            self.landing[0] = self.posted - self.waiting.len() as u8 + 1;
+            self.landing[0] = self.posted.wrapping_sub(self.waiting.len() as u8).wrapping_add(1);
             completions[0] = Completion { id: self.waiting.remove(0), outcome: Ok(0) };
             Ok(1)
         }
@@ -284,6 +329,20 @@ mod tests {
         fn is_broken(&self) -> bool {
             false
         }
+    }
+
+    #[test]
+    fn many_writes_travel_in_rounds_and_nothing_goes_without_a_warrant() {
+        let mut link = Blocking::new(Slow { landing: vec![0; 40], ..Slow::default() }, Duration::ZERO);
+        let fenced = crate::Fenced::attested(crate::Epoch::new(1), RemoteKey::new(1));
+        let at = |key, addr| RemoteAddr::new(RemoteKey::new(key), addr);
+        let writes: Vec<_> = (0..10).map(|number| (at(1, number * 8), &b"12345678"[..])).collect();
+        link.write_all(Warrant::Fenced(&fenced), &writes).unwrap();
+        assert_eq!(link.queue().posted, 3, "four at a time");
+        let foreign = [writes[0], (at(2, 0), b"x")];
+        assert!(matches!(link.write_all(Warrant::Fenced(&fenced), &foreign), Err((1, WriteError::NoWarrant { .. }))));
+        let large = [(at(1, 0), &[0; 41][..])];
+        assert!(matches!(link.write_all(Warrant::Fenced(&fenced), &large), Err((0, WriteError::Link(_)))));
     }
 
     #[test]

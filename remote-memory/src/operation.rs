@@ -113,6 +113,17 @@ pub trait RemoteWrite: RemoteRead {
     /// See [`WriteError`].
     fn write(&mut self, warrant: Warrant<'_>, at: RemoteAddr, bytes: &[u8]) -> Result<(), WriteError>;
 
+    /// Writes all of `writes`, in their order, each as [`RemoteWrite::write`] does; none after one that failed.
+    ///
+    /// # Errors
+    /// The first that failed, by its place in `writes`; those before it were written.
+    fn write_all(&mut self, warrant: Warrant<'_>, writes: &[(RemoteAddr, &[u8])]) -> Result<(), (usize, WriteError)> {
+        for (index, (at, bytes)) in writes.iter().enumerate() {
+            self.write(warrant, *at, bytes).map_err(|error| (index, error))?;
+        }
+        Ok(())
+    }
+
     /// Replaces the aligned 64-bit word at `at` by `swap` if it is `expect`; returns what it was. Atomic with respect
     /// to the target's processors if the server's memory is coherent with them (ours is).
     ///

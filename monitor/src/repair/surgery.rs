@@ -21,14 +21,13 @@ pub fn carry_out(memory: &mut dyn RemoteWrite, fenced: &Fenced, edits: &[Edit]) 
     if let Some(edit) = first_different(memory, fenced, edits, Side::Was)? {
         return Err(RepairError::Changed { what: edit.what.clone(), at: edit.at });
     }
-    for (written, edit) in edits.iter().enumerate() {
-        let at = RemoteAddr::new(fenced.ram(), edit.at);
-        memory.write(Warrant::Fenced(fenced), at, &edit.now).map_err(|error| RepairError::NotWritten {
-            what: edit.what.clone(),
-            written,
-            error,
-        })?;
-    }
+    let place = |edit: &Edit| RemoteAddr::new(fenced.ram(), edit.at);
+    let writes: Vec<_> = edits.iter().map(|edit| (place(edit), edit.now.as_slice())).collect();
+    memory.write_all(Warrant::Fenced(fenced), &writes).map_err(|(written, error)| RepairError::NotWritten {
+        what: edits[written].what.clone(),
+        written,
+        error,
+    })?;
     match first_different(memory, fenced, edits, Side::Now)? {
         Some(edit) => Err(RepairError::NotHeld { what: edit.what.clone(), at: edit.at }),
         None => Ok(()),

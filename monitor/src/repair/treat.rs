@@ -54,8 +54,9 @@ pub fn treat(
         let earlier = earlier(table, kernel, healer)?;
         // A look that costs the target nothing: it is locked only if something is to be done.
         let ram = RemoteKey::new(table.ram().map_err(RepairError::Region)?.key);
-        let Findings { evidence, .. } = look(kernel, table.memory(), ram)?;
-        tracing::debug!(
+        let Findings { evidence, damage, tasks } = look(kernel, table.memory(), ram)?;
+        let exiting = evidence.processes.iter().filter(|process| process.is_exiting).count();
+        tracing::info!(damage = damage.len(), first = ?damage.first(), tasks = tasks.len(), exiting,
             processes = evidence.processes.len(),
             users = ?evidence.processes_of_users(),
             "judged while it runs"
