@@ -215,7 +215,7 @@ mod tests {
             assert_eq!(next_hop(&route(libc::RTN_UNICAST, more), client), expected);
         };
         let (gateway, via): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), "fe80::1".parse().unwrap());
-        check(&[oif.clone()], Some((7, client)));
+        check(std::slice::from_ref(&oif), Some((7, client)));
         check(&[oif.clone(), attribute(libc::RTA_GATEWAY, &octets(gateway))], Some((7, gateway)));
         check(&[attribute(RTA_VIA, &[&[10, 0][..], &octets(via)].concat()), oif.clone()], Some((7, via)));
         check(&[oif.clone(), attribute(libc::RTA_GATEWAY, &[1, 2, 3])], None);
