@@ -197,23 +197,7 @@ impl StandBy {
     pub fn take(&mut self, netlink: &mut Netlink) -> io::Result<()> {
         self.change(netlink, libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE)?;
         self.held = true;
-        if self.address.is_ipv6() { self.await_local(netlink) } else { Ok(()) }
-    }
-
-    /// Linux answers that it has an IPv6 address, and makes it local in the background, when it has the lock that all
-    /// changes of the network share (`addrconf_dad_work`). Until then what this machine says to it goes onto the wire.
-    fn await_local(&self, netlink: &mut Netlink) -> io::Result<()> {
-        let begin = Instant::now();
-        loop {
-            let route = route_to(netlink, self.address).ok().flatten();
-            if route.is_some_and(|route| route.body.get(ROUTE_KIND) == Some(&libc::RTN_LOCAL)) {
-                return Ok(());
-            }
-            if begin.elapsed() > LOCAL_WITHIN {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the address does not become local"));
-            }
-            thread::sleep(LOCAL_LOOK);
-        }
+        if self.address.is_ipv6() { await_local(netlink, self.address) } else { Ok(()) }
     }
 
     /// Gives the address up, if it is ours.
@@ -226,6 +210,26 @@ impl StandBy {
             self.held = false;
         }
         Ok(())
+    }
+}
+
+/// Waits until an address of this machine is local. Linux answers that it has an IPv6 address, and makes it local in the
+/// background, when it has the lock that all changes of the network share (`addrconf_dad_work`). Until then what this
+/// machine says to it goes onto the wire, and nobody is answered who asks for it.
+///
+/// # Errors
+/// It takes a second.
+pub fn await_local(netlink: &mut Netlink, address: IpAddr) -> io::Result<()> {
+    let begin = Instant::now();
+    loop {
+        let route = route_to(netlink, address).ok().flatten();
+        if route.is_some_and(|route| route.body.get(ROUTE_KIND) == Some(&libc::RTN_LOCAL)) {
+            return Ok(());
+        }
+        if begin.elapsed() > LOCAL_WITHIN {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the address does not become local"));
+        }
+        thread::sleep(LOCAL_LOOK);
     }
 }
 

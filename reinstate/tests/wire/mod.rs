@@ -17,7 +17,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns, unshare};
 use reinstate::{
-    address::set_up,
+    address::{await_local, set_up},
     netlink::{Message, Netlink, attribute, attributes},
 };
 
@@ -203,6 +203,7 @@ fn add_address(netlink: &mut Netlink, address: IpAddr) {
         .with(libc::IFA_LOCAL, &octets)
         .with(libc::IFA_ADDRESS, &octets);
     netlink.request(message).unwrap();
+    await_local(netlink, address).unwrap();
 }
 
 pub fn service(v6: bool) -> SocketAddr {

@@ -62,6 +62,11 @@ impl Comer {
             match current.socket.write(REQUEST.as_bytes()) {
                 Ok(_) => current.asked = true,
                 Err(error) if later(&error) => return Ok(()),
+                // The guest stood still for so long that nobody knew any more where it is.
+                Err(error) if error.kind() == ErrorKind::HostUnreachable => {
+                    self.current = None;
+                    return Ok(());
+                }
                 Err(error) => return Err(error).context("a connection that comes and goes"),
             }
             current.socket.shutdown(Shutdown::Write)?;
