@@ -213,9 +213,9 @@ impl StandBy {
     }
 }
 
-/// Waits until an address of this machine is local. Linux answers that it has an IPv6 address, and makes it local in the
-/// background, when it has the lock that all changes of the network share (`addrconf_dad_work`). Until then what this
-/// machine says to it goes onto the wire, and nobody is answered who asks for it.
+/// Waits until an address of this machine is local. Linux answers that it has an IPv6 address, and makes it local in
+/// the background, when it has the lock that all changes of the network share (`addrconf_dad_work`). Until then what
+/// this machine says to it goes onto the wire, and nobody is answered who asks for it.
 ///
 /// # Errors
 /// It takes a second.

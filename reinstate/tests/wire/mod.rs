@@ -146,8 +146,8 @@ impl Wire {
         self.unplug("server");
     }
 
-    /// From here on the switch loses what is said to everybody, on its way to the client: questions for its link address
-    /// among it.
+    /// From here on the switch loses what is said to everybody, on its way to the client: questions for its link
+    /// address among it.
     pub fn lose_questions_to_client(&self, lost: bool) {
         const IFLA_BRPORT_MCAST_FLOOD: u16 = 27;
         const IFLA_BRPORT_BCAST_FLOOD: u16 = 30;
