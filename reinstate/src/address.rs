@@ -18,12 +18,14 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    thread,
+    time::{Duration, Instant},
 };
 
 use socket2::{Domain, Socket, Type};
 
 use crate::{
-    netlink::{Message, Netlink, attributes},
+    netlink::{Answer, Message, Netlink, attributes},
     packet::{internet_checksum, word_sum},
     routes::{family, octets},
     tcp_repair::raw::link_address,
@@ -43,6 +45,14 @@ const IFA_FLAGS: u16 = 8;
 const ADDRESS_FLAGS: u32 = libc::IFA_F_NODAD | libc::IFA_F_NOPREFIXROUTE;
 /// Preferred for 0 s, valid for ever.
 const DEPRECATED: [u32; 4] = [0, u32::MAX, 0, 0];
+
+/// Bytes of `struct rtmsg`, and where it says what kind of route it is.
+const ROUTE_LEN: usize = 12;
+const ROUTE_KIND: usize = 7;
+
+/// Within this the kernel makes an IPv6 address local, and between two looks at whether it has.
+const LOCAL_WITHIN: Duration = Duration::from_secs(1);
+const LOCAL_LOOK: Duration = Duration::from_micros(50);
 
 /// A network interface of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,15 +86,10 @@ impl Interface {
     /// # Errors
     /// The kernel's, or no route.
     pub fn towards(netlink: &mut Netlink, address: IpAddr) -> io::Result<Self> {
-        let destination = octets(address);
-        let mut fixed = [0; 12];
-        fixed[0] = family(address);
-        fixed[1] = (destination.len() * 8) as u8;
-        let question = Message::new(libc::RTM_GETROUTE, 0, &fixed).with(libc::RTA_DST, &destination);
-        let routes = netlink.exchange(question)?;
-        let index = routes
-            .first()
-            .and_then(|route| attributes(route.body.get(12..)?).find(|(kind, _)| *kind == libc::RTA_OIF))
+        let route = route_to(netlink, address)?;
+        let index = route
+            .as_ref()
+            .and_then(|route| attributes(route.body.get(ROUTE_LEN..)?).find(|(kind, _)| *kind == libc::RTA_OIF))
             .and_then(|(_, value)| value.try_into().ok().map(u32::from_ne_bytes))
             .ok_or_else(|| not_found(format!("no route to {address}")))?;
         let mut fixed = [0; 16];
@@ -188,11 +193,11 @@ impl StandBy {
     /// Makes the address local. Every rebuilt socket must exist by now.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's, or it has the address and does not make it local.
     pub fn take(&mut self, netlink: &mut Netlink) -> io::Result<()> {
         self.change(netlink, libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE)?;
         self.held = true;
-        Ok(())
+        if self.address.is_ipv6() { await_local(netlink, self.address) } else { Ok(()) }
     }
 
     /// Gives the address up, if it is ours.
@@ -206,6 +211,36 @@ impl StandBy {
         }
         Ok(())
     }
+}
+
+/// Waits until an address of this machine is local. Linux answers that it has an IPv6 address, and makes it local in
+/// the background, when it has the lock that all changes of the network share (`addrconf_dad_work`). Until then what
+/// this machine says to it goes onto the wire, and nobody is answered who asks for it.
+///
+/// # Errors
+/// It takes a second.
+pub fn await_local(netlink: &mut Netlink, address: IpAddr) -> io::Result<()> {
+    let begin = Instant::now();
+    loop {
+        let route = route_to(netlink, address).ok().flatten();
+        if route.is_some_and(|route| route.body.get(ROUTE_KIND) == Some(&libc::RTN_LOCAL)) {
+            return Ok(());
+        }
+        if begin.elapsed() > LOCAL_WITHIN {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the address does not become local"));
+        }
+        thread::sleep(LOCAL_LOOK);
+    }
+}
+
+/// The way by which this machine reaches `address`.
+pub(crate) fn route_to(netlink: &mut Netlink, address: IpAddr) -> io::Result<Option<Answer>> {
+    let destination = octets(address);
+    let mut fixed = [0; ROUTE_LEN];
+    fixed[0] = family(address);
+    fixed[1] = (destination.len() * 8) as u8;
+    let question = Message::new(libc::RTM_GETROUTE, 0, &fixed).with(libc::RTA_DST, &destination);
+    Ok(netlink.exchange(question)?.into_iter().next())
 }
 
 /// RFC 826 packet in which sender and target are the same address.

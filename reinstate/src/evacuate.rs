@@ -22,6 +22,7 @@ use crate::{
     extract::{Extracted, Lost},
     held::HeldFile,
     leftovers::{self, Connection},
+    neighbours::Neighbours,
     netlink::Netlink,
     nudge::Nudger,
     probe::{Patience, Prober, Verdict},
@@ -42,6 +43,7 @@ pub struct Prepared {
     addresses: Vec<StandBy>,
     routes: Vec<RaisedRoutes>,
     prober: Prober,
+    neighbours: Neighbours,
     nudger: Nudger,
     told: Vec<Clients>,
     held: HeldFile,
@@ -73,6 +75,8 @@ impl Prepared {
         }
         let places: Vec<_> = addresses.iter().map(|it| (it.address(), it.interface())).collect();
         let prober = named("listening for clients", Prober::open(&places))?;
+        let interfaces = addresses.iter().map(|it| it.interface().clone()).collect();
+        let neighbours = named("asking for link addresses", Neighbours::open(interfaces))?;
         let nudger = named("speaking ICMP", Nudger::open())?;
         let mut prepared = Self {
             assignment: assignment.clone(),
@@ -81,6 +85,7 @@ impl Prepared {
             addresses,
             routes: Vec::new(),
             prober,
+            neighbours,
             nudger,
             told: Vec::new(),
             held: HeldFile::beside(&config.box_socket),
@@ -130,7 +135,11 @@ impl Prepared {
     /// A sentence for people.
     pub fn refresh(&mut self) -> Result<(), String> {
         let filter = filter(&self.assignment, &self.part(None));
-        self.source.refresh(&filter)
+        let clients = self.source.refresh(&filter)?;
+        if let Err(error) = self.neighbours.warm(clients) {
+            tracing::debug!(%error, "clients' link addresses are not asked for");
+        }
+        Ok(())
     }
 
     /// Takes over. `order` is when the order arrived.
@@ -160,7 +169,11 @@ impl Prepared {
         }
         let connections: Vec<_> = survey.sockets.iter().map(|socket| session::unread(socket, silent)).collect();
         let wanted: Vec<_> = survey.sockets.iter().map(|socket| session::rebuildable(socket).is_ok()).collect();
-        let again = || ours().for_each(|address| drop(address.announce()));
+        let neighbours = &mut self.neighbours;
+        let again = || {
+            ours().for_each(|address| drop(address.announce()));
+            ask_again(neighbours);
+        };
         let (source, prober) = (&mut self.source, &mut self.prober);
         // Clients take their time to answer, and boxes take theirs to be read; sockets are built as answers come.
         let (patience, mut sockets) = (config.probe.patience(), Sockets::of(&connections, order));
@@ -215,6 +228,7 @@ impl Prepared {
 
     /// Tells those clients once more where things stand of which nothing has been heard since; true if there are any.
     pub fn tell_again(&mut self) -> bool {
+        ask_again(&mut self.neighbours);
         self.told.retain(|clients| !clients.is_empty());
         if self.told.is_empty() {
             return false;
@@ -319,6 +333,15 @@ fn stand_by(netlink: &mut Netlink, config: &Config, address: IpAddr) -> io::Resu
         None => Interface::towards(netlink, address)?,
     };
     StandBy::prepare(address, interface)
+}
+
+/// Questions for link addresses may have been lost, too.
+fn ask_again(neighbours: &mut Neighbours) {
+    match neighbours.ask_again() {
+        Ok(0) => {}
+        Ok(asked) => tracing::debug!(asked, "link addresses are asked for once more"),
+        Err(error) => tracing::debug!(%error, "link addresses are not asked for once more"),
+    }
 }
 
 struct Stages {

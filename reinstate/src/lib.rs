@@ -24,6 +24,7 @@ pub mod extract;
 pub mod held;
 pub mod leftovers;
 pub mod metrics;
+pub mod neighbours;
 pub mod netlink;
 pub mod nudge;
 pub mod packet;

@@ -8,7 +8,9 @@
 
 use std::{
     collections::HashMap,
-    os::fd::{AsFd, OwnedFd},
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -27,6 +29,15 @@ use crate::{
 /// Handshakes under way whose clients are silent that become connections here. More are no crowd of clients but a flood
 /// of forged SYNs, which must not become a flood of sessions.
 const CALLING_MAX: usize = 1024;
+
+/// How often a rebuilt socket is told that its client has closed, and how often it is looked after each time whether it
+/// has heard it: at the first look, as a rule.
+const END_SAID_MAX: u32 = 5;
+const END_LOOKS: u32 = 20;
+const END_LOOK: Duration = Duration::from_micros(50);
+
+/// `TCP_ESTABLISHED` of `include/net/tcp_states.h`.
+const ESTABLISHED: u8 = 1;
 
 /// Who goes on with a connection.
 pub(crate) enum Keeper {
@@ -236,13 +247,35 @@ pub(crate) fn speak(prober: &Prober, silent: Vec<Silent>, ending: &mut Ending<'_
 pub fn revive(prober: &Prober, snapshot: &Snapshot, start: Start, socket: Rebuilt) -> Result<OwnedFd, String> {
     let socket = socket.go_live(snapshot, start).map_err(|error| error.to_string())?;
     if snapshot.peer_closed {
-        let said = prober.end_input(snapshot, start);
-        said.map_err(|error| format!("saying that the client has closed: {error}"))?;
+        end_input(prober, snapshot, start, socket.as_fd())?;
     }
     if snapshot.closed {
         tcp_repair::close_output(socket.as_fd()).map_err(|error| format!("closing: {error}"))?;
     }
     Ok(socket)
+}
+
+/// Says to the rebuilt socket that the client has closed, until it has heard it.
+///
+/// Going on without would be the worst of all: the socket's acknowledgements stay one short, so its client takes each
+/// of its segments for an old one (and its data, which is how it is noticed late). It then keeps no TSval of them, the
+/// TSvals that it echoes are old, and for this kernel each repetition was premature and each round trip longer than the
+/// one before: soon a lost segment is repeated after minutes.
+///
+/// # Errors
+/// A sentence for people.
+fn end_input(prober: &Prober, snapshot: &Snapshot, start: Start, socket: BorrowedFd<'_>) -> Result<(), String> {
+    let failed = |error: io::Error| format!("saying that the client has closed: {error}");
+    for _ in 0..END_SAID_MAX {
+        prober.end_input(snapshot, start).map_err(failed)?;
+        for _ in 0..END_LOOKS {
+            if tcp_repair::state(socket).map_err(failed)? != ESTABLISHED {
+                return Ok(());
+            }
+            thread::sleep(END_LOOK);
+        }
+    }
+    Err("its socket here does not hear that the client has closed".to_owned())
 }
 
 impl Orders {

@@ -6,7 +6,7 @@
 //!   read_queues   send queues, the short ones first                     each session can speak as its bytes come
 //! ```
 
-use std::{sync::mpsc::Sender, time::Duration};
+use std::{net::IpAddr, sync::mpsc::Sender, time::Duration};
 
 use control::{
     backdoor::{FenceToken, RegionEntry},
@@ -82,11 +82,11 @@ impl Source {
     }
 
     /// Looks whether the link and what was learned still stand while the target is healthy. A target that was started
-    /// anew is learned anew. Also keeps the walk's code and the link warm.
+    /// anew is learned anew. Also keeps the walk's code and the link warm, and says where its clients are now.
     ///
     /// # Errors
     /// A sentence for people.
-    pub fn refresh(&mut self, filter: &TcpFilter) -> Result<(), String> {
+    pub fn refresh(&mut self, filter: &TcpFilter) -> Result<Vec<IpAddr>, String> {
         named("backdoor", self.link.ping())?;
         let incarnation = self.link.welcome().incarnation;
         let ram = named("backdoor", self.link.region("ram"))?;
@@ -97,7 +97,7 @@ impl Source {
             self.kernel = discover(&mut self.link)?;
             self.incarnation = incarnation;
         }
-        Ok(())
+        Ok(survey.sockets.iter().map(|socket| socket.peer.ip()).collect())
     }
 
     /// Surveys the connections of the fenced target. Also says where its boxes are, if it registered any.

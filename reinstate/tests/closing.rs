@@ -7,14 +7,22 @@ mod wire;
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{Shutdown, TcpListener, TcpStream},
-    time::Duration,
+    net::{IpAddr, Shutdown, TcpListener, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
-use reinstate::tcp_repair;
+use reinstate::{
+    address::{Interface, StandBy},
+    netlink::Netlink,
+    probe::{Patience, Prober},
+    resume::revive,
+    tcp_repair,
+};
 use wire::{
-    Wire,
-    pair::{Pair, hear, hear_end, patient, say},
+    Wire, address,
+    pair::{NEVER, Pair, hear, hear_end, patient, say},
     service,
 };
 
@@ -80,6 +88,77 @@ fn a_client_that_had_closed_gets_its_answer_and_its_server_sees_the_end() {
 #[test]
 fn a_client_that_had_closed_gets_its_answer_over_ipv6() {
     client_has_closed(true, false);
+}
+
+/// Linux makes an IPv6 address local in the background, after it has said that it has it, and late if others change
+/// the network meanwhile. What was said to it before went onto the wire: among it, once, every client's end, so that
+/// these clients took all that came later for old.
+#[test]
+fn an_address_that_was_taken_is_local_at_once() {
+    let wire = Wire::new();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for host in [101, 102] {
+            let (wire, over) = (&wire, &over);
+            scope.spawn(move || {
+                wire.spare.run(|| {
+                    let mut netlink = Netlink::open().unwrap();
+                    let mut other = standby(&mut netlink, address(false, host));
+                    while !over.load(Ordering::Relaxed) {
+                        other.take(&mut netlink).unwrap();
+                        other.give_back(&mut netlink).unwrap();
+                    }
+                });
+            });
+        }
+        let late = wire.spare.run(|| [false, true].map(|v6| taken_and_not_local(address(v6, 100))));
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(late, [0, 0], "so often others were still asked for it");
+    });
+}
+
+fn standby(netlink: &mut Netlink, moving: IpAddr) -> StandBy {
+    let interface = Interface::towards(netlink, moving).unwrap();
+    StandBy::prepare(moving, interface).unwrap()
+}
+
+/// How often what is said to an address that was just taken would leave this machine.
+fn taken_and_not_local(moving: IpAddr) -> usize {
+    let mut netlink = Netlink::open().unwrap();
+    let mut standby = standby(&mut netlink, moving);
+    let mut is_late = || {
+        standby.take(&mut netlink).unwrap();
+        // Nobody listens there: this machine itself says so at once, and nobody else says anything.
+        let refused = TcpStream::connect_timeout(&(moving, 9).into(), NEVER).unwrap_err();
+        standby.give_back(&mut netlink).unwrap();
+        refused.kind() != ErrorKind::ConnectionRefused
+    };
+    (0..200).filter(|_| is_late()).count()
+}
+
+#[test]
+fn a_socket_that_does_not_hear_its_clients_end_is_given_up_and_its_client_reset() {
+    let mut pair = Pair::new(true);
+    say(&pair.client, 3000);
+    pair.client.shutdown(Shutdown::Write).unwrap();
+    pair.wait_for(CLOSE_WAIT);
+    pair.silence();
+    let snapshot = tcp_repair::capture(&pair.server, 1 << 20).unwrap();
+    let moving = address(true, 100);
+    let why = pair.wire.spare.run(|| {
+        let mut netlink = Netlink::open().unwrap();
+        let interface = Interface::towards(&mut netlink, moving).unwrap();
+        let mut prober = Prober::open(&[(moving, &interface)]).unwrap();
+        let standby = standby(&mut netlink, moving);
+        standby.announce().unwrap();
+        let patience = Patience { most: NEVER, ..Patience::default() };
+        let start = prober.ask(&[&snapshot], Instant::now(), patience, || standby.announce().unwrap()).unwrap()[0];
+        let rebuilt = tcp_repair::rebuild(&snapshot, start.unwrap(), snapshot.timestamp).unwrap();
+        // The address is not taken: what is said to it leaves this machine.
+        revive(&prober, &snapshot, start.unwrap(), rebuilt).unwrap_err()
+    });
+    assert!(why.contains("does not hear that the client has closed"), "{why}");
+    assert_eq!(pair.client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]

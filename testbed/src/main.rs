@@ -95,6 +95,9 @@ enum Action {
         /// Which of these instructions is the first.
         #[arg(long, default_value_t = 0)]
         phase: usize,
+        /// The client that downloads has a window so small that the guest's kernel splits buffers.
+        #[arg(long)]
+        narrow: bool,
     },
     /// Draws a timeline that was saved as JSON: as SVG on standard output, as text on standard error.
     Draw {
@@ -347,8 +350,8 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         Action::Run { scenario: Scenario::RescueAndReturn(arguments) } => rescue_and_return(arguments),
         Action::Run { scenario: Scenario::Forkbomb(arguments) } => forkbomb(arguments),
-        Action::Torn { kernel, paths, visits, stride, phase } => {
-            let order = torn::Order { kernel, paths, visits, stride: stride as usize, phase };
+        Action::Torn { kernel, paths, visits, stride, phase, narrow } => {
+            let order = torn::Order { kernel, paths, visits, stride: stride as usize, phase, narrow };
             let report = torn::explore(&order, Progress::begin())?;
             println!("{}", serde_json::to_string(&report)?);
             Ok(if report.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -128,6 +128,14 @@ impl Topology {
         wires::netlink(wires::plug_tap(tap)).with_context(|| format!("plugging {tap} into the service network"))
     }
 
+    /// Takes it out again: what is sent through it is lost.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn unplug_tap(&self, tap: &str) -> Result<()> {
+        wires::netlink(wires::unplug_tap(tap)).with_context(|| format!("taking {tap} out of the service network"))
+    }
+
     /// Who is on which network, with its number.
     fn ends(&self) -> [(&Place, u8, Network); 5] {
         [

@@ -17,7 +17,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns, unshare};
 use reinstate::{
-    address::set_up,
+    address::{await_local, set_up},
     netlink::{Message, Netlink, attribute, attributes},
 };
 
@@ -146,6 +146,23 @@ impl Wire {
         self.unplug("server");
     }
 
+    /// From here on the switch loses what is said to everybody, on its way to the client: questions for its link
+    /// address among it.
+    pub fn lose_questions_to_client(&self, lost: bool) {
+        const IFLA_BRPORT_MCAST_FLOOD: u16 = 27;
+        const IFLA_BRPORT_BCAST_FLOOD: u16 = 30;
+        self.bridge.run(|| {
+            let mut fixed = [0; 16];
+            fixed[0] = libc::AF_BRIDGE as u8;
+            fixed[4..8].copy_from_slice(&link_index("client").to_ne_bytes());
+            let flood =
+                [IFLA_BRPORT_MCAST_FLOOD, IFLA_BRPORT_BCAST_FLOOD].map(|kind| attribute(kind, &[u8::from(!lost)]));
+            let nested = libc::IFLA_PROTINFO | libc::NLA_F_NESTED as u16;
+            let message = Message::new(libc::RTM_SETLINK, 0, &fixed).with(nested, &flood.concat());
+            Netlink::open().unwrap().request(message).unwrap();
+        });
+    }
+
     pub fn unplug(&self, port: &str) {
         self.bridge.run(|| master(port, 0));
     }
@@ -186,6 +203,7 @@ fn add_address(netlink: &mut Netlink, address: IpAddr) {
         .with(libc::IFA_LOCAL, &octets)
         .with(libc::IFA_ADDRESS, &octets);
     netlink.request(message).unwrap();
+    await_local(netlink, address).unwrap();
 }
 
 pub fn service(v6: bool) -> SocketAddr {

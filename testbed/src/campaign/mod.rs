@@ -133,7 +133,8 @@ fn run(case: &Case, order: &Campaign, guests: &Guests, pool_slots: u32) -> Resul
     let guest = guests.take(&case.kernel, case.vcpus, || testbed(order))?;
     let out = order.results.with_extension("failed").join(case.name());
     fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
-    let log = File::create(out.join("run.log")).context("run.log")?;
+    let log_path = out.join("run.log");
+    let log = File::create(&log_path).context("run.log")?;
     let mut command = testbed(order)?;
     command
         .args(["run", "hang-download"])
@@ -152,8 +153,8 @@ fn run(case: &Case, order: &Campaign, guests: &Guests, pool_slots: u32) -> Resul
     let last = said.lines().last().unwrap_or_default();
     let mut line = match (status, serde_json::from_str::<Value>(last)) {
         (Some(_), Ok(line @ Value::Object(_))) => line,
-        (Some(status), _) => json!({ "pass": false, "why": [format!("no result, {status}")] }),
-        (None, _) => json!({ "pass": false, "why": [format!("no end within {} s", RUN_BOUND.as_secs())] }),
+        (Some(status), _) => no_result(&format!("no result, {status}"), &log_path),
+        (None, _) => no_result(&format!("no end within {} s", RUN_BOUND.as_secs()), &log_path),
     };
     line["case"] = json!(case.name());
     line["arguments"] = json!(case.arguments().join(" "));
@@ -163,6 +164,14 @@ fn run(case: &Case, order: &Campaign, guests: &Guests, pool_slots: u32) -> Resul
         let _ = fs::remove_dir_all(&out); // drawings of runs without incident are of no use in such numbers
     }
     Ok(line)
+}
+
+/// The line of a run that has none, with what it said last: why it gave up, or what it was doing.
+fn no_result(what: &str, log: &Path) -> Value {
+    let said = fs::read(log).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    json!({ "pass": false, "why": [format!("{what}: {}", last.trim())] })
 }
 
 /// Waits for a run's end; `None` if it had to be ended. Its sandbox is a process namespace: all in it ends with it.
@@ -178,5 +187,25 @@ fn await_end(child: &mut Child) -> Result<Option<ExitStatus>> {
             return Ok(None);
         }
         thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_gave_up_says_why_in_its_line() {
+        let log = std::env::temp_dir().join(format!("testbed-run-log-{}", std::process::id()));
+        let why = |said: &str| {
+            fs::write(&log, said).unwrap();
+            no_result("no result, exit status: 2", &log)["why"][0].as_str().unwrap().to_owned()
+        };
+        assert_eq!(
+            why("a guest boots\ntestbed: the clients say: : no way\n\n"),
+            "no result, exit status: 2: testbed: the clients say: : no way"
+        );
+        assert_eq!(why(""), "no result, exit status: 2: it said nothing");
+        fs::remove_file(&log).unwrap();
     }
 }

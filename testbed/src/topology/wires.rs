@@ -130,6 +130,11 @@ pub(super) async fn plug_tap(tap: &str) -> Result<()> {
     handle()?.link().change(port.build()).execute().await.context("tap up")
 }
 
+pub(super) async fn unplug_tap(tap: &str) -> Result<()> {
+    let alone = LinkUnspec::new_with_index(index(tap)?).nocontroller();
+    handle()?.link().change(alone.build()).execute().await.context("tap out of its bridge")
+}
+
 /// Takes cables and bridges away, those that are there.
 pub(super) async fn remove(cables: &[String]) -> Result<()> {
     let handle = handle()?;

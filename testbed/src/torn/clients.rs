@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::client::content;
 
@@ -27,6 +28,9 @@ const UP_PIECE_BYTES: usize = 3_000;
 
 /// Longest head of a response.
 const HEAD_BYTES_MAX: usize = 4096;
+
+/// Receive buffer of a client with a small window: a few segments, where the guest's buffers hold dozens.
+const NARROW_BYTES: usize = 6_000;
 
 /// For a connection to come about.
 const CONNECT_BOUND: Duration = Duration::from_secs(30);
@@ -63,7 +67,22 @@ impl Client {
     /// # Errors
     /// If the server cannot be reached.
     pub fn download(server: SocketAddr, rate: u64) -> Result<Self> {
-        let head = format!("GET /synthetic/{DOWN_SEED}/{BODY_BYTES}?rate={rate} HTTP/1.1\r\nHost: torn\r\n\r\n");
+        Self::ask_for(server, &format!("?rate={rate}"))
+    }
+
+    /// Asks for a download as fast as it will go, and has so small a window that the guest's kernel has to cut its
+    /// buffers there.
+    ///
+    /// # Errors
+    /// If the server cannot be reached.
+    pub fn narrow(server: SocketAddr) -> Result<Self> {
+        let client = Self::ask_for(server, "")?;
+        setsockopt(&client.stream, sockopt::RcvBuf, &NARROW_BYTES)?;
+        Ok(client)
+    }
+
+    fn ask_for(server: SocketAddr, query: &str) -> Result<Self> {
+        let head = format!("GET /synthetic/{DOWN_SEED}/{BODY_BYTES}{query} HTTP/1.1\r\nHost: torn\r\n\r\n");
         Self::open(server, head, false)
     }
 

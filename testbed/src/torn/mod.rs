@@ -13,6 +13,7 @@
 //! socket: the socket's lock lets only one of them change it.
 
 mod clients;
+mod comer;
 mod judge;
 
 use std::{
@@ -39,10 +40,14 @@ use crate::{
     vm::{Gdb, Tap, Vm, VmSpec},
 };
 use clients::Client;
+use comer::Comer;
 pub use judge::Seen;
 
 /// The kernel's ways into a TCP socket: the application's two calls, and what the network brings.
 pub const PATHS: [&str; 3] = ["tcp_sendmsg", "tcp_recvmsg", "tcp_v4_rcv"];
+
+/// Paths that the guest only comes by when nobody acknowledges what it sends.
+const UNHEARD: [&str; 3] = ["tcp_write_timer", "tcp_write_timer_handler", "tcp_retransmit_timer"];
 
 /// Instructions of one visit: a path that goes on longer has left for other work (a softirq of other sockets).
 const STEPS_MAX: usize = 25_000;
@@ -79,6 +84,8 @@ pub struct Order {
     pub visits: usize,
     /// Every how many instructions the memory is read; 1 for each.
     pub stride: usize,
+    /// Whether the download's client has so small a window that the guest's kernel splits buffers.
+    pub narrow: bool,
     /// The first instruction read, below `stride`: with other values, other instructions.
     pub phase: usize,
 }
@@ -143,12 +150,14 @@ pub fn explore(order: &Order, progress: Progress) -> Result<Report> {
     ram.touched = Vec::new();
     let server = SocketAddr::from((service_v4(GUEST), FILE_PORT));
     let (mut clients, table) = topology.client.run(|| {
-        let clients = [Client::download(server, DOWN_RATE)?, Client::upload(server)?];
+        let download = if order.narrow { Client::narrow(server) } else { Client::download(server, DOWN_RATE) };
+        let clients = [download?, Client::upload(server)?];
         Ok((clients, File::open("/proc/thread-self/net/tcp").context("/proc/net/tcp")?))
     })?;
     warm_up(&mut clients, &table)?;
     let gdb = Gdb::attach(&mut vm)?;
-    let mut stop = Stopped { gdb, ram, known, clients, table, symbols, idle_looks: 0 };
+    let comer = Comer::new(server);
+    let mut stop = Stopped { gdb, ram, known, clients, comer, topology: &topology, table, symbols, idle_looks: 0 };
     let mut report = Report { kernel: kernel.release.clone(), ..Report::default() };
     for _ in 0..order.visits {
         for path in &order.paths {
@@ -193,21 +202,27 @@ fn boot(kernel: &Kernel) -> Result<Vm> {
 }
 
 /// A guest between two instructions, and those who talk to it.
-struct Stopped {
+struct Stopped<'t> {
     gdb: Gdb,
     ram: RamFile,
     known: introspect::Kernel,
     clients: [Client; 2],
+    comer: Comer,
+    topology: &'t Topology,
     table: File,
     symbols: Symbols,
     /// Looks left out in a row, because memory was as before.
     idle_looks: usize,
 }
 
-impl Stopped {
+impl Stopped<'_> {
     /// Runs to the beginning of `path`, and then through it.
     fn visit(&mut self, path: &str, order: &Order, report: &mut PathReport) -> Result<()> {
         let entry = self.symbols.address(path)?;
+        let unheard = UNHEARD.contains(&path);
+        if unheard {
+            self.topology.unplug_tap(TAP)?;
+        }
         let mut at = self.run_to(entry)?;
         let stack = at.rsp;
         let back = u64::from_le_bytes(self.gdb.memory(stack, 8)?.try_into().unwrap_or_default());
@@ -222,7 +237,7 @@ impl Stopped {
             at = self.gdb.step(at.rip)?;
             report.instructions += 1;
         }
-        Ok(())
+        if unheard { self.topology.plug_tap(TAP) } else { Ok(()) }
     }
 
     fn run_to(&mut self, address: u64) -> Result<crate::vm::Registers> {
@@ -233,6 +248,10 @@ impl Stopped {
             ensure!(Instant::now() < deadline, "the guest does not come by in {HIT_BOUND:?}");
             for client in &mut self.clients {
                 client.pump()?;
+            }
+            match self.comer.is_idle() {
+                true => self.topology.client.run(|| self.comer.pump())?,
+                false => self.comer.pump()?,
             }
         }
         self.gdb.clear(address)?;
@@ -270,17 +289,26 @@ impl Stopped {
                         }
                     }
                 }
-                Err(what) => {
-                    let kind: String = what.split([':', ';']).take(1).collect();
-                    let wrong = report.wrong.entry(format!("{}: {kind}", self.symbols.name(rip))).or_default();
-                    wrong.times += 1;
-                    if wrong.example.is_empty() {
-                        wrong.example = format!("at {}: {what}", self.symbols.place(rip));
-                    }
-                }
+                Err(what) => note_wrong(&self.symbols, rip, &what, report),
+            }
+        }
+        if let Some(judged) = self.comer.judge(&sockets, &self.table) {
+            report.looks += 1;
+            match judged {
+                Ok(lock_held) => report.locked += usize::from(lock_held),
+                Err(what) => note_wrong(&self.symbols, rip, &what, report),
             }
         }
         Ok(())
+    }
+}
+
+fn note_wrong(symbols: &Symbols, rip: u64, what: &str, report: &mut PathReport) {
+    let kind: String = what.split([':', ';']).take(1).collect();
+    let wrong = report.wrong.entry(format!("{}: {kind}", symbols.name(rip))).or_default();
+    wrong.times += 1;
+    if wrong.example.is_empty() {
+        wrong.example = format!("at {}: {what}", symbols.place(rip));
     }
 }
 

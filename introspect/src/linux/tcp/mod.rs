@@ -27,6 +27,7 @@ mod rescue;
 mod scale_tests;
 mod skb;
 mod socket;
+mod split;
 mod survey;
 pub(crate) mod tables;
 
@@ -109,6 +110,7 @@ pub fn survey(
     let torn = |(index, socket): (usize, &TcpSocket)| (!Draft::send_is_whole(socket, &queues[index])).then_some(index);
     let torn: Vec<usize> = sockets.iter().enumerate().filter_map(torn).collect();
     rescue::from_sent_ring(kernel, &mut memory, &socks, &torn, &mut queues)?;
+    split::rejoin(kernel, &mut memory, &sockets, &mut queues)?;
     for ((socket, (_, bytes)), queues) in sockets.iter_mut().zip(&socks).zip(&queues) {
         fields::settle_acknowledged(&kernel.tcp.sock, socket, bytes, queues);
     }

@@ -151,7 +151,7 @@ fn fragments_of(kernel: &Kernel, skb: &Skb, table: Option<&[u8]>) -> (Runs, u64)
         runs.report(skb.shared, "skb_shared_info", Fault::Unreadable);
         return (runs, 0);
     };
-    let count = shared.nr_frags.of(table) as usize;
+    let count = skb.fragments.map_or(shared.nr_frags.of(table), u64::from) as usize;
     let frags = shared.frags.bytes_of(table);
     if layout.bytes == 0 || count > frags.len() / layout.bytes {
         let limit = frags.len().checked_div(layout.bytes).unwrap_or(0) as u64;

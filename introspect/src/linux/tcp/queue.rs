@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     fn skb(seq: u32, end_seq: u32, len: u32, tcp_flags: u8) -> Skb {
-        Skb { address: 1, seq, end_seq, tcp_flags, len, data_len: 0, data: 0, shared: 0, next: 0 }
+        Skb { address: 1, seq, end_seq, tcp_flags, len, data_len: 0, data: 0, shared: 0, next: 0, fragments: None }
     }
 
     fn check(skbs: &[Skb], start: u32, end: u32, cuts: &[(u32, u32, u32)], complete: bool, damage: usize) {

@@ -39,6 +39,8 @@ pub(crate) struct Skb {
     pub shared: u64,
     /// The following buffer of a ring or frag list.
     pub next: u64,
+    /// How many fragments it has, where the number in its memory is not the one, see [`super::split`].
+    pub fragments: Option<u32>,
 }
 
 /// The queues of one socket, in order.
@@ -91,6 +93,7 @@ pub(crate) fn parse(layout: &SkbLayout, address: u64, bytes: &[u8]) -> (Skb, u64
         // On 64-bit machines `end` is an offset from `head`.
         shared: head.wrapping_add(layout.end.of(bytes)),
         next: layout.next.of(bytes),
+        fragments: None,
     };
     (skb, layout.prev.of(bytes))
 }
