@@ -60,7 +60,9 @@ impl From<LinkError> for Dead {
 
 impl From<TypeError> for Dead {
     fn from(error: TypeError) -> Self {
-        Self::Note(format!("{error}: this kernel's layout is not known here"))
+        Self::Note(format!(
+            "{error}: this kernel's layout is not known here; boot the target with a kernel that is, or update this program"
+        ))
     }
 }
 
@@ -95,7 +97,9 @@ fn lacks(symbol: &str) -> String {
         "page_offset_base" | "vmemmap_base" => "CONFIG_KALLSYMS_ALL or CONFIG_RANDOMIZE_MEMORY",
         _ => "CONFIG_KALLSYMS_ALL",
     };
-    format!("its symbol table has no {symbol}: it was built without {built_without}")
+    format!(
+        "its symbol table has no {symbol}: it was built without {built_without}; boot the target with a kernel that has it"
+    )
 }
 
 fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Kernel, Dead> {

@@ -30,13 +30,26 @@ pub enum DiscoverError {
     /// No page of RAM holds a vmcoreinfo note that leads to a kernel: the target has not booted yet, is not Linux 6.0
     /// or newer on x86-64, or was built without CONFIG_KEXEC_CORE, CONFIG_KALLSYMS_ALL or CONFIG_DEBUG_INFO_BTF. Try
     /// again when it has booted.
-    #[error("no kernel found: {candidates} vmcoreinfo notes in RAM, none leads to a kernel (last one: {last})")]
+    #[error("{}", no_kernel(*candidates, last))]
     NoKernel {
         /// Notes looked at.
         candidates: usize,
         /// What was wrong with the last one.
         last: String,
     },
+}
+
+/// For an operator: whose fault it is, and what is to be done.
+fn no_kernel(candidates: usize, last: &str) -> String {
+    match candidates {
+        0 => "no kernel found in the target's memory: it has not booted yet, or what runs there is not Linux 6.0 or newer \
+              for x86-64 with CONFIG_KEXEC_CORE. Try again when it has booted"
+            .to_owned(),
+        _ => format!(
+            "the target's kernel cannot be read: {last} (of {candidates} kernels' notes in its memory, the last one). \
+             Until that is different, its sensors are watched, but none of its sessions can be taken over"
+        ),
+    }
 }
 
 /// A kernel as it described itself while it was healthy: symbols, member offsets, address-space constants. Small,

@@ -40,6 +40,8 @@ const GENEROUS: Duration = Duration::from_secs(60);
 
 #[path = "live/daemon.rs"]
 mod daemon;
+#[path = "live/unknown.rs"]
+mod unknown;
 
 type Words = Arc<Vec<AtomicU64>>;
 

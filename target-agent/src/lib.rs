@@ -12,11 +12,12 @@
 //! the agent is dead. A restarted or upgraded agent finds maps and programs by their pins, keeps every box and every
 //! sensor, and registers again.
 //!
-//! What it does not do: judge, heal, or speak to the network. It has no address.
+//! What it does not do: judge, heal, or speak to the network. It has no address, unless it is asked to show `metrics`.
 
 pub mod census;
 pub mod ebpf;
 pub mod maps;
+pub mod metrics;
 pub mod pages;
 pub mod pins;
 pub mod port;

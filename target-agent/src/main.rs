@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{IsTerminal, Read};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,10 +19,11 @@ use contbox::{Geometry, Pool};
 use nix::sys::signal::{SigSet, Signal};
 use sensorbox::Sensor;
 use service::capabilities::{self, Capability};
+use service::metrics::{Endpoint, text_of};
 use target_agent::maps::{BoxMap, CONTINUATION_BOXES, SENSOR_BOX, page_entries};
 use target_agent::pins::Pins;
 use target_agent::shared::PAGE_BYTES;
-use target_agent::{census, ebpf, records, registration};
+use target_agent::{census, ebpf, metrics, records, registration};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
@@ -51,6 +53,9 @@ struct Arguments {
     /// Milliseconds without a tick after which a processor hangs.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(10..))]
     tick_deadline_ms: u64,
+    /// Serve Prometheus metrics here, at /metrics; nothing listens without it.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
     /// Log as JSON.
     #[arg(long)]
     log_json: bool,
@@ -79,7 +84,8 @@ fn main() -> Result<()> {
     ebpf::attach(&pins, &sensor_box, &cpus)?;
     let wanted = Geometry::standard(arguments.pool_slots);
     let boxes = BoxMap::open(&pins, CONTINUATION_BOXES, PAGE_BYTES as u32, page_entries(wanted.length_bytes()))?;
-    let service = serve_boxes(&boxes, wanted, &arguments.box_socket)?;
+    let service = Arc::new(serve_boxes(&boxes, wanted, &arguments.box_socket)?);
+    let scraped = arguments.metrics.map(|at| show_metrics(&service, at)).transpose()?;
     let regions = [registration::of(&sensor_box)?, registration::of(&boxes)?];
 
     let (running, stopped) = mpsc::channel();
@@ -95,6 +101,7 @@ fn main() -> Result<()> {
     if registrar.is_finished() {
         let _ = registrar.join();
     }
+    drop(scraped);
     drop(service);
     Ok(())
 }
@@ -123,6 +130,11 @@ fn make_pool(boxes: &BoxMap, wanted: Geometry) -> Result<Arc<Pool>> {
     fs::File::open("/dev/urandom")?.read_exact(&mut name).context("cannot read /dev/urandom")?;
     let geometry = wanted.filling(boxes.mapping().len_bytes() as u64);
     Ok(Pool::create(boxes.as_fd(), geometry, u64::from_le_bytes(name))?)
+}
+
+fn show_metrics(boxes: &Arc<BoxService>, at: SocketAddr) -> Result<Endpoint> {
+    let registry = metrics::registry(boxes);
+    Endpoint::start(at, move || text_of(&registry)).with_context(|| format!("metrics cannot be served at {at}"))
 }
 
 /// The agent's sign of life: that user processes still get to run.

@@ -42,7 +42,7 @@ fn boot(kernel: &str) -> Vm {
     let image = ImageSpec::new(kernel).program("target-agent", &agent_program()).extra_module(&lockup);
     let image = image.service(Service {
         name: "agent".into(),
-        command: "/bin/target-agent --pool-slots 64".into(),
+        command: "/bin/target-agent --pool-slots 64 --metrics 127.0.0.1:9793".into(),
         ready_path: Some("/run/backdoors/box.sock".into()),
     });
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guest-images");
@@ -179,6 +179,8 @@ fn check(kernel: &str) {
     sensors_show_the_idle_machine(&ram, &sb, &mut vm);
     let pool = ram.pool(&cb);
     assert_eq!(pool.geometry.slots, 64);
+    let told = vm.run("wget -q -O - http://127.0.0.1:9793/metrics").unwrap().text();
+    assert!(told.contains("\ntarget_agent_boxes 64\n") && told.contains("\ntarget_agent_boxes_free 64\n"), "{told}");
 
     let forks = one(&ram.sensors(&sb), "forks").value;
     let last_slot = pool.geometry.body(63).end - 8;

@@ -95,6 +95,11 @@ impl Leases {
         (self.free.len(), self.leased.len(), self.orphans.len())
     }
 
+    /// Leased slots, each with its owner.
+    pub fn leased(&self) -> impl Iterator<Item = (Slot, u32)> {
+        self.leased.iter().map(|(index, owner)| (self.slot(*index), *owner))
+    }
+
     fn free_slot(&mut self, index: u32) {
         self.slot(index).set_state(SlotState::Free, 0);
         self.leased.remove(&index);

@@ -19,9 +19,11 @@ mod client;
 mod lease;
 mod message;
 mod server;
+mod usage;
 
 pub use channel::{Channel, ChannelError};
 pub use client::{BoxClient, Handed};
 pub use lease::{Leases, RECLAIM_AFTER};
 pub use message::{FromApp, Held, PROTOCOL, Resume, ToApp};
 pub use server::{App, BoxService, Declined, Handover, Ordered};
+pub use usage::{Share, Usage};

@@ -6,6 +6,7 @@
 use super::channel::{Channel, ChannelError};
 use super::lease::{Leases, RECLAIM_AFTER};
 use super::message::{FromApp, Held, PROTOCOL, Resume, ToApp};
+use super::usage::{Refusals, Usage};
 use crate::continuation::{ContinuationBox, Opening};
 use crate::shared::Pool;
 use std::collections::BTreeMap;
@@ -76,6 +77,7 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     leases: Leases,
+    refusals: Refusals,
     apps: BTreeMap<u32, Connected>,
     /// Orders sent and not answered, with the application they went to.
     open_orders: BTreeMap<u64, u32>,
@@ -101,6 +103,7 @@ impl BoxService {
         let listener = UnixListener::bind(path)?;
         let state = State {
             leases: Leases::of(pool),
+            refusals: Refusals::default(),
             apps: BTreeMap::new(),
             open_orders: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -121,6 +124,13 @@ impl BoxService {
     /// Free, leased and orphaned slots, in this order.
     pub fn counts(&self) -> (usize, usize, usize) {
         self.shared.lock().leases.counts()
+    }
+
+    /// How full the pool is, and of whose boxes.
+    pub fn usage(&self) -> Usage {
+        let state = self.shared.lock();
+        let name_of = |owner| state.apps.get(&owner).map(|connected| connected.app.name.clone());
+        Usage::of(&state.leases, &state.refusals, name_of)
     }
 
     /// The pool.
@@ -209,6 +219,15 @@ impl Shared {
 }
 
 impl State {
+    /// Grants what can be had of `wanted` boxes; a pool that has none left is noted.
+    fn grant(&mut self, owner: u32, name: &str, wanted: u32) -> Vec<u32> {
+        let granted = self.leases.grant(owner, wanted);
+        if self.refusals.note(name, wanted, granted.len()) {
+            tracing::warn!(%name, "the pool of boxes is full: connections beyond those that have one go on unprotected");
+        }
+        granted
+    }
+
     /// Puts a session into a slot of the application that serves its port.
     fn place(&mut self, handover: Handover) -> Ordered {
         let Handover { mut opening, discard, socket } = handover;
@@ -319,12 +338,12 @@ fn serve(shared: &Shared, stream: UnixStream) -> Result<(), ChannelError> {
         channel.send(&ToApp::Refused { why: why.clone() })?;
         return Err(ChannelError::Malformed(why));
     }
-    let owner = introduce(shared, &channel, &held, want)?;
-    let app = App { owner, name, ports };
+    let owner = introduce(shared, &channel, &name, &held, want)?;
+    let app = App { owner, name: name.clone(), ports };
     tracing::info!(?app, "an application joined the box service");
     shared.lock().apps.insert(owner, Connected { app, channel: Arc::clone(&channel) });
     let why = loop {
-        if let Err(why) = converse(shared, &channel, owner) {
+        if let Err(why) = converse(shared, &channel, owner, &name) {
             break why;
         }
     };
@@ -341,12 +360,12 @@ fn serve(shared: &Shared, stream: UnixStream) -> Result<(), ChannelError> {
 
 /// Tells an application its pool and its slots; only then may orders follow. Nothing is sent under the lock: an
 /// application that does not read must not hold up the others.
-fn introduce(shared: &Shared, channel: &Channel, held: &[Held], want: u32) -> Result<u32, ChannelError> {
+fn introduce(shared: &Shared, channel: &Channel, name: &str, held: &[Held], want: u32) -> Result<u32, ChannelError> {
     let (owner, introduced, lease) = {
         let mut state = shared.lock();
         let owner = state.leases.enrol();
         let mut slots = state.leases.adopt(owner, held);
-        slots.extend(state.leases.grant(owner, want));
+        slots.extend(state.grant(owner, name, want));
         let pool = state.leases.pool();
         let introduced = ToApp::Pool { pool: pool.name(), length_bytes: pool.length_bytes() as u64 };
         (owner, introduced, ToApp::Lease { owner, slots })
@@ -358,13 +377,13 @@ fn introduce(shared: &Shared, channel: &Channel, held: &[Held], want: u32) -> Re
     sent.map(|()| owner)
 }
 
-fn converse(shared: &Shared, channel: &Channel, owner: u32) -> Result<(), ChannelError> {
+fn converse(shared: &Shared, channel: &Channel, owner: u32, name: &str) -> Result<(), ChannelError> {
     let message = channel.receive(|_: &FromApp| false)?.0;
     let mut state = shared.lock();
     match message {
         FromApp::Hello { .. } => return Err(ChannelError::Malformed("a second hello".into())),
         FromApp::Want { slots } => {
-            let slots = state.leases.grant(owner, slots);
+            let slots = state.grant(owner, name, slots);
             drop(state);
             return channel.send(&ToApp::Lease { owner, slots });
         }
