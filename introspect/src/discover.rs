@@ -8,8 +8,9 @@ use remote_memory::{KernelVirt, LinkError, PAGE_BYTES};
 use crate::btf::{BTF_BYTES_MAX, Btf, TypeError};
 use crate::kallsyms::{self, NAMES_BYTES_MAX, SYMBOLS_MAX, TOKEN_INDEX_BYTES, TOKEN_TABLE_BYTES, Tables, Values};
 use crate::linux::log::LogLayout;
-use crate::linux::task::TaskLayout;
+use crate::linux::task::{DetailLayouts, TaskLayout};
 use crate::linux::tcp::{EndsHash, TcpLayout, tables};
+use crate::linux::ucounts;
 use crate::memory::{Memory, word};
 use crate::paging::{IMAGE_START, Space};
 use crate::vmcoreinfo::{Note, scan};
@@ -28,6 +29,7 @@ const SYMBOLS: &[&str] = &[
     "init_net",
     "init_pid_ns",
     "init_task",
+    "init_user_ns",
     "ipv6_hash_secret",
     "jiffies",
     "linux_banner",
@@ -39,6 +41,7 @@ const SYMBOLS: &[&str] = &[
     "tcp_hashinfo",
     "tcp_ipv6_hash_secret",
     "total_forks",
+    "ucounts_hashtable",
     "vm_zone_stat",
     "vmemmap_base",
 ];
@@ -126,6 +129,8 @@ fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Ke
         ends: ends_hash(&btf, &symbols),
         log: LogLayout::resolve(&btf).ok(),
         hot_task: btf.field_at("pcpu_hot.current_task").ok(),
+        details: DetailLayouts::resolve(&btf),
+        ucounts: ucounts::Layout::resolve(&btf),
         tcp,
         tcp_tables,
         symbols,

@@ -211,6 +211,11 @@ fn put_note(image: &mut Image, place: u64, made: Made, release: &str, at: impl F
     image.write_at(place, text.as_bytes());
 }
 
+/// A description for tests that need any.
+pub(crate) fn plain_kernel() -> Kernel {
+    discover(&mut build(PLAIN)).unwrap()
+}
+
 fn discover(image: &mut Image) -> Result<Kernel, DiscoverError> {
     // With a hole, as every machine of more than a few gigabytes has one.
     Kernel::discover(image, KEY, &[Extent { start: 0, len: 0x4000 }, Extent { start: 0x5000, len: RAM - 0x5000 }])

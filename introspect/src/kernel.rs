@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::btf::Field;
 use crate::linux::log::LogLayout;
-use crate::linux::task::TaskLayout;
+use crate::linux::task::{DetailLayouts, TaskLayout};
 use crate::linux::tcp::{EndsHash, TcpLayout, TcpTable};
+use crate::linux::ucounts;
 use crate::memory::Memory;
 use crate::paging::Space;
 
@@ -72,6 +73,12 @@ pub struct Kernel {
     /// Where `pcpu_hot` has the running task; kernels before 6.2 have a variable of its own for it.
     #[serde(default)]
     pub(crate) hot_task: Option<Field>,
+    /// What tasks have; absent in kernels that keep it otherwise, and in descriptions saved before this was read.
+    #[serde(default)]
+    pub(crate) details: Option<DetailLayouts>,
+    /// The same holds for what users have.
+    #[serde(default)]
+    pub(crate) ucounts: Option<ucounts::Layout>,
 }
 
 impl Kernel {

@@ -12,9 +12,6 @@ use super::walk::Walk;
 use crate::memory::word;
 use crate::{Damage, Fault, Kernel};
 
-/// `CONFIG_NR_CPUS` of the largest kernels.
-const CPUS_MAX: u64 = 8192;
-
 /// `NR_FREE_PAGES` is the first of the zone counters in every version.
 const FREE_PAGES: u64 = 0;
 
@@ -53,35 +50,14 @@ pub fn summary(kernel: &Kernel, mem: &mut dyn RemoteRead, ram: RemoteKey) -> Res
 }
 
 impl Walk<'_> {
-    /// The number behind a symbol.
-    fn number(&mut self, symbol: &'static str, offset: u64, size: usize) -> Result<Option<u64>, LinkError> {
-        let Some(at) = self.kernel.symbol(symbol).and_then(|at| at.checked_add(offset)) else { return Ok(None) };
-        let bytes = self.kernel.space.fetch(&mut self.memory, at, size)?;
-        if bytes.is_none() {
-            self.report(at.raw(), symbol, Fault::Unreadable);
-        }
-        Ok(bytes.map(|bytes| word(&bytes, 0, size)))
-    }
-
     fn current(&mut self) -> Result<Vec<Current>, LinkError> {
         let hot = self.kernel.symbol("pcpu_hot").zip(self.kernel.hot_task).map(|(at, field)| (at, field.offset));
         let Some((current, offset)) = hot.or(self.kernel.symbol("current_task").map(|at| (at, 0))) else {
             self.report(0, "current_task", Fault::Unsupported);
             return Ok(Vec::new());
         };
-        let Some(offsets) = self.kernel.symbol("__per_cpu_offset") else { return Ok(Vec::new()) };
-        let cpus = self.number("nr_cpu_ids", 0, 4)?.unwrap_or(0);
-        if cpus > CPUS_MAX {
-            self.report(offsets.raw(), "nr_cpu_ids", Fault::TooLong { limit: CPUS_MAX });
-            return Ok(Vec::new());
-        }
+        let bases = self.cpu_bases()?;
         let space = &self.kernel.space;
-        let at: Vec<_> = (0..cpus).map(|cpu| KernelVirt::new(offsets.raw().wrapping_add(cpu * 8))).collect();
-        let bases = space.fetch_equal(&mut self.memory, &at, 8)?;
-        // A processor without a base of its own was never there.
-        let present =
-            |(cpu, base): (usize, Option<&[u8]>)| Some((cpu as u32, word(base?, 0, 8))).filter(|it| it.1 != 0);
-        let bases: Vec<(u32, u64)> = bases.iter().enumerate().filter_map(present).collect();
         let of = |base: u64| KernelVirt::new(base.wrapping_add(current.raw()).wrapping_add(offset as u64));
         let at: Vec<_> = bases.iter().map(|(_, base)| of(*base)).collect();
         let pointers = space.fetch_equal(&mut self.memory, &at, 8)?;

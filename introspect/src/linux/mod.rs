@@ -4,4 +4,5 @@ pub mod log;
 pub mod machine;
 pub mod task;
 pub mod tcp;
+pub mod ucounts;
 mod walk;

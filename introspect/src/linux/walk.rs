@@ -1,9 +1,17 @@
 //! What a walk through a kernel's structures carries along: the kernel, its memory, and what was wrong with it.
 
-use remote_memory::{KernelVirt, RemoteKey, RemoteRead};
+use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
 
-use crate::memory::Memory;
+use crate::btf::Field;
+use crate::memory::{Memory, Records, word};
+use crate::paging::Pieces;
 use crate::{Damage, Fault, Kernel};
+
+/// Members of a struct closer than this travel in one read: a request costs about as much as this many bytes.
+pub(super) const GAP_BYTES: usize = 256;
+
+/// `CONFIG_NR_CPUS` of the largest kernels.
+const CPUS_MAX: u64 = 8192;
 
 pub(super) struct Walk<'a> {
     pub kernel: &'a Kernel,
@@ -19,4 +27,96 @@ impl<'a> Walk<'a> {
     pub fn report(&mut self, at: u64, part: &'static str, fault: Fault) {
         self.damage.push(Damage { at: KernelVirt::new(at), part, fault });
     }
+
+    /// The number behind a symbol.
+    pub fn number(&mut self, symbol: &'static str, offset: u64, size: usize) -> Result<Option<u64>, LinkError> {
+        let Some(at) = self.kernel.symbol(symbol).and_then(|at| at.checked_add(offset)) else { return Ok(None) };
+        let bytes = self.kernel.space.fetch(&mut self.memory, at, size)?;
+        if bytes.is_none() {
+            self.report(at.raw(), symbol, Fault::Unreadable);
+        }
+        Ok(bytes.map(|bytes| word(&bytes, 0, size)))
+    }
+
+    /// What is added to the address of a per-CPU symbol, for each processor that the machine may have.
+    pub fn cpu_bases(&mut self) -> Result<Vec<(u32, u64)>, LinkError> {
+        let Some(offsets) = self.kernel.symbol("__per_cpu_offset") else { return Ok(Vec::new()) };
+        let cpus = self.number("nr_cpu_ids", 0, 4)?.unwrap_or(0);
+        if cpus > CPUS_MAX {
+            self.report(offsets.raw(), "nr_cpu_ids", Fault::TooLong { limit: CPUS_MAX });
+            return Ok(Vec::new());
+        }
+        let at: Vec<_> = (0..cpus).map(|cpu| KernelVirt::new(offsets.raw().wrapping_add(cpu * 8))).collect();
+        let bases = self.kernel.space.fetch_equal(&mut self.memory, &at, 8)?;
+        // A processor without a base of its own was never there.
+        let present =
+            |(cpu, base): (usize, Option<&[u8]>)| Some((cpu as u32, word(base?, 0, 8))).filter(|it| it.1 != 0);
+        Ok(bases.iter().enumerate().filter_map(present).collect())
+    }
+
+    /// Stretches of `len` bytes, in one round; null pointers are not followed, what cannot be read is reported.
+    pub fn stretches(&mut self, at: &[u64], len: usize, part: &'static str) -> Result<Records, LinkError> {
+        let virts: Vec<_> = at.iter().map(|at| KernelVirt::new(*at)).collect();
+        let records = self.kernel.space.fetch_equal(&mut self.memory, &virts, len)?;
+        for (at, record) in at.iter().zip(records.iter()) {
+            if record.is_none() && *at != 0 {
+                self.report(*at, part, Fault::Unreadable);
+            }
+        }
+        Ok(records)
+    }
+
+    /// Copies of some members of the structs at `bases`, each at its own offset, in one round. `None` for a struct that
+    /// could not be read, which is reported.
+    pub fn copies(
+        &mut self,
+        bases: &[u64],
+        fields: &[Field],
+        part: &'static str,
+    ) -> Result<Vec<Option<Vec<u8>>>, LinkError> {
+        let parts = merged(fields);
+        let len = parts.last().map_or(0, |(start, len)| start + len);
+        let mut images = vec![Some(vec![0; len]); bases.len()];
+        let mut failed = Vec::new();
+        let mut pieces = Pieces::default();
+        for (owner, (base, image)) in bases.iter().zip(images.iter_mut().flatten()).enumerate() {
+            let (mut rest, mut passed) = (image.as_mut_slice(), 0);
+            for (start, len) in &parts {
+                let (piece, later) = rest.split_at_mut(start + len - passed);
+                let at = KernelVirt::new(base.wrapping_add(*start as u64));
+                pieces.add(&self.kernel.space, owner, at, &mut piece[start - passed..]);
+                (rest, passed) = (later, start + len);
+            }
+        }
+        pieces.fetch(&self.kernel.space, &mut self.memory, |owner| failed.push(owner))?;
+        failed.sort_unstable();
+        failed.dedup();
+        for owner in failed {
+            images[owner] = None;
+            self.report(bases[owner], part, Fault::Unreadable);
+        }
+        Ok(images)
+    }
+}
+
+/// The parts of a struct to read, as (offset, length), neighbours merged.
+fn merged(fields: &[Field]) -> Vec<(usize, usize)> {
+    let mut fields = fields.to_vec();
+    fields.sort_by_key(|field| field.offset);
+    let mut parts: Vec<(usize, usize)> = Vec::new();
+    for field in fields {
+        match parts.last_mut() {
+            Some((start, len)) if field.offset <= *start + *len + GAP_BYTES => *len = (*len).max(field.end() - *start),
+            _ => parts.push((field.offset, field.size)),
+        }
+    }
+    parts
+}
+
+/// Pointers without repetition and without null, in order.
+pub(super) fn distinct(pointers: impl IntoIterator<Item = u64>) -> Vec<u64> {
+    let mut distinct: Vec<u64> = pointers.into_iter().filter(|pointer| *pointer != 0).collect();
+    distinct.sort_unstable();
+    distinct.dedup();
+    distinct
 }

@@ -4,12 +4,15 @@
 //! structs of kernel 6.1 share their name with a later function or typedef, and the parser's look-up returns the last.
 //! Walks over types are bounded: the blob comes from the target and may refer in circles.
 
+mod types;
+
 use std::collections::HashMap;
 
 use btfparse::{Offset, Readable, TypeInformation, TypeVariant};
 use serde::{Deserialize, Serialize};
 
 use crate::memory::word;
+pub(crate) use types::{Leaf, Member};
 
 /// The BTF of a kernel with all of its modules built in stays well below this, in bytes.
 pub(crate) const BTF_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -120,6 +123,12 @@ pub(crate) use layout;
 pub(crate) struct Btf {
     types: TypeInformation,
     structs: HashMap<String, u32>,
+    /// Typedefs, integers, enums: what a name may mean besides a struct.
+    others: HashMap<String, u32>,
+    /// Variables with a type; kernels describe the per-CPU ones.
+    variables: HashMap<String, u32>,
+    /// Enumerators of all enums, with as many values as the name has.
+    enumerators: HashMap<String, Vec<i64>>,
 }
 
 struct Blob<'a>(&'a [u8]);
@@ -143,15 +152,15 @@ impl Btf {
         check_header(blob)?;
         let types =
             TypeInformation::new(&Blob(blob)).map_err(|error| TypeError::Malformed(error.message().to_string()))?;
-        let mut structs = HashMap::new();
-        for (id, variant) in types.get() {
-            if let TypeVariant::Struct(found) = variant
-                && let Some(name) = found.name()
-            {
-                structs.entry(name.clone()).or_insert(*id);
-            }
-        }
-        Ok(Self { types, structs })
+        let mut btf = Self {
+            structs: HashMap::new(),
+            others: HashMap::new(),
+            variables: HashMap::new(),
+            enumerators: HashMap::new(),
+            types,
+        };
+        btf.index();
+        Ok(btf)
     }
 
     /// The size of a struct, in bytes.

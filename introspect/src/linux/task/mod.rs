@@ -5,14 +5,22 @@
 //! ```
 //! The tree is at most four levels deep, so all tasks of a machine cost about ten rounds, a thousand or ten.
 
+mod cgroup;
+mod detail;
+mod rss;
+
 use std::collections::{HashMap, HashSet};
 
 use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
 
+use super::walk::Walk as Shared;
 use crate::btf::{Field, layout};
-use crate::memory::{Memory, word};
-use crate::paging::Pieces;
+use crate::memory::word;
 use crate::{Damage, Fault, Kernel};
+
+pub(crate) use detail::Layouts as DetailLayouts;
+pub use detail::{Detail, Limit, Namespace, details};
+pub use rss::Rss;
 
 /// A kernel allows four million; a machine with this many is beyond repair, and our own memory must hold them.
 const TASKS_MAX: usize = 256 * 1024;
@@ -25,9 +33,6 @@ const XARRAY_LEVELS_MAX: usize = 4;
 
 /// `XA_CHUNK_SIZE` of a full-size kernel.
 const XARRAY_SLOTS_MAX: usize = 64;
-
-/// Members of a task closer than this travel in one read: a request costs about as much as this many bytes.
-const GAP_BYTES: usize = 256;
 
 layout! {
     /// Members that the walk reads.
@@ -90,29 +95,26 @@ impl Task {
 /// # Errors
 /// [`LinkError`] if the path to the memory failed.
 pub fn walk(kernel: &Kernel, mem: &mut dyn RemoteRead, ram: RemoteKey) -> Result<(Vec<Task>, Vec<Damage>), LinkError> {
-    let mut walk =
-        Walk { kernel, memory: Memory::new(mem, ram, &kernel.space.extents), damage: Vec::new(), seen: HashSet::new() };
+    let mut walk = Walk { shared: Shared::new(kernel, mem, ram), seen: HashSet::new() };
     let pids = walk.pids()?;
     let tasks = walk.tasks(&pids)?;
-    Ok((tasks, walk.damage))
+    Ok((tasks, walk.shared.damage))
 }
 
 struct Walk<'a> {
-    kernel: &'a Kernel,
-    memory: Memory<'a>,
-    damage: Vec<Damage>,
+    shared: Shared<'a>,
     seen: HashSet<u64>,
 }
 
 impl Walk<'_> {
     fn report(&mut self, at: u64, part: &'static str, fault: Fault) {
-        self.damage.push(Damage { at: KernelVirt::new(at), part, fault });
+        self.shared.report(at, part, fault);
     }
 
     /// Reads one word behind each of `pointers`.
     fn words(&mut self, pointers: &[u64], field: Field, part: &'static str) -> Result<Vec<Option<u64>>, LinkError> {
         let at: Vec<_> = pointers.iter().map(|pointer| offset(*pointer, field.offset)).collect();
-        let records = self.kernel.space.fetch_equal(&mut self.memory, &at, 8)?;
+        let records = self.shared.kernel.space.fetch_equal(&mut self.shared.memory, &at, 8)?;
         let words: Vec<_> = records.iter().map(|bytes| bytes.map(|bytes| word(bytes, 0, 8))).collect();
         for (pointer, word) in pointers.iter().zip(&words) {
             if word.is_none() {
@@ -124,8 +126,8 @@ impl Walk<'_> {
 
     /// The addresses of all `struct pid`, level by level down the tree.
     fn pids(&mut self) -> Result<Vec<u64>, LinkError> {
-        let layout = &self.kernel.task;
-        let Some(root) = self.kernel.symbol("init_pid_ns") else { return Ok(Vec::new()) };
+        let layout = &self.shared.kernel.task;
+        let Some(root) = self.shared.kernel.symbol("init_pid_ns") else { return Ok(Vec::new()) };
         let head = self.words(&[root.raw()], layout.pids, "idr of init_pid_ns")?[0].unwrap_or(0);
         let mut pids = Vec::new();
         let mut nodes = Vec::new();
@@ -136,7 +138,7 @@ impl Walk<'_> {
             }
             let at: Vec<_> = nodes.iter().map(|node| offset(*node, layout.slots.offset)).collect();
             let slots_bytes = layout.slots.size.min(XARRAY_SLOTS_MAX * 8);
-            let records = self.kernel.space.fetch_equal(&mut self.memory, &at, slots_bytes)?;
+            let records = self.shared.kernel.space.fetch_equal(&mut self.shared.memory, &at, slots_bytes)?;
             let mut deeper = Vec::new();
             for (index, node) in nodes.iter().enumerate() {
                 let Some(slots) = records.bytes(index) else {
@@ -177,7 +179,7 @@ impl Walk<'_> {
 
     /// The tasks that `pids` name as threads.
     fn tasks(&mut self, pids: &[u64]) -> Result<Vec<Task>, LinkError> {
-        let layout = &self.kernel.task;
+        let layout = &self.shared.kernel.task;
         let links = self.words(pids, layout.pid_tasks, "pid.tasks")?;
         // A pid without a thread is normal: it names a process group or session whose leader has gone.
         let bases: Vec<u64> = links
@@ -188,14 +190,11 @@ impl Walk<'_> {
             .collect();
         let (mut tasks, mut parents) = (Vec::with_capacity(bases.len()), Vec::with_capacity(bases.len()));
         for bases in bases.chunks(TASKS_PER_ROUND) {
-            let images = self.task_structs(bases)?;
+            let images = self.shared.copies(bases, &wanted(layout), "task_struct")?;
             let creds: Vec<u64> = images.iter().flatten().map(|image| layout.real_cred.of(image)).collect();
             let uids = self.uids(&creds)?;
             for (base, image) in bases.iter().zip(&images) {
-                let Some(image) = image else {
-                    self.report(*base, "task_struct", Fault::Unreadable);
-                    continue;
-                };
+                let Some(image) = image else { continue };
                 if !self.seen.insert(*base) {
                     self.report(*base, "pid.tasks", Fault::Cycle);
                     continue;
@@ -212,32 +211,12 @@ impl Walk<'_> {
         Ok(tasks)
     }
 
-    /// Copies of the wanted parts of each task, at their offsets; `None` for one that could not be read.
-    fn task_structs(&mut self, bases: &[u64]) -> Result<Vec<Option<Vec<u8>>>, LinkError> {
-        let parts = stretches(&self.kernel.task);
-        let len = parts.last().map_or(0, |(start, len)| start + len);
-        let mut images = vec![Some(vec![0; len]); bases.len()];
-        let mut failed = Vec::new();
-        let mut pieces = Pieces::default();
-        for (owner, (base, image)) in bases.iter().zip(images.iter_mut().flatten()).enumerate() {
-            let (mut rest, mut passed) = (image.as_mut_slice(), 0);
-            for (start, len) in &parts {
-                let (piece, later) = rest.split_at_mut(start + len - passed);
-                pieces.add(&self.kernel.space, owner, offset(*base, *start), &mut piece[start - passed..]);
-                (rest, passed) = (later, start + len);
-            }
-        }
-        pieces.fetch(&self.kernel.space, &mut self.memory, |owner| failed.push(owner))?;
-        failed.into_iter().for_each(|owner| images[owner] = None);
-        Ok(images)
-    }
-
     /// User ids by address of the credentials; many tasks share one.
     fn uids(&mut self, creds: &[u64]) -> Result<HashMap<u64, u32>, LinkError> {
         let mut distinct: Vec<u64> = creds.to_vec();
         distinct.sort_unstable();
         distinct.dedup();
-        let words = self.words(&distinct, self.kernel.task.uid, "cred.uid")?;
+        let words = self.words(&distinct, self.shared.kernel.task.uid, "cred.uid")?;
         Ok(distinct.into_iter().zip(words).filter_map(|(cred, word)| Some((cred, word? as u32))).collect())
     }
 }
@@ -246,9 +225,9 @@ fn offset(base: u64, bytes: usize) -> KernelVirt {
     KernelVirt::new(base.wrapping_add(bytes as u64))
 }
 
-/// The parts of a `task_struct` to read, as (offset, length), neighbours merged.
-fn stretches(layout: &TaskLayout) -> Vec<(usize, usize)> {
-    let mut fields = [
+/// The members that a [`Task`] is made of.
+fn wanted(layout: &TaskLayout) -> [Field; 8] {
+    [
         layout.pid,
         layout.tgid,
         layout.comm,
@@ -257,16 +236,7 @@ fn stretches(layout: &TaskLayout) -> Vec<(usize, usize)> {
         layout.real_cred,
         layout.real_parent,
         layout.start_time,
-    ];
-    fields.sort_by_key(|field| field.offset);
-    let mut parts: Vec<(usize, usize)> = Vec::new();
-    for field in fields {
-        match parts.last_mut() {
-            Some((start, len)) if field.offset <= *start + *len + GAP_BYTES => *len = (*len).max(field.end() - *start),
-            _ => parts.push((field.offset, field.size)),
-        }
-    }
-    parts
+    ]
 }
 
 fn task(layout: &TaskLayout, base: u64, image: &[u8], uid: Option<u32>) -> Task {

@@ -1,0 +1,383 @@
+//! What a task has of its machine: memory, credentials, limits, its place among others. What tells a fork bomb or a
+//! memory hog from its neighbours, and what a repair has to know before it touches one.
+//!
+//! ```text
+//!   task ─► signal_struct   threads, limits; pids[TGID] must be the leader's struct pid
+//!        ─► cred            effective user, ucounts
+//!        ─► struct pid      nested pid namespaces; numbers[0] must be the task's pid
+//!        ─► mm_struct       resident pages (rss.rs)
+//!        ─► css_set         cgroup (cgroup.rs)
+//! ```
+//! All tasks take each step together, so a thousand cost as many rounds as ten. Threads share most of it: each struct
+//! is read once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
+use serde::{Deserialize, Serialize};
+
+use super::cgroup::CgroupLayout;
+use super::rss::{Rss, RssLayout};
+use super::{Task, walk};
+use crate::btf::{Btf, Field, layout};
+use crate::linux::walk::{Walk, distinct};
+use crate::memory::word;
+use crate::{Damage, Fault, Kernel};
+
+/// `RLIMIT_NPROC` of include/uapi/asm-generic/resource.h; no enumerator, and the same ever since.
+const RLIMIT_NPROC: usize = 6;
+
+/// `PIDTYPE_TGID` is told by its enumerator; a `signal_struct` has as many pids as there are kinds.
+const PID_KINDS_MAX: usize = 8;
+
+/// Levels of pid namespaces whose numbers are read with a pid; deeper ones are noted by their level alone.
+const LEVELS_READ: usize = 4;
+
+/// `MAX_PID_NS_LEVEL`.
+const LEVELS_MAX: u64 = 32;
+
+/// A thread group of as many threads is beyond what a kernel's pids allow.
+const THREADS_MAX: u64 = 4 << 20;
+
+layout! {
+    /// Members that say what a task has.
+    pub(crate) struct DetailLayout {
+        pid: "task_struct.pid",
+        mm: "task_struct.mm",
+        signal: "task_struct.signal",
+        css_set: "task_struct.cgroups",
+        cred: "task_struct.real_cred",
+        thread_pid: "task_struct.thread_pid",
+        euid: "cred.euid",
+        ucounts: "cred.ucounts",
+        level: "pid.level",
+        numbers: "pid.numbers",
+        number: "upid.nr",
+        number_end: "upid.ns",
+        threads: "signal_struct.nr_threads",
+        limits: "signal_struct.rlim",
+        signal_pids: "signal_struct.pids",
+    }
+}
+
+/// How one kernel keeps all that.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Layouts {
+    detail: DetailLayout,
+    /// Place of the thread group's pid among those of a `signal_struct`.
+    pidtype_tgid: usize,
+    pub(super) rss: Option<RssLayout>,
+    pub(super) cgroup: Option<CgroupLayout>,
+}
+
+impl Layouts {
+    /// `None` for a kernel that keeps what a task has in a way that is not known here.
+    pub(crate) fn resolve(btf: &Btf) -> Option<Self> {
+        Some(Self {
+            detail: DetailLayout::resolve(btf).ok()?,
+            pidtype_tgid: btf.count_of("PIDTYPE_TGID").filter(|kind| *kind < PID_KINDS_MAX)?,
+            rss: RssLayout::resolve(btf),
+            cgroup: CgroupLayout::resolve(btf).ok(),
+        })
+    }
+}
+
+/// A task and what it has, as its memory claims; `None` where memory does not tell.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Detail {
+    /// The task itself.
+    pub task: Task,
+    /// Effective user id.
+    pub euid: Option<u32>,
+    /// Generations between it and the idle task that started everything: init and kthreadd have 1.
+    pub depth: Option<u32>,
+    /// Its pid namespace.
+    pub namespace: Option<Namespace>,
+    /// Its `mm_struct`; threads of one process share it, threads of the kernel have none.
+    pub mm: Option<KernelVirt>,
+    /// What is resident of it.
+    pub rss: Option<Rss>,
+    /// Its `signal_struct`, which all threads of its process share.
+    pub signal: Option<KernelVirt>,
+    /// Threads of its process.
+    pub threads: Option<u32>,
+    /// Its limit of the user's processes, RLIMIT_NPROC.
+    pub processes_max: Option<Limit>,
+    /// Where its user's processes are counted, see `linux::ucounts`.
+    pub ucounts: Option<KernelVirt>,
+    /// Its cgroup of the unified hierarchy, as a path from the root.
+    pub cgroup: Option<Arc<str>>,
+}
+
+/// Which pid namespace a task is in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Namespace {
+    /// 0 for the initial one.
+    pub level: u32,
+    /// The task's number inside, if that many levels are read. The end of number 1 is the end of all in it.
+    pub pid: Option<u32>,
+}
+
+/// A resource limit; `u64::MAX` is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limit {
+    /// What is enforced.
+    pub soft: u64,
+    /// How far the process may raise it.
+    pub hard: u64,
+}
+
+/// Reads all tasks with what they have, in the order of their pids.
+///
+/// # Errors
+/// [`LinkError`] if the path to the memory failed.
+pub fn details(
+    kernel: &Kernel,
+    mem: &mut dyn RemoteRead,
+    ram: RemoteKey,
+) -> Result<(Vec<Detail>, Vec<Damage>), LinkError> {
+    let (tasks, damage) = walk(kernel, mem, ram)?;
+    let mut walk = Walk::new(kernel, mem, ram);
+    walk.damage = damage;
+    let depths = depths(&tasks, &mut walk);
+    let mut details: Vec<Detail> = tasks.into_iter().zip(depths).map(|(task, depth)| bare(task, depth)).collect();
+    let Some(layouts) = &kernel.details else {
+        walk.report(0, "layout of what tasks have", Fault::Unknown);
+        return Ok((details, walk.damage));
+    };
+    let heads = walk.heads(&details, layouts)?;
+    walk.credentials(&mut details, &heads, &layouts.detail)?;
+    walk.groups(&mut details, &heads, layouts)?;
+    walk.namespaces(&mut details, &heads, &layouts.detail)?;
+    let mms: Vec<Option<u64>> = details.iter().map(|detail| detail.mm.map(KernelVirt::raw)).collect();
+    let resident = walk.resident(&mms, &heads.iter().map(|head| head.cached).collect::<Vec<_>>(), layouts)?;
+    let css_sets: Vec<u64> = heads.iter().map(|head| head.css_set).collect();
+    let paths = walk.cgroups(&css_sets, layouts)?;
+    for ((detail, rss), path) in details.iter_mut().zip(resident).zip(paths) {
+        (detail.rss, detail.cgroup) = (rss, path);
+    }
+    Ok((details, walk.damage))
+}
+
+fn bare(task: Task, depth: Option<u32>) -> Detail {
+    Detail {
+        task,
+        depth,
+        euid: None,
+        namespace: None,
+        mm: None,
+        rss: None,
+        signal: None,
+        threads: None,
+        processes_max: None,
+        ucounts: None,
+        cgroup: None,
+    }
+}
+
+/// The pointers of a task; null where it has none or could not be read.
+#[derive(Clone, Copy, Default)]
+struct Head {
+    signal: u64,
+    css_set: u64,
+    cred: u64,
+    pid: u64,
+    mm: u64,
+    /// Resident pages that the thread has not added to its mm yet.
+    cached: [i64; 4],
+}
+
+impl Walk<'_> {
+    fn heads(&mut self, details: &[Detail], layouts: &Layouts) -> Result<Vec<Head>, LinkError> {
+        let layout = &layouts.detail;
+        let mut fields = vec![layout.pid, layout.mm, layout.signal, layout.css_set, layout.cred, layout.thread_pid];
+        let cached = layouts.rss.as_ref().and_then(RssLayout::cached);
+        fields.extend(cached);
+        let bases: Vec<u64> = details.iter().map(|detail| detail.task.address.raw()).collect();
+        let images = self.copies(&bases, &fields, "task_struct")?;
+        let mut heads = Vec::with_capacity(details.len());
+        for (detail, image) in details.iter().zip(images) {
+            let at = detail.task.address.raw();
+            let Some(image) = image else {
+                heads.push(Head::default());
+                continue;
+            };
+            // Of a machine that runs: the task may have ended, and its memory may be another's by now.
+            let (expected, found) = (detail.task.pid.into(), layout.pid.of(&image));
+            if expected != found {
+                self.report(at, "task_struct.pid", Fault::Mismatch { expected, found });
+                heads.push(Head::default());
+                continue;
+            }
+            heads.push(Head {
+                signal: layout.signal.of(&image),
+                css_set: layout.css_set.of(&image),
+                cred: layout.cred.of(&image),
+                pid: layout.thread_pid.of(&image),
+                cached: cached.map_or([0; 4], |field| RssLayout::cached_of(field, &image)),
+                mm: if detail.task.is_kernel_thread() { 0 } else { layout.mm.of(&image) },
+            });
+        }
+        Ok(heads)
+    }
+
+    fn credentials(&mut self, details: &mut [Detail], heads: &[Head], layout: &DetailLayout) -> Result<(), LinkError> {
+        let creds = distinct(heads.iter().map(|head| head.cred));
+        let images = self.copies(&creds, &[layout.euid, layout.ucounts], "cred")?;
+        let by_address: HashMap<u64, Vec<u8>> =
+            creds.into_iter().zip(images).filter_map(|(cred, image)| Some((cred, image?))).collect();
+        for (detail, head) in details.iter_mut().zip(heads) {
+            let Some(image) = by_address.get(&head.cred) else { continue };
+            detail.euid = Some(layout.euid.of(image) as u32);
+            detail.ucounts = Some(layout.ucounts.of(image)).filter(|at| *at != 0).map(KernelVirt::new);
+        }
+        Ok(())
+    }
+
+    /// What the threads of a process share. A `signal_struct` that is not that of the leader's pid tells nothing.
+    fn groups(&mut self, details: &mut [Detail], heads: &[Head], layouts: &Layouts) -> Result<(), LinkError> {
+        let layout = &layouts.detail;
+        let leaders: HashMap<u32, (u64, u64)> = details
+            .iter()
+            .zip(heads)
+            .filter(|(detail, _)| detail.task.pid == detail.task.tgid)
+            .map(|(detail, head)| (detail.task.tgid, (head.pid, head.mm)))
+            .collect();
+        let signals = distinct(heads.iter().map(|head| head.signal));
+        let images = self.copies(&signals, &[layout.threads, layout.limits, layout.signal_pids], "signal_struct")?;
+        let by_address: HashMap<u64, Vec<u8>> =
+            signals.into_iter().zip(images).filter_map(|(signal, image)| Some((signal, image?))).collect();
+        for (detail, head) in details.iter_mut().zip(heads) {
+            let leader = leaders.get(&detail.task.tgid);
+            detail.mm = self.own_mm(head, leader.map(|(_, mm)| *mm));
+            let Some(image) = by_address.get(&head.signal) else { continue };
+            let found = word(layout.signal_pids.bytes_of(image), layouts.pidtype_tgid * 8, 8);
+            // A leader that has been reaped leaves its threads for a moment: nothing to compare with.
+            if let Some((expected, _)) = leader
+                && *expected != found
+            {
+                self.report(head.signal, "signal_struct.pids", Fault::Mismatch { expected: *expected, found });
+                continue;
+            }
+            let threads = layout.threads.of(image);
+            if threads > THREADS_MAX {
+                self.report(head.signal, "signal_struct.nr_threads", Fault::TooLong { limit: THREADS_MAX });
+                continue;
+            }
+            let limit = |at: usize| word(layout.limits.bytes_of(image), RLIMIT_NPROC * 16 + at, 8);
+            detail.signal = Some(KernelVirt::new(head.signal));
+            detail.threads = Some(threads as u32);
+            detail.processes_max = Some(Limit { soft: limit(0), hard: limit(8) });
+        }
+        Ok(())
+    }
+
+    /// The task's mm, if it is that of its leader. One that has ended already has given up its own.
+    fn own_mm(&mut self, head: &Head, leader: Option<u64>) -> Option<KernelVirt> {
+        if head.mm == 0 {
+            return None;
+        }
+        if let Some(expected) = leader.filter(|mm| *mm != head.mm && *mm != 0) {
+            self.report(head.mm, "task_struct.mm", Fault::Mismatch { expected, found: head.mm });
+            return None;
+        }
+        Some(KernelVirt::new(head.mm))
+    }
+
+    fn namespaces(&mut self, details: &mut [Detail], heads: &[Head], layout: &DetailLayout) -> Result<(), LinkError> {
+        let pids: Vec<u64> = heads.iter().map(|head| head.pid).collect();
+        let present = distinct(pids.iter().copied());
+        let step = layout.number_end.end();
+        let numbers = Field { size: step.saturating_mul(LEVELS_READ), bits: None, ..layout.numbers };
+        let images = self.copies(&present, &[layout.level, numbers], "struct pid")?;
+        let by_address: HashMap<u64, Vec<u8>> =
+            present.into_iter().zip(images).filter_map(|(pid, image)| Some((pid, image?))).collect();
+        for (detail, pid) in details.iter_mut().zip(pids) {
+            let Some(image) = by_address.get(&pid) else { continue };
+            let number = |level: usize| word(numbers.bytes_of(image), level * step + layout.number.offset, 4);
+            let (expected, found) = (detail.task.pid.into(), number(0));
+            if expected != found {
+                self.report(pid, "pid.numbers", Fault::Mismatch { expected, found });
+                continue;
+            }
+            let level = layout.level.of(image);
+            if level > LEVELS_MAX {
+                self.report(pid, "pid.level", Fault::TooLong { limit: LEVELS_MAX });
+                continue;
+            }
+            let inside = (level < LEVELS_READ as u64).then(|| number(level as usize) as u32);
+            detail.namespace = Some(Namespace { level: level as u32, pid: inside });
+        }
+        Ok(())
+    }
+}
+
+/// Generations above each task. Parents are processes; one that comes back to itself has no depth.
+fn depths(tasks: &[Task], walk: &mut Walk<'_>) -> Vec<Option<u32>> {
+    let parents: HashMap<u32, &Task> =
+        tasks.iter().filter(|task| task.pid == task.tgid).map(|task| (task.tgid, task)).collect();
+    let mut known: HashMap<u32, Option<u32>> = HashMap::new();
+    for task in tasks {
+        let (mut chain, mut at) = (Vec::new(), task.tgid);
+        let top = loop {
+            if let Some(depth) = known.get(&at) {
+                break *depth;
+            }
+            // Marked before it is known: who comes by again is its own ancestor.
+            known.insert(at, None);
+            chain.push(at);
+            match parents.get(&at) {
+                // The children of the idle task, whom no pid names.
+                Some(found) if found.parent == 0 => break matches!(found.tgid, 1 | 2).then_some(0),
+                Some(found) if chain.contains(&found.parent) => {
+                    walk.report(found.address.raw(), "real_parent", Fault::Cycle);
+                    break None;
+                }
+                Some(found) => at = found.parent,
+                None => break None,
+            }
+        };
+        for (above, tgid) in (1..).zip(chain.iter().rev()) {
+            known.insert(*tgid, top.map(|top| top + above));
+        }
+    }
+    tasks.iter().map(|task| known.get(&task.tgid).copied().flatten()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use remote_memory::image::Image;
+
+    use super::*;
+
+    fn task(pid: u32, parent: u32) -> Task {
+        let (comm, address) = (String::new(), KernelVirt::new(u64::from(pid) << 16));
+        Task { address, pid, tgid: pid, parent, uid: None, comm, state: 0, flags: 0, start_time_ns: 0 }
+    }
+
+    fn check(tasks: &[(u32, u32)], expected: &[Option<u32>], faults: usize) {
+        let kernel = crate::discover_tests::plain_kernel();
+        let mut image = Image::new();
+        let mut walk = Walk::new(&kernel, &mut image, RemoteKey::new(1));
+        let tasks: Vec<Task> = tasks.iter().map(|(pid, parent)| task(*pid, *parent)).collect();
+        assert_eq!(depths(&tasks, &mut walk), expected);
+        assert_eq!(walk.damage.len(), faults, "{:?}", walk.damage);
+    }
+
+    #[test]
+    fn generations_are_counted_from_the_idle_task() {
+        check(&[(1, 0), (2, 0), (3, 2), (7, 1), (8, 7), (9, 8)], &[1, 1, 2, 2, 3, 4].map(Some), 0);
+    }
+
+    #[test]
+    fn the_order_of_pids_is_not_that_of_generations() {
+        check(&[(1, 0), (5, 9), (9, 1)], &[Some(1), Some(3), Some(2)], 0);
+    }
+
+    #[test]
+    fn ancestors_of_themselves_and_children_of_nobody_have_no_depth() {
+        check(&[(1, 0), (5, 6), (6, 5), (7, 7), (8, 5)], &[Some(1), None, None, None, None], 2);
+        check(&[(1, 0), (5, 4), (6, 0)], &[Some(1), None, None], 0);
+    }
+}
