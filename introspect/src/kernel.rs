@@ -12,6 +12,7 @@ use crate::linux::tcp::{EndsHash, TcpLayout, TcpTable};
 use crate::linux::ucounts;
 use crate::memory::Memory;
 use crate::paging::Space;
+use crate::sources::Sources;
 
 /// A stretch of guest-physical memory that is RAM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -79,6 +80,9 @@ pub struct Kernel {
     /// The same holds for what users have.
     #[serde(default)]
     pub(crate) ucounts: Option<ucounts::Layout>,
+    /// Where the kernel describes itself, for what is asked later.
+    #[serde(default)]
+    pub(crate) sources: Option<Sources>,
 }
 
 impl Kernel {

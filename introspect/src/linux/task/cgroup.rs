@@ -15,7 +15,6 @@ use super::detail::Layouts;
 use crate::Fault;
 use crate::btf::layout;
 use crate::linux::walk::{Walk, distinct};
-use crate::memory::word;
 
 /// Levels of cgroups that are followed; systemd makes five or six.
 const DEPTH_MAX: usize = 32;
