@@ -347,8 +347,6 @@ fn depths(tasks: &[Task], walk: &mut Walk<'_>) -> Vec<Option<u32>> {
 
 #[cfg(test)]
 mod tests {
-    use remote_memory::image::Image;
-
     use super::*;
 
     fn task(pid: u32, parent: u32) -> Task {
@@ -357,8 +355,7 @@ mod tests {
     }
 
     fn check(tasks: &[(u32, u32)], expected: &[Option<u32>], faults: usize) {
-        let kernel = crate::discover_tests::plain_kernel();
-        let mut image = Image::new();
+        let (kernel, mut image, _) = crate::discover_tests::plain_machine();
         let mut walk = Walk::new(&kernel, &mut image, RemoteKey::new(1));
         let tasks: Vec<Task> = tasks.iter().map(|(pid, parent)| task(*pid, *parent)).collect();
         assert_eq!(depths(&tasks, &mut walk), expected);

@@ -18,6 +18,8 @@
 mod error;
 mod expression;
 mod find;
+#[cfg(test)]
+mod tests;
 
 use remote_memory::{GuestPhys, LinkError, RemoteKey, RemoteRead};
 
@@ -89,26 +91,5 @@ pub fn resolve(
     match Finder::read(&mut walk, texts)? {
         Ok(finder) => finder.find(&mut walk),
         Err(wrong) => Ok(vec![Err(VariableError::NoDescription { why: wrong }); texts.len()]),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(bytes: u8, signed: bool, bits: Option<(u8, u8)>, read: &[u8], expected: i128) {
-        let variable = Variable { text: String::new(), places: Vec::new(), bytes, signed, bits, followed: false };
-        assert_eq!(variable.value(read), expected);
-    }
-
-    #[test]
-    fn numbers_have_their_width_and_sign() {
-        check(4, true, None, &[0xff; 8], -1);
-        check(4, false, None, &[0xff; 8], 0xffff_ffff);
-        check(8, true, None, &[0xff; 8], -1);
-        check(8, false, None, &[0xff; 8], u64::MAX.into());
-        check(1, false, Some((1, 1)), &[2], 1);
-        check(1, true, Some((1, 2)), &[6], -1);
-        check(8, false, None, &[1], 0); // what is too short is no number
     }
 }
