@@ -22,7 +22,7 @@ use testbed::vm::{Vm, VmSpec};
 const KEY: RemoteKey = RemoteKey::new(1);
 
 /// Generous: software emulation on a loaded machine.
-const BOUND: Duration = Duration::from_secs(60);
+const BOUND: Duration = Duration::from_secs(180);
 
 /// Names a folder for recordings of the machines, as `introspect/tests/images` has them.
 const RECORD_VARIABLE: &str = "BACKDOORS_RECORD_PROCESSES";
@@ -212,7 +212,7 @@ fn compare(details: &[Detail], truth: &BTreeMap<u32, Said>) {
         assert_eq!(found.cgroup.as_deref(), Some(said.text("cgroup")), "{found:?}");
         // Others may have had something to do since they were asked.
         if found.task.comm == "sleep" {
-            assert!(said.text("State").starts_with('S') && found.task.state == 1, "{found:?} {said:?}");
+            assert!(said.text("State").starts_with('S') && found.task.state & 0x7f == 1, "{found:?} {said:?}");
         }
         assert_eq!(found.depth, Some(generations(*pid, truth)), "{found:?}");
         // A kernel thread has no memory of its own, and so nothing to roll up.
@@ -341,6 +341,14 @@ fn variables_are_those_of_proc(guest: &mut Guest) {
     assert_eq!(cpus, [1, 1, 2, 2, 1, 1, 1, 1, 2], "{said}");
 }
 
+/// Without it no counter of a processor that is idle means anything.
+fn whether_the_tick_stopped_can_be_seen(guest: &mut Guest) {
+    let texts = ["tick_cpu_sched.tick_stopped", "tick_cpu_sched.flags"];
+    let found = variable::resolve(&guest.kernel, &mut guest.ram, KEY, &texts).unwrap();
+    let [known]: [&Variable; 1] = found.iter().flatten().collect::<Vec<_>>().try_into().expect("one of both");
+    assert_eq!((known.places.len(), known.bits.is_some()), (2, known.text == texts[0]), "{known:?}");
+}
+
 /// What does not resolve is named, with what comes near.
 fn misspelt_variables_are_told(guest: &mut Guest) {
     let mut check = |text: &str, expected: &[&str]| {
@@ -377,10 +385,15 @@ fn check(line: &str) {
     let (few, rounds_of_few) = guest.details();
     guest.sleepers(MANY, FEW + MANY);
     let (many, rounds_of_many) = guest.details();
+    compare(&many, &truth(&mut guest.vm));
     println!("{line}: {} tasks in {rounds_of_few} rounds, {} in {rounds_of_many}", few.len(), many.len());
     assert!(many.len() >= few.len() + MANY - 5, "{} and {} tasks", few.len(), many.len());
-    assert_eq!(rounds_of_few, rounds_of_many);
-    compare(&many, &truth(&mut guest.vm));
+    // Counters of memory that are kept per CPU come to lie in vmalloc when there are many: one walk of its page tables,
+    // whatever their number.
+    let more = rounds_of_many - rounds_of_few;
+    assert!([0, usize::from(guest.kernel.paging_levels())].contains(&more), "{rounds_of_few}, then {rounds_of_many}");
+    guest.sleepers(MANY / 2, FEW + MANY + MANY / 2);
+    assert_eq!(guest.details().1, rounds_of_many);
 }
 
 /// 6.1 always; the other lines where `scripts/setup --all` has fetched them.
@@ -394,13 +407,17 @@ fn on_each_line(check: impl Fn(&str)) {
 }
 
 #[test]
-fn what_processes_have_is_what_proc_says_in_as_many_rounds_for_a_thousand_as_for_ten() {
+fn what_processes_have_is_what_proc_says_and_rounds_do_not_grow_with_their_number() {
     on_each_line(check);
 }
 
 #[test]
 fn kernel_variables_have_the_values_of_proc() {
-    on_each_line(|line| variables_are_those_of_proc(&mut Guest::boot(line)));
+    on_each_line(|line| {
+        let mut guest = Guest::boot(line);
+        variables_are_those_of_proc(&mut guest);
+        whether_the_tick_stopped_can_be_seen(&mut guest);
+    });
 }
 
 #[test]

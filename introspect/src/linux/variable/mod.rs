@@ -11,9 +11,9 @@
 //! pointers (`->`) are followed once, at that time.
 //!
 //! A counter that stands still need not be a hang: an idle processor without ticks counts nothing, for seconds. Who
-//! watches per-CPU counters has to look whether the tick was stopped (`tick_cpu_sched.tick_stopped` up to 6.8, a bit of
-//! `tick_cpu_sched.flags` later) and when the processor is next due (`tick_cpu_sched.idle_expires`), or at the
-//! agent's sensors, which tick when idle, too.
+//! watches per-CPU counters has to look whether the tick was stopped (`tick_cpu_sched.tick_stopped`; in newer kernels a
+//! bit of `tick_cpu_sched.flags`) and when the processor is next due (`tick_cpu_sched.idle_expires`), or at the agent's
+//! sensors, which tick when idle, too.
 
 mod error;
 mod expression;
