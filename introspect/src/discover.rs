@@ -65,7 +65,8 @@ impl From<LinkError> for Dead {
 impl From<TypeError> for Dead {
     fn from(error: TypeError) -> Self {
         Self::Note(format!(
-            "{error}: this kernel's layout is not known here; boot the target with a kernel that is, or update this program"
+            "{error}: this kernel's layout is not known here; boot the target with a kernel that is, \
+             or update this program"
         ))
     }
 }
@@ -102,7 +103,8 @@ fn lacks(symbol: &str) -> String {
         _ => "CONFIG_KALLSYMS_ALL",
     };
     format!(
-        "its symbol table has no {symbol}: it was built without {built_without}; boot the target with a kernel that has it"
+        "its symbol table has no {symbol}: it was built without {built_without}; \
+         boot the target with a kernel that has it"
     )
 }
 

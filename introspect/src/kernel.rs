@@ -44,8 +44,8 @@ pub enum DiscoverError {
 /// For an operator: whose fault it is, and what is to be done.
 fn no_kernel(candidates: usize, last: &str) -> String {
     match candidates {
-        0 => "no kernel found in the target's memory: it has not booted yet, or what runs there is not Linux 6.0 or newer \
-              for x86-64 with CONFIG_KEXEC_CORE. Try again when it has booted"
+        0 => "no kernel found in the target's memory: it has not booted yet, or what runs there is not \
+              Linux 6.0 or newer for x86-64 with CONFIG_KEXEC_CORE. Try again when it has booted"
             .to_owned(),
         _ => format!(
             "the target's kernel cannot be read: {last} (of {candidates} kernels' notes in its memory, the last one). \
