@@ -33,7 +33,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "packet", run: peer::packet, share: 200 },
     Target { name: "responder", run: peer::responder, share: 200 },
     Target { name: "requester", run: peer::requester, share: 150 },
@@ -41,10 +41,11 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "contbox", run: boxes::contbox, share: 110 },
     Target { name: "sensorbox", run: boxes::sensorbox, share: 110 },
     Target { name: "frame", run: messages::frame, share: 75 },
-    Target { name: "agent", run: messages::agent, share: 75 },
+    Target { name: "agent", run: messages::agent, share: 70 },
     Target { name: "config", run: messages::config, share: 20 },
     Target { name: "walk", run: walks::walk, share: 5 },
     Target { name: "last_words", run: walks::last_words, share: 5 },
+    Target { name: "processes", run: walks::processes, share: 5 },
 ];
 
 /// The target called `name`.

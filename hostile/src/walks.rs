@@ -1,5 +1,5 @@
 //! Walks over the memory of a recorded machine that was damaged: tasks and connections of those that were stopped, log
-//! and summary of those that panicked.
+//! and summary of those that panicked, what processes have of those with many kinds of them.
 //!
 //! An input: machine (u8), then damage: kind (u8) and operands. Kinds: 0 and 1, a pointer becomes another pointer of
 //! the machine (two u16 of [`Pointers`]); 2, a pointer becomes a number (u16, u64); 3, one byte (u16 of pointers, u8
@@ -14,7 +14,7 @@ use std::sync::LazyLock;
 
 use introspect::Kernel;
 use introspect::linux::tcp::{self, TcpFilter};
-use introspect::linux::{log, machine, task};
+use introspect::linux::{log, machine, task, ucounts};
 use remote_memory::image::Image;
 use remote_memory::{AccessError, LinkError, PAGE_BYTES, Read, RemoteKey, RemoteRead};
 
@@ -23,6 +23,7 @@ use crate::program::Program;
 const KEY: RemoteKey = RemoteKey::new(1);
 const STOPPED: [&str; 2] = ["linux-6.1-5level", "linux-6.12-4level"];
 const PANICKED: [&str; 2] = ["linux-6.1-panic", "linux-6.12-panic"];
+const PROCESSES: [&str; 2] = ["linux-6.1-processes", "linux-6.12-processes"];
 /// No walk of an image of five hundred pages may take more round trips; the machines' own take about twenty.
 const ROUNDS_MAX: usize = 2_000;
 /// More objects than the pages hold.
@@ -31,6 +32,8 @@ const OBJECTS_MAX: usize = 1_000;
 const LOG_RECORDS: usize = 4_000;
 /// A text of 8 KiB, each byte of which may be written out as four.
 const LOG_TEXT_MAX: usize = 32 * 1024;
+/// Each of three kinds of pages is at most the machine's 512 MiB.
+const MEMORY_PAGES_MAX: u64 = 3 * (512 << 20) / PAGE_BYTES + 1;
 /// Damage of one input.
 const STEPS_MAX: usize = 200;
 
@@ -45,6 +48,7 @@ struct Machine {
 
 static RECORDED: LazyLock<[Machine; 2]> = LazyLock::new(|| STOPPED.map(load));
 static LAST_WORDS: LazyLock<[Machine; 2]> = LazyLock::new(|| PANICKED.map(load));
+static MANY_PROCESSES: LazyLock<[Machine; 2]> = LazyLock::new(|| PROCESSES.map(load));
 
 fn load(name: &str) -> Machine {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../introspect/tests/images");
@@ -159,6 +163,21 @@ pub(crate) fn last_words(input: &[u8]) -> bool {
     let (summary, _) = machine::summary(kernel, &mut memory, KEY).expect("an image does not lose its path");
     assert!(summary.current.len() < OBJECTS_MAX, "more processors than pages hold");
     !records.is_empty()
+}
+
+/// What the processes and users of a damaged machine have is read within its bounds.
+pub(crate) fn processes(input: &[u8]) -> bool {
+    let (kernel, mut memory) = damaged(&*MANY_PROCESSES, input);
+    let (details, _) = task::details(kernel, &mut memory, KEY).expect("an image does not lose its path");
+    memory.rounds = 0;
+    let (users, _) = ucounts::walk(kernel, &mut memory, KEY).expect("an image does not lose its path");
+    assert!(details.len() < OBJECTS_MAX && users.len() < OBJECTS_MAX, "more objects than pages hold");
+    for one in &details {
+        assert!(one.namespace.is_none_or(|namespace| namespace.level <= 32), "deeper than namespaces go");
+        assert!(one.depth.is_none_or(|depth| depth as usize <= details.len()), "more generations than tasks");
+        assert!(one.rss.is_none_or(|rss| rss.pages() < MEMORY_PAGES_MAX), "more resident than there is memory");
+    }
+    !details.is_empty() && !users.is_empty()
 }
 
 /// Every walk of a damaged machine ends within its bounds, and a queue it calls complete holds what the socket claims.

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use remote_memory::{KernelVirt, LinkError, PAGE_BYTES};
 
-use crate::btf::{BTF_BYTES_MAX, Btf, TypeError};
-use crate::kallsyms::{self, NAMES_BYTES_MAX, SYMBOLS_MAX, TOKEN_INDEX_BYTES, TOKEN_TABLE_BYTES, Tables, Values};
+use crate::btf::{Btf, TypeError};
+use crate::kallsyms;
 use crate::linux::kill::KillLayout;
 use crate::linux::log::LogLayout;
 use crate::linux::task::{DetailLayouts, TaskLayout};
@@ -14,6 +14,7 @@ use crate::linux::tcp::{EndsHash, TcpLayout, tables};
 use crate::linux::ucounts;
 use crate::memory::{Memory, word};
 use crate::paging::{IMAGE_START, Space};
+use crate::sources::Sources;
 use crate::vmcoreinfo::{Note, scan};
 use crate::{DiscoverError, Extent, Kernel};
 
@@ -68,7 +69,8 @@ impl From<LinkError> for Dead {
 impl From<TypeError> for Dead {
     fn from(error: TypeError) -> Self {
         Self::Note(format!(
-            "{error}: this kernel's layout is not known here; boot the target with a kernel that is, or update this program"
+            "{error}: this kernel's layout is not known here; boot the target with a kernel that is, \
+             or update this program"
         ))
     }
 }
@@ -105,13 +107,15 @@ fn lacks(symbol: &str) -> String {
         _ => "CONFIG_KALLSYMS_ALL",
     };
     format!(
-        "its symbol table has no {symbol}: it was built without {built_without}; boot the target with a kernel that has it"
+        "its symbol table has no {symbol}: it was built without {built_without}; \
+         boot the target with a kernel that has it"
     )
 }
 
 fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Kernel, Dead> {
     let mut space = bootstrap(note, extents)?;
-    let mut symbols = read_symbols(memory, note, &space)?;
+    let mut sources = Sources::of(memory, note, &space)?.map_err(Dead::Note)?;
+    let mut symbols = read_symbols(memory, &sources, &space)?;
     // A name of three letters may stand for something else as well; the note means the log.
     symbols.extend(note.symbol("prb").map(|at| ("prb".to_owned(), at)));
     let address = |name: &'static str| symbols.get(name).copied().ok_or_else(|| Dead::Note(lacks(name)));
@@ -119,7 +123,8 @@ fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Ke
     check_banner(memory, &space, address("linux_banner")?, note.release())?;
     space.page_offset_base = pointer(memory, &space, address("page_offset_base")?)?;
     space.vmemmap_base = pointer(memory, &space, address("vmemmap_base")?)?;
-    let btf = read_btf(memory, &space, address("__start_BTF")?, address("__stop_BTF")?)?;
+    sources.btf = (address("__start_BTF")?, address("__stop_BTF")?);
+    let btf = Btf::parse(&sources.read_btf(memory, &space)?.map_err(Dead::Note)?)?;
     space.page_struct_bytes = btf.size("page")? as u64;
     let tcp = TcpLayout::resolve(&btf)?;
     let roots = [address("tcp_hashinfo")?, address("init_net")?].map(KernelVirt::new);
@@ -137,6 +142,7 @@ fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Ke
         hot_task: btf.field_at("pcpu_hot.current_task").ok(),
         details: DetailLayouts::resolve(&btf),
         ucounts: ucounts::Layout::resolve(&btf),
+        sources: Some(sources),
         tcp,
         tcp_tables,
         symbols,
@@ -191,36 +197,10 @@ fn pointer(memory: &mut Memory<'_>, space: &Space, at: u64) -> Result<u64, Dead>
     Ok(word(&read(memory, space, at, 8)?, 0, 8))
 }
 
-fn read_symbols(memory: &mut Memory<'_>, note: &Note, space: &Space) -> Result<BTreeMap<String, u64>, Dead> {
-    let symbol = |name: &str| note.symbol(name).ok_or("no kallsyms addresses in the note: older than 6.0");
-    let count = word(&read(memory, space, symbol("kallsyms_num_syms")?, 4)?, 0, 4) as usize;
-    if count > SYMBOLS_MAX {
-        return Err("more kallsyms than any kernel has".into());
-    }
-    let (names_at, tokens_at) = (symbol("kallsyms_names")?, symbol("kallsyms_token_table")?);
-    // The end of the names is not stated, but the tokens lie behind them in every version.
-    let names_len = tokens_at.checked_sub(names_at).ok_or("kallsyms tokens lie before the names")?;
-    if names_len > NAMES_BYTES_MAX as u64 {
-        return Err("kallsyms names are longer than any kernel's".into());
-    }
-    let names = read(memory, space, names_at, names_len as usize)?;
-    let index_at = symbol("kallsyms_token_index")?;
-    let token_len = index_at.checked_sub(tokens_at).unwrap_or(u64::MAX).min(TOKEN_TABLE_BYTES as u64);
-    let token_table = read(memory, space, tokens_at, token_len as usize)?;
-    let token_index = read(memory, space, index_at, TOKEN_INDEX_BYTES)?;
-    let relative_base = note.symbol("kallsyms_relative_base");
-    let stored = match (note.symbol("kallsyms_offsets"), note.symbol("kallsyms_addresses")) {
-        (Some(at), _) => read(memory, space, at, count * 4)?,
-        (None, Some(at)) => read(memory, space, at, count * 8)?,
-        (None, None) => return Err("no kallsyms values in the note".into()),
-    };
-    let values = match relative_base {
-        Some(at) => Values::Offsets { offsets: &stored, relative_base: pointer(memory, space, at)? },
-        None => Values::Addresses(&stored),
-    };
-    let tables = Tables { count, names: &names, token_table: &token_table, token_index: &token_index, values };
+fn read_symbols(memory: &mut Memory<'_>, sources: &Sources, space: &Space) -> Result<BTreeMap<String, u64>, Dead> {
     let wanted: HashSet<&str> = SYMBOLS.iter().copied().collect();
-    Ok(kallsyms::resolve(&tables, &wanted, ("_stext", symbol("_stext")?))?)
+    let raw = sources.read_symbols(memory, space)?.map_err(Dead::Note)?;
+    Ok(kallsyms::resolve(&raw.tables(), &wanted, ("_stext", sources.stext))?)
 }
 
 fn check_banner(memory: &mut Memory<'_>, space: &Space, at: u64, release: &str) -> Result<(), Dead> {
@@ -230,14 +210,6 @@ fn check_banner(memory: &mut Memory<'_>, space: &Space, at: u64, release: &str) 
     }
     let found = read(memory, space, at, expected.len())?;
     if found == expected.as_bytes() { Ok(()) } else { Err("the kernel's banner is not that of the note".into()) }
-}
-
-fn read_btf(memory: &mut Memory<'_>, space: &Space, start: u64, stop: u64) -> Result<Btf, Dead> {
-    let len = stop.checked_sub(start).ok_or("BTF ends before it starts")?;
-    if len > BTF_BYTES_MAX {
-        return Err("BTF is larger than any kernel's".into());
-    }
-    Ok(Btf::parse(&read(memory, space, start, len as usize)?)?)
 }
 
 /// Walks the pages of a table that is not in the direct map now, while the page tables are whole.

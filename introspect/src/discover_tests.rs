@@ -211,9 +211,11 @@ fn put_note(image: &mut Image, place: u64, made: Made, release: &str, at: impl F
     image.write_at(place, text.as_bytes());
 }
 
-/// A description for tests that need any.
-pub(crate) fn plain_kernel() -> Kernel {
-    discover(&mut build(PLAIN)).unwrap()
+/// A machine for tests that need any, and where its symbol table, its type information and `init_net` lie.
+pub(crate) fn plain_machine() -> (Kernel, Image, [u64; 3]) {
+    let mut image = build(PLAIN);
+    let kernel = discover(&mut image).unwrap();
+    (kernel, image, [40, 64, 20].map(|page| phys(TEXT + page * 0x1000)))
 }
 
 fn discover(image: &mut Image) -> Result<Kernel, DiscoverError> {

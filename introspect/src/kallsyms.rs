@@ -50,9 +50,65 @@ pub(crate) fn resolve(
     wanted: &HashSet<&str>,
     anchor: (&str, u64),
 ) -> Result<BTreeMap<String, u64>, &'static str> {
-    let tokens = expand_tokens(tables)?;
     let (mut found, mut numbered) = (BTreeMap::new(), BTreeMap::new());
     let mut anchor_index = None;
+    each_name(tables, |index, _, name| {
+        if name == anchor.0 {
+            anchor_index = Some(index);
+        }
+        if wanted.contains(name) {
+            found.entry(name.to_string()).or_insert(index);
+        } else if let Some(name) = of_function(name).filter(|name| wanted.contains(name)) {
+            numbered.entry(name.to_string()).or_insert(index);
+        }
+    })?;
+    numbered.append(&mut found);
+    let anchor_index = anchor_index.ok_or("kallsyms lacks the symbol that vmcoreinfo states")?;
+    let decode = decoder(&tables.values, anchor_index, anchor.1)?;
+    Ok(numbered.into_iter().map(|(name, index)| (name, decode(index))).collect())
+}
+
+/// All symbols of data that have one of the names `wanted`: a name may be that of several.
+///
+/// # Errors
+/// What contradicts what.
+pub(crate) fn data_symbols(
+    tables: &Tables<'_>,
+    wanted: &HashSet<&str>,
+    anchor: (&str, u64),
+) -> Result<BTreeMap<String, Vec<u64>>, &'static str> {
+    let mut found: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    let mut anchor_index = None;
+    each_name(tables, |index, kind, name| {
+        if name == anchor.0 {
+            anchor_index = Some(index);
+        }
+        if wanted.contains(name) && !is_function(kind) {
+            found.entry(name.to_string()).or_default().push(index);
+        }
+    })?;
+    let anchor_index = anchor_index.ok_or("kallsyms lacks the symbol that vmcoreinfo states")?;
+    let decode = decoder(&tables.values, anchor_index, anchor.1)?;
+    let addresses = |indices: Vec<usize>| {
+        let mut addresses: Vec<u64> = indices.into_iter().map(&decode).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    };
+    Ok(found.into_iter().map(|(name, indices)| (name, addresses(indices))).collect())
+}
+
+/// Whether a symbol of this kind is code, as nm(1) has kinds.
+pub(crate) fn is_function(kind: u8) -> bool {
+    matches!(kind, b't' | b'T')
+}
+
+/// Calls `with` for each symbol: its number, its kind, its name.
+///
+/// # Errors
+/// Where the tables end too early.
+pub(crate) fn each_name(tables: &Tables<'_>, mut with: impl FnMut(usize, u8, &str)) -> Result<(), &'static str> {
+    let tokens = expand_tokens(tables)?;
     let mut at = 0;
     let mut name = Vec::with_capacity(NAME_BYTES_MAX);
     for index in 0..tables.count {
@@ -66,20 +122,12 @@ pub(crate) fn resolve(
                 return Err("a kallsyms name is too long");
             }
         }
-        let Some(name) = name.get(1..).and_then(|name| std::str::from_utf8(name).ok()) else { continue };
-        if name == anchor.0 {
-            anchor_index = Some(index);
-        }
-        if wanted.contains(name) {
-            found.entry(name.to_string()).or_insert(index);
-        } else if let Some(name) = of_function(name).filter(|name| wanted.contains(name)) {
-            numbered.entry(name.to_string()).or_insert(index);
+        let Some((kind, name)) = name.split_first() else { continue };
+        if let Ok(name) = std::str::from_utf8(name) {
+            with(index, *kind, name);
         }
     }
-    numbered.append(&mut found);
-    let anchor_index = anchor_index.ok_or("kallsyms lacks the symbol that vmcoreinfo states")?;
-    let decode = decoder(&tables.values, anchor_index, anchor.1)?;
-    Ok(numbered.into_iter().map(|(name, index)| (name, decode(index))).collect())
+    Ok(())
 }
 
 /// The name of a static variable inside a function: compilers append a number to tell it from others.

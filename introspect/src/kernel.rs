@@ -13,6 +13,7 @@ use crate::linux::tcp::{EndsHash, TcpLayout, TcpTable};
 use crate::linux::ucounts;
 use crate::memory::Memory;
 use crate::paging::Space;
+use crate::sources::Sources;
 
 /// A stretch of guest-physical memory that is RAM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -44,8 +45,8 @@ pub enum DiscoverError {
 /// For an operator: whose fault it is, and what is to be done.
 fn no_kernel(candidates: usize, last: &str) -> String {
     match candidates {
-        0 => "no kernel found in the target's memory: it has not booted yet, or what runs there is not Linux 6.0 or newer \
-              for x86-64 with CONFIG_KEXEC_CORE. Try again when it has booted"
+        0 => "no kernel found in the target's memory: it has not booted yet, or what runs there is not \
+              Linux 6.0 or newer for x86-64 with CONFIG_KEXEC_CORE. Try again when it has booted"
             .to_owned(),
         _ => format!(
             "the target's kernel cannot be read: {last} (of {candidates} kernels' notes in its memory, the last one). \
@@ -86,6 +87,9 @@ pub struct Kernel {
     /// The same holds for what users have.
     #[serde(default)]
     pub(crate) ucounts: Option<ucounts::Layout>,
+    /// Where the kernel describes itself, for what is asked later.
+    #[serde(default)]
+    pub(crate) sources: Option<Sources>,
 }
 
 impl Kernel {

@@ -28,6 +28,7 @@ mod kernel;
 pub mod linux;
 mod memory;
 mod paging;
+mod sources;
 mod vmcoreinfo;
 
 pub use damage::{Damage, Fault};

@@ -223,7 +223,7 @@ impl State {
     fn grant(&mut self, owner: u32, name: &str, wanted: u32) -> Vec<u32> {
         let granted = self.leases.grant(owner, wanted);
         if self.refusals.note(name, wanted, granted.len()) {
-            tracing::warn!(%name, "the pool of boxes is full: connections beyond those that have one go on unprotected");
+            tracing::warn!(%name, "the pool of boxes is full: further connections go on unprotected");
         }
         granted
     }

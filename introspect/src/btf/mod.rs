@@ -12,7 +12,6 @@ use btfparse::{Offset, Readable, TypeInformation, TypeVariant};
 use serde::{Deserialize, Serialize};
 
 use crate::memory::word;
-pub(crate) use types::{Leaf, Member};
 
 /// The BTF of a kernel with all of its modules built in stays well below this, in bytes.
 pub(crate) const BTF_BYTES_MAX: u64 = 64 * 1024 * 1024;

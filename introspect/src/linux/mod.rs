@@ -6,4 +6,5 @@ pub mod machine;
 pub mod task;
 pub mod tcp;
 pub mod ucounts;
+pub mod variable;
 mod walk;

@@ -13,6 +13,9 @@ pub(super) const GAP_BYTES: usize = 256;
 /// `CONFIG_NR_CPUS` of the largest kernels.
 const CPUS_MAX: u64 = 8192;
 
+/// Structs whose members travel in one round: bounds our memory, and so large that rounds do not multiply.
+pub(super) const STRUCTS_PER_ROUND: usize = 16 * 1024;
+
 pub(super) struct Walk<'a> {
     pub kernel: &'a Kernel,
     pub memory: Memory<'a>,
@@ -64,6 +67,22 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(records)
+    }
+
+    /// What `of` takes out of each of the structs at `bases`, given a copy of its members `fields`.
+    pub fn gather<T>(
+        &mut self,
+        bases: &[u64],
+        fields: &[Field],
+        part: &'static str,
+        of: impl Fn(&[u8]) -> T,
+    ) -> Result<Vec<Option<T>>, LinkError> {
+        let mut found = Vec::with_capacity(bases.len());
+        for bases in bases.chunks(STRUCTS_PER_ROUND) {
+            let copies = self.copies(bases, fields, part)?;
+            found.extend(copies.into_iter().map(|copy| copy.map(|copy| of(&copy))));
+        }
+        Ok(found)
     }
 
     /// Copies of some members of the structs at `bases`, each at its own offset, in one round. `None` for a struct that

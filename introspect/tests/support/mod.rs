@@ -18,6 +18,9 @@ pub const MACHINES: [&str; 2] = ["linux-6.1-5level", "linux-6.12-4level"];
 /// Machines whose kernels panicked: only what the log and the summary are read from.
 pub const PANICKED: [&str; 2] = ["linux-6.1-panic", "linux-6.12-panic"];
 
+/// Machines with many kinds of processes (`testbed/tests/processes_vm.rs` records them).
+pub const PROCESSES: [&str; 2] = ["linux-6.1-processes", "linux-6.12-processes"];
+
 pub const KEY: RemoteKey = RemoteKey::new(1);
 
 pub fn path(machine: &str, suffix: &str) -> PathBuf {

@@ -15,7 +15,6 @@ use super::detail::Layouts;
 use crate::Fault;
 use crate::btf::layout;
 use crate::linux::walk::{Walk, distinct};
-use crate::memory::word;
 
 /// Levels of cgroups that are followed; systemd makes five or six.
 const DEPTH_MAX: usize = 32;
@@ -65,8 +64,8 @@ impl Walk<'_> {
         field: crate::btf::Field,
         part: &'static str,
     ) -> Result<HashMap<u64, u64>, LinkError> {
-        let images = self.copies(bases, &[field], part)?;
-        Ok(bases.iter().zip(images).filter_map(|(base, image)| Some((*base, field.of(&image?)))).collect())
+        let found = self.gather(bases, &[field], part, |image| field.of(image))?;
+        Ok(bases.iter().zip(found).filter_map(|(base, pointer)| Some((*base, pointer?))).collect())
     }
 
     /// The nodes of `cgroups` and all above them. The nodes begun with must name their cgroup as theirs.
@@ -78,18 +77,18 @@ impl Walk<'_> {
             if level.is_empty() {
                 return Ok(tree);
             }
-            let images = self.copies(&level, &[layout.parent, layout.name, layout.owner], "kernfs_node")?;
+            let fields = [layout.parent, layout.name, layout.owner];
+            let of = |image: &[u8]| fields.map(|field| field.of(image));
+            let found = self.gather(&level, &fields, "kernfs_node", of)?;
             let mut above = Vec::new();
-            for (node, image) in level.iter().zip(images) {
-                let Some(image) = image else { continue };
-                let found = layout.owner.of(&image);
+            for (node, found) in level.iter().zip(found) {
+                let Some([parent, name, found]) = found else { continue };
                 if let Some(expected) = owners.get(node).copied().filter(|owner| *owner != found) {
                     self.report(*node, "kernfs_node.priv", Fault::Mismatch { expected, found });
                     continue;
                 }
-                let parent = layout.parent.of(&image);
                 above.push(parent);
-                tree.insert(*node, Node { parent, name: layout.name.of(&image) });
+                tree.insert(*node, Node { parent, name });
             }
             level = distinct(above.into_iter().filter(|parent| !tree.contains_key(parent)));
         }

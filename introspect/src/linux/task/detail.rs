@@ -188,6 +188,13 @@ struct Head {
     cached: [i64; 4],
 }
 
+/// Of a `signal_struct`.
+struct Signal {
+    pid: u64,
+    threads: u64,
+    processes_max: Limit,
+}
+
 impl Walk<'_> {
     fn heads(&mut self, details: &[Detail], layouts: &Layouts) -> Result<Vec<Head>, LinkError> {
         let layout = &layouts.detail;
@@ -195,44 +202,58 @@ impl Walk<'_> {
         let cached = layouts.rss.as_ref().and_then(RssLayout::cached);
         fields.extend(cached);
         let bases: Vec<u64> = details.iter().map(|detail| detail.task.address.raw()).collect();
-        let images = self.copies(&bases, &fields, "task_struct")?;
-        let mut heads = Vec::with_capacity(details.len());
-        for (detail, image) in details.iter().zip(images) {
-            let at = detail.task.address.raw();
-            let Some(image) = image else {
-                heads.push(Head::default());
-                continue;
+        let found = self.gather(&bases, &fields, "task_struct", |image| {
+            let head = Head {
+                signal: layout.signal.of(image),
+                css_set: layout.css_set.of(image),
+                cred: layout.cred.of(image),
+                pid: layout.thread_pid.of(image),
+                mm: layout.mm.of(image),
+                cached: cached.map_or([0; 4], |field| RssLayout::cached_of(field, image)),
             };
-            // Of a machine that runs: the task may have ended, and its memory may be another's by now.
-            let (expected, found) = (detail.task.pid.into(), layout.pid.of(&image));
-            if expected != found {
-                self.report(at, "task_struct.pid", Fault::Mismatch { expected, found });
-                heads.push(Head::default());
-                continue;
-            }
-            heads.push(Head {
-                signal: layout.signal.of(&image),
-                css_set: layout.css_set.of(&image),
-                cred: layout.cred.of(&image),
-                pid: layout.thread_pid.of(&image),
-                cached: cached.map_or([0; 4], |field| RssLayout::cached_of(field, &image)),
-                mm: if detail.task.is_kernel_thread() { 0 } else { layout.mm.of(&image) },
-            });
+            (layout.pid.of(image), head)
+        })?;
+        let mut heads = Vec::with_capacity(details.len());
+        for (detail, found) in details.iter().zip(found) {
+            let expected = detail.task.pid.into();
+            let head = match found {
+                Some((pid, head)) if pid == expected && !detail.task.is_kernel_thread() => head,
+                // What a thread of the kernel uses for a while is somebody else's.
+                Some((pid, head)) if pid == expected => Head { mm: 0, ..head },
+                // Of a machine that runs: the task may have ended, and its memory may be another's by now.
+                Some((found, _)) => {
+                    self.report(detail.task.address.raw(), "task_struct.pid", Fault::Mismatch { expected, found });
+                    Head::default()
+                }
+                None => Head::default(),
+            };
+            heads.push(head);
         }
         Ok(heads)
     }
 
     fn credentials(&mut self, details: &mut [Detail], heads: &[Head], layout: &DetailLayout) -> Result<(), LinkError> {
         let creds = distinct(heads.iter().map(|head| head.cred));
-        let images = self.copies(&creds, &[layout.euid, layout.ucounts], "cred")?;
-        let by_address: HashMap<u64, Vec<u8>> =
-            creds.into_iter().zip(images).filter_map(|(cred, image)| Some((cred, image?))).collect();
+        let of = |image: &[u8]| (layout.euid.of(image) as u32, layout.ucounts.of(image));
+        let found = self.by_address(creds, &[layout.euid, layout.ucounts], "cred", of)?;
         for (detail, head) in details.iter_mut().zip(heads) {
-            let Some(image) = by_address.get(&head.cred) else { continue };
-            detail.euid = Some(layout.euid.of(image) as u32);
-            detail.ucounts = Some(layout.ucounts.of(image)).filter(|at| *at != 0).map(KernelVirt::new);
+            let Some((euid, ucounts)) = found.get(&head.cred) else { continue };
+            detail.euid = Some(*euid);
+            detail.ucounts = Some(*ucounts).filter(|at| *at != 0).map(KernelVirt::new);
         }
         Ok(())
+    }
+
+    /// As [`Walk::gather`], by the addresses of the structs.
+    fn by_address<T>(
+        &mut self,
+        bases: Vec<u64>,
+        fields: &[Field],
+        part: &'static str,
+        of: impl Fn(&[u8]) -> T,
+    ) -> Result<HashMap<u64, T>, LinkError> {
+        let found = self.gather(&bases, fields, part, of)?;
+        Ok(bases.into_iter().zip(found).filter_map(|(base, found)| Some((base, found?))).collect())
     }
 
     /// What the threads of a process share. A `signal_struct` that is not that of the leader's pid tells nothing.
@@ -245,30 +266,30 @@ impl Walk<'_> {
             .map(|(detail, head)| (detail.task.tgid, (head.pid, head.mm)))
             .collect();
         let signals = distinct(heads.iter().map(|head| head.signal));
-        let images = self.copies(&signals, &[layout.threads, layout.limits, layout.signal_pids], "signal_struct")?;
-        let by_address: HashMap<u64, Vec<u8>> =
-            signals.into_iter().zip(images).filter_map(|(signal, image)| Some((signal, image?))).collect();
+        let limit = |image: &[u8], at: usize| word(layout.limits.bytes_of(image), RLIMIT_NPROC * 16 + at, 8);
+        let fields = [layout.threads, layout.limits, layout.signal_pids];
+        let found = self.by_address(signals, &fields, "signal_struct", |image| Signal {
+            pid: word(layout.signal_pids.bytes_of(image), layouts.pidtype_tgid * 8, 8),
+            threads: layout.threads.of(image),
+            processes_max: Limit { soft: limit(image, 0), hard: limit(image, 8) },
+        })?;
         for (detail, head) in details.iter_mut().zip(heads) {
             let leader = leaders.get(&detail.task.tgid);
             detail.mm = self.own_mm(head, leader.map(|(_, mm)| *mm));
-            let Some(image) = by_address.get(&head.signal) else { continue };
-            let found = word(layout.signal_pids.bytes_of(image), layouts.pidtype_tgid * 8, 8);
+            let Some(signal) = found.get(&head.signal) else { continue };
             // A leader that has been reaped leaves its threads for a moment: nothing to compare with.
-            if let Some((expected, _)) = leader
-                && *expected != found
-            {
-                self.report(head.signal, "signal_struct.pids", Fault::Mismatch { expected: *expected, found });
+            if let Some((expected, _)) = leader.copied().filter(|(pid, _)| *pid != signal.pid) {
+                let fault = Fault::Mismatch { expected, found: signal.pid };
+                self.report(head.signal, "signal_struct.pids", fault);
                 continue;
             }
-            let threads = layout.threads.of(image);
-            if threads > THREADS_MAX {
+            if signal.threads > THREADS_MAX {
                 self.report(head.signal, "signal_struct.nr_threads", Fault::TooLong { limit: THREADS_MAX });
                 continue;
             }
-            let limit = |at: usize| word(layout.limits.bytes_of(image), RLIMIT_NPROC * 16 + at, 8);
             detail.signal = Some(KernelVirt::new(head.signal));
-            detail.threads = Some(threads as u32);
-            detail.processes_max = Some(Limit { soft: limit(0), hard: limit(8) });
+            detail.threads = Some(signal.threads as u32);
+            detail.processes_max = Some(signal.processes_max);
         }
         Ok(())
     }
@@ -290,23 +311,23 @@ impl Walk<'_> {
         let present = distinct(pids.iter().copied());
         let step = layout.number_end.end();
         let numbers = Field { size: step.saturating_mul(LEVELS_READ), bits: None, ..layout.numbers };
-        let images = self.copies(&present, &[layout.level, numbers], "struct pid")?;
-        let by_address: HashMap<u64, Vec<u8>> =
-            present.into_iter().zip(images).filter_map(|(pid, image)| Some((pid, image?))).collect();
-        for (detail, pid) in details.iter_mut().zip(pids) {
-            let Some(image) = by_address.get(&pid) else { continue };
+        let of = |image: &[u8]| {
             let number = |level: usize| word(numbers.bytes_of(image), level * step + layout.number.offset, 4);
-            let (expected, found) = (detail.task.pid.into(), number(0));
+            (layout.level.of(image), std::array::from_fn::<u64, LEVELS_READ, _>(number))
+        };
+        let found = self.by_address(present, &[layout.level, numbers], "struct pid", of)?;
+        for (detail, pid) in details.iter_mut().zip(pids) {
+            let Some((level, numbers)) = found.get(&pid).copied() else { continue };
+            let (expected, found) = (detail.task.pid.into(), numbers[0]);
             if expected != found {
                 self.report(pid, "pid.numbers", Fault::Mismatch { expected, found });
                 continue;
             }
-            let level = layout.level.of(image);
             if level > LEVELS_MAX {
                 self.report(pid, "pid.level", Fault::TooLong { limit: LEVELS_MAX });
                 continue;
             }
-            let inside = (level < LEVELS_READ as u64).then(|| number(level as usize) as u32);
+            let inside = numbers.get(level as usize).map(|number| *number as u32);
             detail.namespace = Some(Namespace { level: level as u32, pid: inside });
         }
         Ok(())
@@ -347,8 +368,6 @@ fn depths(tasks: &[Task], walk: &mut Walk<'_>) -> Vec<Option<u32>> {
 
 #[cfg(test)]
 mod tests {
-    use remote_memory::image::Image;
-
     use super::*;
 
     fn task(pid: u32, parent: u32) -> Task {
@@ -357,8 +376,7 @@ mod tests {
     }
 
     fn check(tasks: &[(u32, u32)], expected: &[Option<u32>], faults: usize) {
-        let kernel = crate::discover_tests::plain_kernel();
-        let mut image = Image::new();
+        let (kernel, mut image, _) = crate::discover_tests::plain_machine();
         let mut walk = Walk::new(&kernel, &mut image, RemoteKey::new(1));
         let tasks: Vec<Task> = tasks.iter().map(|(pid, parent)| task(*pid, *parent)).collect();
         assert_eq!(depths(&tasks, &mut walk), expected);

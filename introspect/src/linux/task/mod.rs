@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 
 use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
 
-use super::walk::Walk as Shared;
+use super::walk::{STRUCTS_PER_ROUND, Walk as Shared};
 use crate::btf::{Field, layout};
 use crate::memory::word;
 use crate::{Damage, Fault, Kernel};
@@ -24,9 +24,6 @@ pub use rss::Rss;
 
 /// A kernel allows four million; a machine with this many is beyond repair, and our own memory must hold them.
 const TASKS_MAX: usize = 256 * 1024;
-
-/// Tasks whose members travel in one round: bounds our memory, and so large that rounds do not multiply.
-const TASKS_PER_ROUND: usize = 16 * 1024;
 
 /// Levels of the tree that holds `PID_MAX_LIMIT` ids at 64 per node.
 const XARRAY_LEVELS_MAX: usize = 4;
@@ -189,7 +186,7 @@ impl Walk<'_> {
             .map(|link| link.wrapping_sub(layout.pid_links.offset as u64))
             .collect();
         let (mut tasks, mut parents) = (Vec::with_capacity(bases.len()), Vec::with_capacity(bases.len()));
-        for bases in bases.chunks(TASKS_PER_ROUND) {
+        for bases in bases.chunks(STRUCTS_PER_ROUND) {
             let images = self.shared.copies(bases, &wanted(layout), "task_struct")?;
             let creds: Vec<u64> = images.iter().flatten().map(|image| layout.real_cred.of(image)).collect();
             let uids = self.uids(&creds)?;

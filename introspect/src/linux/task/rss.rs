@@ -20,8 +20,9 @@ use crate::memory::word;
 /// `NR_MM_COUNTERS`.
 const KINDS: usize = 4;
 
-/// Parts of counters that are read: a thousand processors times a thousand processes. Beyond it sums are a little off.
-const PARTS_MAX: usize = 4 << 20;
+/// Parts of counters that are read: those of a thousand processes on 256 processors. Beyond it, sums are as far off as
+/// those of the kernel's own /proc.
+const PARTS_MAX: usize = 1 << 20;
 
 /// What is resident, in pages of 4 KiB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -111,12 +112,11 @@ impl Walk<'_> {
             return Ok(vec![None; mms.len()]);
         };
         let spaces = distinct(mms.iter().flatten().copied());
-        let images = self.copies(&spaces, &[layout.counters], "mm_struct.rss_stat")?;
+        let counted = self.gather(&spaces, &[layout.counters], "mm_struct.rss_stat", |image| layout.words(image))?;
         let mut sums: HashMap<u64, [i64; KINDS]> = HashMap::new();
         let mut parts = Vec::new();
-        for (mm, image) in spaces.iter().zip(images) {
-            let Some(image) = image else { continue };
-            let (words, pointers) = layout.words(&image);
+        for (mm, counted) in spaces.iter().zip(counted) {
+            let Some((words, pointers)) = counted else { continue };
             sums.insert(*mm, words);
             parts.extend(pointers.into_iter().enumerate().map(|(kind, at)| (*mm, kind, at)).filter(|part| part.2 != 0));
         }
