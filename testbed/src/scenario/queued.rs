@@ -16,7 +16,7 @@ use crate::{client::Kind, topology::FILE_PORT, vm::Vm};
 const BOUND: Duration = Duration::from_secs(60);
 /// Between two looks: each costs the guest what it answers with.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// TCP's memory without and with pressure, and at most: a thousand queues of 10 KiB are some 30 MB, most of it overhead.
+/// TCP memory without pressure, with it, and at most: a thousand queues of 10 KiB are some 30 MB, most of it overhead.
 const LIMITS_PAGES: &str = "16384 24576 32768";
 /// Every connection, those of IPv4 clients of an IPv6 listener in the second.
 const LIST: &str = "cat /proc/net/tcp /proc/net/tcp6";
