@@ -168,7 +168,9 @@ impl RecoverableStream {
                 let now = Instant::now();
                 Closing { deadline: now + ACKNOWLEDGE_PATIENCE, timer: Box::pin(sleep_until(now)) }
             });
-            let broken = !matches!(self.socket.take_error(), Ok(None));
+            // A connection that was reset keeps what it had not sent in its count for ever, and its error goes to
+            // whoever asks first, a failing write for one. That it has no peer any more stays.
+            let broken = !matches!(self.socket.take_error(), Ok(None)) || self.socket.peer_addr().is_err();
             if broken || Instant::now() >= closing.deadline {
                 return Poll::Ready(());
             }

@@ -92,6 +92,31 @@ async fn with_a_full_pool_connections_go_on_unprotected() {
     client.stop();
 }
 
+/// Incident: boxes of clients that had gone away stayed taken for a minute, until a pool of 1024 had none left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_does_not_wait_for_a_client_that_has_reset_its_connection() {
+    let scratch = Scratch::new("reset");
+    let (_service, _pool, socket) = service(&scratch, 4);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (client, handed) = BoxClient::connect(&socket, "test", &[address.port()]).unwrap();
+    let mut listener = RecoverableListener::new(listener, Arc::clone(&client), handed);
+    assert!(client.wait_ready(PATIENCE));
+    let peer = TcpStream::connect(address).unwrap();
+    let mut stream = listener.accept().await.unwrap().stream;
+    // More than both ends' buffers hold, so that the write waits until the peer goes with bytes that it has not read.
+    let leaving = tokio::task::spawn_blocking(move || {
+        peer.peek(&mut [0]).unwrap();
+        drop(peer);
+    });
+    assert!(stream.write_all(&vec![0; 64 << 20]).await.is_err(), "the error is told here, and nowhere again");
+    leaving.await.unwrap();
+    assert!(stream.session().is_protected());
+    let ended = tokio::time::timeout(PATIENCE, stream.shutdown()).await;
+    assert!(ended.is_ok(), "a shutdown waits for a minute for clients that may be slow, not for one that is gone");
+    client.stop();
+}
+
 /// Hands one session to an application and tells what came back.
 fn hand_over(service: &BoxService, port: u16, patience: Duration) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -341,7 +341,14 @@ fn serve(shared: &Shared, stream: UnixStream) -> Result<(), ChannelError> {
     let owner = introduce(shared, &channel, &name, &held, want)?;
     let app = App { owner, name: name.clone(), ports };
     tracing::info!(?app, "an application joined the box service");
-    shared.lock().apps.insert(owner, Connected { app, channel: Arc::clone(&channel) });
+    {
+        let mut state = shared.lock();
+        // A service that has been stopped meanwhile did not know of this conversation, and has to end it too.
+        if state.stopping {
+            channel.shut();
+        }
+        state.apps.insert(owner, Connected { app, channel: Arc::clone(&channel) });
+    }
     let why = loop {
         if let Err(why) = converse(shared, &channel, owner, &name) {
             break why;

@@ -23,6 +23,7 @@ use super::{
     incident::{self, Incident, millis_between},
     installation::{Installation, Order},
     progress::Progress,
+    queued,
     verdict::{self, Host, Verdict},
 };
 use crate::{
@@ -132,6 +133,7 @@ fn carry_out(
     let aimed = run.aim.map(|aim| aim.take(&mut installation.vm, run.seed)).transpose()?;
     let queued = run.order_of_kinds().filter(|kind| *kind == Kind::Queued).count();
     let signals = Signals { others: (run.sessions - queued).into(), ..Signals::default() };
+    queued::make_room(&mut installation.vm, &run.kinds)?;
     let client = installation.topology.client.try_clone()?;
     let (outcomes, broken) = thread::scope(|scope| {
         progress.step(format_args!("{} clients start", run.sessions));
@@ -235,6 +237,7 @@ fn direct(
     progress: Progress,
 ) -> Result<Broken> {
     start(run, signals)?;
+    queued::wait(&mut installation.vm, &run.kinds, run.sessions, progress)?;
     let weather = installation.topology.weather();
     let turn = |bad| weather.iter().for_each(|weather| weather.turn(bad));
     let pause = Duration::from_micros(StdRng::seed_from_u64(run.seed).random_range(PAUSE_US));

@@ -10,6 +10,7 @@ pub mod hang_download;
 pub mod incident;
 mod installation;
 mod progress;
+mod queued;
 pub mod rescue_and_return;
 pub mod soak;
 mod verdict;

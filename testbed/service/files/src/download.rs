@@ -1,6 +1,7 @@
 //! The body of a GET: content in pieces, paced if asked, without reading again what the client has already.
 
 use crate::content::Content;
+use crate::pieces;
 use bytes::Bytes;
 use contbox::http::RESPONSE_HEAD_BYTES_MAX;
 use hyper::body::{Body, Frame, SizeHint};
@@ -12,8 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Bytes per piece: enough to amortise a read, little enough to share one processor with other sessions.
-const PIECE_BYTES: u64 = 64 << 10;
+const PIECE_BYTES: u64 = pieces::PIECE_BYTES as u64;
 /// Pieces per second of a paced download: so many that a client's pause shows the recovery, not the pace.
 const PACED_PIECES_PER_S: u64 = 100;
 
@@ -64,10 +64,10 @@ impl Download {
             .map_or(PIECE_BYTES, |pace| (pace.bytes_per_s / PACED_PIECES_PER_S).clamp(1, PIECE_BYTES));
         // Read here and not on a pool of threads: pieces are small and mostly in the page cache, and a server in a
         // small guest has no threads to spare.
-        let mut piece = vec![0; wanted.min(longest) as usize];
-        self.content.read(self.left.start, &mut piece)?;
+        let (content, offset) = (&self.content, self.left.start);
+        let piece = pieces::filled(wanted.min(longest) as usize, |piece| content.read(offset, piece))?;
         self.left.start += piece.len() as u64;
-        Ok(piece.into())
+        Ok(piece)
     }
 }
 

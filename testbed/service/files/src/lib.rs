@@ -7,6 +7,7 @@
 pub mod conditions;
 pub mod content;
 pub mod download;
+pub mod pieces;
 pub mod server;
 pub mod synthetic;
 pub mod upload;
