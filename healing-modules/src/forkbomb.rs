@@ -8,7 +8,7 @@
 //! | policy | broken by | who dies |
 //! |---|---|---|
 //! | `TOO_MANY_PROCS` | a user with more processes than that | the largest groups of that user, until it is below |
-//! | `RATE_TOO_HIGH` | a user whose processes multiply faster than that | the groups that grew, fastest first, until it is |
+//! | `RATE_TOO_HIGH` | a user whose processes multiply faster than that | the groups that grew, fastest first |
 //! | `TREE_TOO_DEEP` | a process further below the first one than that | its group |
 //!
 //! One user at a time, the worst first: after each cure the target is looked at again.

@@ -8,8 +8,8 @@
 //!   Alarm ──► raised_by? ──► confirm(fresh samples) ──► remedy ──► carried out by the monitor ──► proof of cure
 //! ```
 //!
-//! A target that is drowned by its own processes and not dead is repaired in place ([`healer`]): what its memory says of
-//! them is the evidence, a plan says who is to be ended and why, and no plan leaves the bounds of [`plan::Safety`].
+//! A target that is drowned by its own processes and not dead is repaired in place ([`healer`]): what its memory says
+//! of them is the evidence, a plan says who is to be ended and why, and no plan leaves the bounds of [`plan::Safety`].
 //!
 //! Invariants: a module acts on an [`Alarm`] only, and the loss of the access path is none; an illness that is not
 //! confirmed costs the target nothing; exactly one module answers for one alarm (the first of [`known`]).

@@ -4,10 +4,10 @@
 //! |---|---|---|
 //! | `MAX_RSS` | a process with more resident memory than that | that process, the largest first |
 //! | `MAX_RSSUID` | a user whose processes have more than that | all processes of that user |
-//! | `MAX_RSSUID_SAVEUID` | the same, and the user is to keep what it works with | its largest processes, until it is below |
+//! | `MAX_RSSUID_SAVEUID` | the same; the user keeps what it works with | its largest processes, until it is below |
 //!
-//! One at a time: after each cure the target is looked at again. A controller that starts its children anew shows as the
-//! same user being over its bound again; under `MAX_RSSUID` it dies with them.
+//! One at a time: after each cure the target is looked at again. A controller that starts its children anew shows as
+//! the same user being over its bound again; under `MAX_RSSUID` it dies with them.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,5 +1,5 @@
-//! What an operator does to a live target from outside: `ps`, `lock`, `unlock`, `kill`. Nothing of it needs a program in
-//! the target, a login, or its help.
+//! What an operator does to a live target from outside: `ps`, `lock`, `unlock`, `kill`. Nothing of it needs a program
+//! in the target, a login, or its help.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -259,7 +259,7 @@ impl Kill {
         let kernel = discover(link).map_err(anyhow::Error::msg)?;
         let wanted: HashSet<u32> = self.pids.iter().copied().collect();
         let mut unknown = Vec::new();
-        // An operator may end anything but what would end the machine; that bound is not here but where places are found.
+        // An operator may end anything but what would end the machine; that is held where places are found.
         let safety = Safety { spare_uids: Vec::new(), spare_comms: Vec::new(), blast_cap: self.pids.len() };
         if self.dry_run {
             return self.say_only(link, &kernel, &wanted);
@@ -275,9 +275,7 @@ impl Kill {
         let operation = operate(link, &kernel, "an operator kills processes", &safety, &mut decide)?;
         if !unknown.is_empty() {
             unknown.sort_unstable();
-            bail!(
-                "nothing was done: {unknown:?} are no processes that may be ended (gone, ending, the first one, the kernel's)"
-            );
+            bail!("nothing was done: {unknown:?} are gone, ending, the first process, or the kernel's own");
         }
         let Operation { plan, kill, locked, .. } = operation;
         let culprits = plan.map(|plan| plan.culprits).unwrap_or_default();

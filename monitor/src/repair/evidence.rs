@@ -46,8 +46,8 @@ pub fn look<M: RemoteRead + ?Sized>(
     Ok(Findings { evidence, tasks: found.into_iter().map(|detail| detail.task).collect(), damage })
 }
 
-/// Threads joined to their processes, in the order of their ids. A process lives as long as one of its threads does; its
-/// leader may have gone before.
+/// Threads joined to their processes, in the order of their ids. A process lives as long as one of its threads does;
+/// its leader may have gone before.
 fn processes(details: &[Detail]) -> Vec<Process> {
     let mut processes: BTreeMap<u32, Process> = BTreeMap::new();
     for detail in details {

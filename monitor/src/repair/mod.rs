@@ -192,7 +192,7 @@ fn in_the_standstill(
     let (kill, more) = kill::plan(kernel, memory, ram, &tasks, &processes)?;
     let planned = begin.elapsed();
     carry_out(memory, &token.fenced(), &kill.edits)?;
-    tracing::info!(?looked, ?planned, carried_out = ?begin.elapsed(), edits = kill.edits.len(), "in the standstill");
+    tracing::debug!(?looked, ?planned, carried_out = ?begin.elapsed(), edits = kill.edits.len(), "in the standstill");
     let damage = damage.into_iter().chain(more).collect();
     Ok(Operation { evidence, plan: Some(plan), kill, locked: Duration::ZERO, damage })
 }

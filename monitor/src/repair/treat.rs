@@ -37,8 +37,8 @@ pub enum Cure {
     },
 }
 
-/// Treats the target until `healer` finds nothing, or nothing more can be done. `note` hears of every repair when it has
-/// been made.
+/// Treats the target until `healer` finds nothing, or nothing more can be done. `note` hears of every repair when it
+/// has been made.
 ///
 /// # Errors
 /// See [`RepairError`]; repairs of before have been told to `note`.
@@ -54,13 +54,7 @@ pub fn treat(
         let earlier = earlier(table, kernel, healer)?;
         // A look that costs the target nothing: it is locked only if something is to be done.
         let ram = RemoteKey::new(table.ram().map_err(RepairError::Region)?.key);
-        let Findings { evidence, damage, tasks } = look(kernel, table.memory(), ram)?;
-        let exiting = evidence.processes.iter().filter(|process| process.is_exiting).count();
-        tracing::info!(damage = damage.len(), first = ?damage.first(), tasks = tasks.len(), exiting,
-            processes = evidence.processes.len(),
-            users = ?evidence.processes_of_users(),
-            "judged while it runs"
-        );
+        let Findings { evidence, .. } = look(kernel, table.memory(), ram)?;
         let Some(plan) = healer.diagnose(&evidence, earlier.as_ref(), safety) else { return Ok(Cure::Healthy) };
         if is_dry_run {
             safety.check(&plan, &evidence)?;

@@ -196,7 +196,8 @@ impl Duty {
                 Some(Event::Cured { module: name, repairs })
             }
             Ok(Cure::DryRun(plan)) => {
-                tracing::warn!(target_name = %self.target.name, module = %name, proof = %plan.proof, "not repaired: act = false");
+                let proof = &plan.proof;
+                tracing::warn!(target_name = %self.target.name, module = %name, proof, "not repaired: act = false");
                 Some(Event::RepairWithheld { module: name, plan })
             }
             Ok(Cure::Ill { why }) => Some(Event::NotCured { module: name, why }),

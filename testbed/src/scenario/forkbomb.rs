@@ -98,7 +98,7 @@ fn carry_out(installation: &mut Installation, progress: Progress) -> Result<(Rep
     installation.vm.run(&passwd)?;
     progress.step("the bomb goes off");
     let begin_ns = monitor::clock::Clock::now_ns(&monitor::clock::Monotonic);
-    installation.vm.run("(su u -s /bin/sh -c 'b() { b | b & }; b') </dev/null >/dev/null 2>&1 &")?;
+    installation.vm.run("(su u -s /bin/sh -c 'b() { while :; do b & done; }; b') </dev/null >/dev/null 2>&1 &")?;
     let begin = Instant::now();
     let lines = loop {
         let lines = incident::read(&installation.journal)?;
