@@ -62,8 +62,8 @@ pub fn treat(
         }
         let mut decide = |evidence: &Evidence| healer.diagnose(evidence, earlier.as_ref(), safety);
         let operation = operate(table, kernel, healer.name(), safety, &mut decide)?;
-        let culprits = operation.plan.as_ref().map_or(&[][..], |plan| &plan.culprits);
-        let left = survivors(table, kernel, culprits, PATIENCE)?;
+        let Some(plan) = &operation.plan else { continue }; // it has passed before the target stood still
+        let left = survivors(table, kernel, &plan.culprits, PATIENCE)?;
         let treated = Treated { earlier, operation, survivors: left };
         note(&treated);
         if !treated.survivors.is_empty() {
