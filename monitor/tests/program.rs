@@ -137,7 +137,7 @@ fn a_daemon_without_its_target_says_so_serves_metrics_and_ends_when_asked() {
     assert!(text.contains("\"stage\":\"opened\"") && text.contains("\"stage\":\"path_lost\""), "{text}");
     let output = monitor(&["replay", journal.to_str().unwrap()]);
     assert!(output.status.success());
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "0 verdicts\n");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "0 verdicts, 0 repairs\n");
 }
 
 fn scraped(address: std::net::SocketAddr) -> String {

@@ -17,7 +17,7 @@ use testbed::{
     fault::Fault,
     sandbox,
     scenario::{
-        self, Aim, Order, Progress, Run, Stage, hang_download,
+        self, Aim, Order, Progress, Run, Stage, drown, hang_download,
         soak::{self, Load, Soak},
     },
     timeline::Timeline,
@@ -131,6 +131,8 @@ enum Scenario {
     RescueAndReturn(RescueAndReturn),
     /// An ordinary user of a guest sets off a fork bomb; the monitor ends it from outside, and nothing else is harmed.
     Forkbomb(Forkbomb),
+    /// An ordinary user of a guest takes its memory; the monitor ends that from outside, and nothing else is harmed.
+    Memhog(Memhog),
     /// A healthy guest under a load must not be taken for one that hangs; at the end it does hang, and must be.
     Soak(SoakArguments),
 }
@@ -152,10 +154,43 @@ struct RescueAndReturn {
 
 #[derive(Args)]
 struct Forkbomb {
+    /// What the processes do.
+    #[arg(long, value_enum, default_value = "cpu")]
+    variant: drown::Variant,
+    /// How many there are; the shell's has no number.
+    #[arg(long, default_value_t = 200)]
+    procs: u32,
+    #[command(flatten)]
+    drowning: Drowning,
+}
+
+#[derive(Args)]
+struct Memhog {
+    /// How many processes take memory.
+    #[arg(long, default_value_t = 4)]
+    procs: u32,
+    /// How much each of them takes, in MiB.
+    #[arg(long, default_value_t = 40)]
+    mib: u32,
+    /// Their controller makes those anew that die.
+    #[arg(long)]
+    respawn: bool,
+    #[command(flatten)]
+    drowning: Drowning,
+}
+
+#[derive(Args)]
+struct Drowning {
+    /// Repair nothing and watch for so many seconds.
+    #[arg(long)]
+    unrepaired_s: Option<u64>,
+    /// How long a piece of useful work takes alone, in milliseconds.
+    #[arg(long, default_value_t = 1000)]
+    piece_ms: u64,
     #[command(flatten)]
     guest: Guest,
     /// Where result, journal and, after a failure, logs are left.
-    #[arg(long, default_value = "out/forkbomb")]
+    #[arg(long, default_value = "out/drown")]
     out: PathBuf,
 }
 
@@ -349,7 +384,12 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Action::Run { scenario: Scenario::RescueAndReturn(arguments) } => rescue_and_return(arguments),
-        Action::Run { scenario: Scenario::Forkbomb(arguments) } => forkbomb(arguments),
+        Action::Run { scenario: Scenario::Forkbomb(Forkbomb { variant, procs, drowning }) } => {
+            drown(drown::Illness::ForkBomb { variant, procs }, drowning)
+        }
+        Action::Run { scenario: Scenario::Memhog(Memhog { procs, mib, respawn, drowning }) } => {
+            drown(drown::Illness::MemHog { procs, mib, respawn }, drowning)
+        }
         Action::Torn { kernel, paths, visits, stride, phase, narrow } => {
             let order = torn::Order { kernel, paths, visits, stride: stride as usize, phase, narrow };
             let report = torn::explore(&order, Progress::begin())?;
@@ -380,10 +420,12 @@ fn run_hang_download(arguments: HangDownload) -> Result<ExitCode> {
     Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn forkbomb(arguments: Forkbomb) -> Result<ExitCode> {
-    let Forkbomb { guest, out } = arguments;
-    let run = scenario::forkbomb::Run { order: guest.order(), out };
-    let (report, timeline) = scenario::forkbomb::run(&run, Progress::begin())?;
+fn drown(illness: drown::Illness, drowning: Drowning) -> Result<ExitCode> {
+    let Drowning { unrepaired_s, piece_ms, guest, out } = drowning;
+    let order = Order { rogue: true, ..guest.order() };
+    let (unrepaired_for, piece) = (unrepaired_s.map(Duration::from_secs), Duration::from_millis(piece_ms));
+    let run = drown::Run { illness, unrepaired_for, piece, order, out };
+    let (report, timeline) = drown::run(&run, Progress::begin())?;
     eprint!("{timeline}");
     println!("{}", serde_json::to_string(&report)?);
     Ok(if report.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -109,7 +109,7 @@ pub struct Rule {
     pub deadline: Option<Duration>,
     /// Overrides the limit of level and pressure sensors.
     pub limit: Option<u64>,
-    /// The window of pressure sensors.
+    /// The window of pressure sensors; how long level sensors may be beyond their limit.
     pub window: Option<Duration>,
     /// How many must stall.
     pub quorum: Quorum,
@@ -193,7 +193,10 @@ fn bound(sensor: &DescribedSensor, rule: Option<&Rule>) -> Option<Bound> {
             let deadline = rule.and_then(|rule| rule.deadline).or(claimed)?;
             Some(Bound::Progress { deadline_ns: nanos(deadline) })
         }
-        Class::Level => Some(Bound::Level { limit, hold_ns: sensor.period_ns, floor: sensor.floor }),
+        Class::Level => {
+            let hold_ns = rule.and_then(|rule| rule.window).map_or(sensor.period_ns, nanos);
+            Some(Bound::Level { limit, hold_ns, floor: sensor.floor })
+        }
         Class::Pressure => {
             let claimed = (sensor.period_ns > 0).then_some(sensor.period_ns);
             let window_ns = rule.and_then(|rule| rule.window).map(nanos).or(claimed);

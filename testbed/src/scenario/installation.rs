@@ -57,6 +57,8 @@ pub struct Order {
     pub deadline_ms: u64,
     /// Whether the guest has the lock-up module.
     pub lockup_module: bool,
+    /// Whether the guest has what drowns it.
+    pub rogue: bool,
     /// Where the spare dies, if it does, and the seed of the moment; there is a second one then.
     pub spare_dies: Option<(Stage, u64)>,
     /// Continuation Boxes in the guest's pool.
@@ -80,6 +82,7 @@ impl Order {
             vcpus,
             deadline_ms,
             lockup_module: false,
+            rogue: false,
             pool_slots: POOL_SLOTS,
             connections_max: None,
             wire: Wire::Good,
@@ -416,6 +419,9 @@ fn image(kernel: &Kernel, order: &Order) -> Result<PathBuf> {
     let mut image = ImageSpec::new(kernel.clone())
         .program("target-agent", &program("target-agent")?)
         .program("file-server", &program("file-server")?);
+    if order.rogue {
+        image = image.program("rogue", &program("rogue")?);
+    }
     if order.lockup_module {
         image = image.extra_module(&fault::build_lockup_module(kernel)?);
     }

@@ -4,8 +4,8 @@
 mod aim;
 mod configuration;
 mod daemon;
+pub mod drown;
 mod dying;
-pub mod forkbomb;
 pub mod hang_download;
 pub mod incident;
 mod installation;

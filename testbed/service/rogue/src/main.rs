@@ -1,0 +1,72 @@
+//! What drowns a machine (a fork bomb, a memory hog) and the useful work that suffers from it. Runs in guests only.
+
+mod bomb;
+mod hog;
+mod work;
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Be this user, who must not be root: what is done here is to be survived.
+    #[arg(long)]
+    uid: Option<u32>,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Processes that make processes, and make those anew that die.
+    Bomb(bomb::Bomb),
+    /// A controller whose children take memory.
+    Hog(hog::Hog),
+    /// A useful program: does the same piece of work again and again, and says how long each took, in milliseconds.
+    Work(work::Work),
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rogue: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let arguments = Arguments::parse();
+    if let Some(uid) = arguments.uid {
+        return Err(as_user(uid));
+    }
+    match arguments.action {
+        Action::Bomb(bomb) => bomb.run(),
+        Action::Hog(hog) => hog.run(),
+        Action::Work(work) => work.run(),
+    }
+}
+
+/// This program, with the same words but the user's: returns only if that fails.
+fn as_user(uid: u32) -> anyhow::Error {
+    let words = std::env::args_os().skip(1).scan(false, |is_value, word| {
+        let is_ours = *is_value || word == "--uid";
+        *is_value = word == "--uid";
+        Some((!is_ours).then_some(word))
+    });
+    let words: Vec<_> = words.flatten().collect();
+    match std::env::current_exe().context("who am I") {
+        Ok(program) => Command::new(program).args(words).uid(uid).gid(uid).exec().into(),
+        Err(error) => error,
+    }
+}
+
+/// This program as a child, with other words; a machine that has no room for it is what it is for.
+fn spawn(words: &[String]) -> Option<std::process::Child> {
+    Command::new(std::env::current_exe().ok()?).args(words).spawn().ok()
+}
