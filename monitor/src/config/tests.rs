@@ -97,6 +97,18 @@ fn the_example_file_is_valid_and_names_every_key() {
         "control",
         "address",
         "ports",
+        "act",
+        "spare_uids",
+        "spare_comms",
+        "blast_cap",
+        "again_s",
+        "too_many_procs",
+        "rate_too_high",
+        "tree_too_deep",
+        "max_rss_mib",
+        "max_rssuid_mib",
+        "max_rssuid_saveuid_mib",
+        "only_below_free_mib",
     ] {
         assert!(text.contains(key), "the example does not show {key}");
     }
@@ -246,4 +258,40 @@ fn a_file_without_targets_or_that_cannot_be_read_is_refused() {
     );
     let error = load(Path::new("/nonexistent/m.toml")).unwrap_err().to_string();
     assert_eq!(error, "/nonexistent/m.toml: cannot be read: No such file or directory (os error 2)");
+}
+
+#[test]
+fn a_repair_that_could_do_nothing_or_names_what_is_not_there_is_refused() {
+    let with = |repair: &str, expected: &str| {
+        check("[[target]]", &format!("[[target]]\n{repair}"), expected);
+    };
+    let module = |words: &str| format!("repair = {{ module = [{{ {words} }}] }}");
+    with(
+        "repair = {}",
+        "m.toml:12: target.repair: nothing is repaired without a [[target.repair.module]]; add one or leave \
+         [target.repair] out",
+    );
+    with(
+        &module("use = \"forkbomb\", sensors = [], too_many_procs = 1"),
+        "m.toml:12: target.repair.module.sensors: without a sensor the module is never asked; name those whose leaving \
+         their bounds asks for it",
+    );
+    with(
+        &module("use = \"forkbomb\", sensors = [\"tasks\"]"),
+        "m.toml:12: target.repair.module: without a policy the module finds nothing; add one, such as too_many_procs or \
+         max_rss_mib",
+    );
+    with(
+        &module("use = \"cold\", sensors = [\"tasks\"], too_many_procs = 1"),
+        "m.toml:12: target.repair.module.use: no module \"cold\"; there are forkbomb and memhog",
+    );
+    with(
+        &module("use = \"memhog\", sensors = [\"tasks\"], too_many_procs = 1"),
+        "m.toml:12: target.repair.module: unknown field `too_many_procs`, expected one of `max_rss_mib`, \
+         `max_rssuid_mib`, `max_rssuid_saveuid_mib`, `only_below_free_mib` for memhog",
+    );
+    with(
+        "repair = { blast_cap = 0, module = [{ use = \"forkbomb\", sensors = [\"tasks\"], too_many_procs = 1 }] }",
+        "m.toml:12: target.repair.blast_cap: no repair may end a process: set act = false for a dry run, or raise it",
+    );
 }
