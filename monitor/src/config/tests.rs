@@ -278,8 +278,8 @@ fn a_repair_that_could_do_nothing_or_names_what_is_not_there_is_refused() {
     );
     with(
         &module("use = \"forkbomb\", sensors = [\"tasks\"]"),
-        "m.toml:12: target.repair.module: without a policy the module finds nothing; add one, such as too_many_procs or \
-         max_rss_mib",
+        "m.toml:12: target.repair.module: without a policy the module finds nothing; add one, such as \
+         too_many_procs or max_rss_mib",
     );
     with(
         &module("use = \"cold\", sensors = [\"tasks\"], too_many_procs = 1"),
