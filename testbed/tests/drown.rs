@@ -1,0 +1,59 @@
+//! A real guest is drowned by its own processes, and saved from outside. Slow (a minute).
+//!
+//! The daemons must have been built (`make test` does).
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::Value;
+
+/// One virtual machine at a time.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+/// Runs a scenario and returns its line of JSON; a run that fails shows what it said.
+fn run(name: &str, arguments: &[&str]) -> Value {
+    let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
+        .arg("run")
+        .args(arguments)
+        // Short pieces of work; and a deadline that a guest keeps on a machine that is busy with other tests.
+        .args(["--vcpus", "2", "--piece-ms", "300", "--deadline-ms", "2000", "--out"])
+        .arg(&out)
+        .output()
+        .expect("testbed can be started");
+    let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{log}\n{said}", output.status);
+    fs::remove_dir_all(&out).expect("the results can be removed");
+    let line = said.lines().last().unwrap_or_default();
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+}
+
+fn check(result: &Value) {
+    assert_eq!((&result["pass"], &result["why"]), (&Value::Bool(true), &Value::Null), "{result}");
+    let culprits: u64 = result["culprits"].as_array().unwrap().iter().filter_map(Value::as_u64).sum();
+    assert!(culprits > 0, "nobody was ended: {result}");
+    assert!(result["after_ms"].as_array().unwrap().len() >= 5, "no useful work after the cure: {result}");
+}
+
+#[test]
+fn a_fork_bomb_of_sleepers_is_ended_from_outside_and_useful_work_goes_on() {
+    let result = run("bomb", &["forkbomb", "--variant", "sleepers", "--procs", "120"]);
+    check(&result);
+    assert_eq!(result["left"], 0, "{result}");
+}
+
+#[test]
+fn a_memory_hog_whose_controller_starts_its_children_anew_is_ended_with_it() {
+    let result = run("hog", &["memhog", "--procs", "3", "--mib", "48", "--respawn"]);
+    check(&result);
+    assert_eq!(result["left"], 0, "{result}");
+}
+
+#[test]
+fn without_leave_to_act_nothing_is_written() {
+    let result = run("withheld", &["forkbomb", "--variant", "cpu", "--procs", "60", "--unrepaired-s", "6"]);
+    assert_eq!((&result["pass"], result["culprits"].as_array().unwrap().len()), (&Value::Bool(true), 0), "{result}");
+}
