@@ -152,6 +152,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             Ok(token) => {
                 self.fence_failures = 0;
                 self.tools.standby.rest(true);
+                self.tools.ward.fenced();
                 self.note(self.tools.clock.now_ns(), Event::Fenced { token: token.clone(), asked_ns });
                 self.tools.metrics.fences.inc();
                 self.standing = Standing::Fenced(Patient {

@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand};
 use control::reinstate::Assignment;
 use monitor::after::Order;
 use monitor::clock::{Clock, Monotonic};
-use monitor::config::{self, Config, OnHang, Target};
+use monitor::config::{self, Config, Target};
 use monitor::door::{self, LinkDoor};
 use monitor::evacuate::{Readiness, Standby};
 use monitor::fleet::Fleet;
@@ -54,7 +54,7 @@ struct Arguments {
     /// Check the configuration and exit.
     #[arg(long)]
     check: bool,
-    /// Report hangs, whatever the configuration says, and touch nothing.
+    /// Report what would be done, whatever the configuration says, and touch nothing.
     #[arg(long)]
     dry_run: bool,
     /// Write logs as JSON, one object per line.
@@ -194,7 +194,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             let Some(file) = arguments.config else { bail!("--config FILE is missing") };
             let mut config = config::load(&file)?;
             if arguments.dry_run {
-                config.targets.iter_mut().for_each(|target| target.on_hang = OnHang::Report);
+                config.touch_nothing();
             }
             match arguments.check {
                 true => println!(

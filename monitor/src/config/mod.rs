@@ -124,6 +124,16 @@ pub struct Config {
     pub targets: Vec<Target>,
 }
 
+impl Config {
+    /// Makes it one for a dry run: hangs are reported, and repairs withheld.
+    pub fn touch_nothing(&mut self) {
+        for target in &mut self.targets {
+            target.on_hang = OnHang::Report;
+            target.repair.iter_mut().for_each(|repair| repair.act = false);
+        }
+    }
+}
+
 /// Where the other monitor of the same targets is, and who of the two acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Partner {

@@ -295,3 +295,13 @@ fn a_repair_that_could_do_nothing_or_names_what_is_not_there_is_refused() {
         "m.toml:12: target.repair.blast_cap: no repair may end a process: set act = false for a dry run, or raise it",
     );
 }
+
+#[test]
+fn a_dry_run_neither_fences_nor_writes() {
+    let text = include_str!("../../monitor.example.toml");
+    let mut config = parse(Path::new("monitor.example.toml"), text).unwrap();
+    assert!(config.targets[0].repair.as_ref().unwrap().act && config.targets[0].on_hang == OnHang::Evacuate);
+    config.touch_nothing();
+    assert!(config.targets.iter().all(|target| target.on_hang == OnHang::Report));
+    assert!(config.targets.iter().filter_map(|target| target.repair.as_ref()).all(|repair| !repair.act));
+}

@@ -17,7 +17,7 @@ use link::Link;
 
 use super::{Cure, Treated, discover, treat};
 use crate::clock::{Clock, Monotonic};
-use crate::config::{Config, Module, Repair, Target};
+use crate::config::{Config, Module, Partner, Repair, Target};
 use crate::inspect;
 use crate::journal::{Event, Journal, RepairLine};
 use crate::metrics::TargetMetrics;
@@ -33,6 +33,7 @@ const CONNECT_AGAIN: Duration = Duration::from_secs(1);
 enum Word {
     Raised(String),
     Cleared(String),
+    Fenced,
 }
 
 /// The watch's end.
@@ -53,6 +54,11 @@ impl Ward {
         self.tell(Word::Cleared(sensor.to_owned()));
     }
 
+    /// The target is fenced: nothing of it is to be repaired any more.
+    pub fn fenced(&self) {
+        self.tell(Word::Fenced);
+    }
+
     /// Whether the target stands still for a repair, or may.
     pub fn is_operating(&self) -> bool {
         self.is_operating.load(Ordering::Acquire)
@@ -65,7 +71,7 @@ impl Ward {
         }
     }
 
-    /// Opens the ward of `target`; one that is not to be repaired has none.
+    /// Opens the ward of `target`; one that is not to be repaired has none. Of two monitors the first repairs.
     ///
     /// # Errors
     /// If there is no thread for it.
@@ -76,7 +82,8 @@ impl Ward {
         metrics: &TargetMetrics,
         stop: &Arc<AtomicBool>,
     ) -> std::io::Result<(Self, Option<JoinHandle<()>>)> {
-        let Some(repair) = target.repair.clone() else { return Ok((Self::default(), None)) };
+        let is_second = matches!(config.partner, Partner::Second { .. });
+        let Some(repair) = target.repair.clone().filter(|_| !is_second) else { return Ok((Self::default(), None)) };
         let (sender, words) = channel();
         let ward = Self { words: Some(Arc::new(Mutex::new(sender))), is_operating: Arc::default() };
         let (mut dispatcher, mut modules) = (Dispatcher::default(), BTreeMap::new());
@@ -128,6 +135,7 @@ impl Duty {
                     next = Instant::now();
                 }
                 Ok(Word::Cleared(sensor)) => drop(raised.remove(&sensor)),
+                Ok(Word::Fenced) => raised.clear(),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
