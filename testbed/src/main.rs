@@ -17,7 +17,7 @@ use testbed::{
     fault::Fault,
     sandbox,
     scenario::{
-        self, Aim, Order, Progress, Run, Stage, drown, hang_download,
+        self, Aim, Order, Progress, Run, Stage, drown, hang_download, series,
         soak::{self, Load, Soak},
     },
     timeline::Timeline,
@@ -133,6 +133,8 @@ enum Scenario {
     Forkbomb(Forkbomb),
     /// An ordinary user of a guest takes its memory; the monitor ends that from outside, and nothing else is harmed.
     Memhog(Memhog),
+    /// How long useful work takes in a guest that is drowned, repaired and not, against how many processes do it.
+    RepairSeries(RepairSeries),
     /// A healthy guest under a load must not be taken for one that hangs; at the end it does hang, and must be.
     Soak(SoakArguments),
 }
@@ -191,6 +193,27 @@ struct Drowning {
     guest: Guest,
     /// Where result, journal and, after a failure, logs are left.
     #[arg(long, default_value = "out/drown")]
+    out: PathBuf,
+}
+
+#[derive(Args)]
+struct RepairSeries {
+    /// What drowns the guests.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "cpu,io,sleepers,respawn")]
+    kinds: Vec<series::Kind>,
+    /// How many processes do it.
+    #[arg(long, value_delimiter = ',', default_value = "25,50,100,200")]
+    procs: Vec<u32>,
+    /// How long a guest that is not repaired is watched, in seconds.
+    #[arg(long, default_value_t = 20)]
+    unrepaired_s: u64,
+    /// How long a piece of useful work takes alone, in milliseconds.
+    #[arg(long, default_value_t = 1000)]
+    piece_ms: u64,
+    #[command(flatten)]
+    guest: Guest,
+    /// Where figures and numbers are left.
+    #[arg(long, default_value = "out/repair")]
     out: PathBuf,
 }
 
@@ -387,6 +410,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Action::Run { scenario: Scenario::Forkbomb(Forkbomb { variant, procs, drowning }) } => {
             drown(drown::Illness::ForkBomb { variant, procs }, drowning)
         }
+        Action::Run { scenario: Scenario::RepairSeries(arguments) } => repair_series(arguments),
         Action::Run { scenario: Scenario::Memhog(Memhog { procs, mib, respawn, drowning }) } => {
             drown(drown::Illness::MemHog { procs, mib, respawn }, drowning)
         }
@@ -418,6 +442,16 @@ fn run_hang_download(arguments: HangDownload) -> Result<ExitCode> {
     eprint!("\n{}", timeline.text(100));
     println!("{}", serde_json::to_string(&verdict)?);
     Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn repair_series(arguments: RepairSeries) -> Result<ExitCode> {
+    let RepairSeries { kinds, procs, unrepaired_s, piece_ms, guest, out } = arguments;
+    let order = guest.order();
+    let (unrepaired_for, piece) = (Duration::from_secs(unrepaired_s), Duration::from_millis(piece_ms));
+    let series = series::Series { illnesses: kinds, procs, unrepaired_for, piece, order, out };
+    let points = series::run(&series)?;
+    println!("{}", serde_json::to_string(&points)?);
+    Ok(if points.iter().all(|point| point.pass) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn drown(illness: drown::Illness, drowning: Drowning) -> Result<ExitCode> {

@@ -308,7 +308,8 @@ fn wait_for_pieces(installation: &mut Installation, count: usize) -> Result<Vec<
     }
 }
 
-fn median(values: &[f64]) -> Option<f64> {
+/// The middle one of some values.
+pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied()
