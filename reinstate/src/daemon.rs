@@ -325,8 +325,8 @@ impl Spare {
         let Some(Ok(connections)) = connections else { return };
         for mute in connections.iter().filter(|it| resumed.contains(&it.peer) && it.is_mute()) {
             self.counts.mute.fetch_add(1, Ordering::Relaxed);
-            let unacknowledged = mute.unacknowledged;
-            tracing::warn!(peer = %mute.peer, unacknowledged, "a resumed session's client is mute");
+            let (unacknowledged, traffic) = (mute.unacknowledged, mute.traffic);
+            tracing::warn!(peer = %mute.peer, unacknowledged, ?traffic, "a resumed session's client is mute");
         }
     }
 

@@ -41,6 +41,13 @@ const ANSWER_LEN: usize = 72;
 /// `tcpi_bytes_acked` and `tcpi_bytes_received`; Linux 4.1.
 const INFO_ACKNOWLEDGED: Range<usize> = 120..128;
 const INFO_RECEIVED: Range<usize> = 128..136;
+/// `tcpi_rto` in microseconds, `tcpi_last_ack_recv` in milliseconds, `tcpi_total_retrans`, `tcpi_segs_out` and
+/// `tcpi_segs_in`.
+const INFO_RTO: Range<usize> = 8..12;
+const INFO_LAST_ACK: Range<usize> = 56..60;
+const INFO_REPEATED: Range<usize> = 100..104;
+const INFO_SAID: Range<usize> = 136..140;
+const INFO_HEARD: Range<usize> = 140..144;
 /// Where the id lies in `struct inet_diag_msg`.
 const ID_IN_ANSWER: usize = 4;
 
@@ -75,10 +82,28 @@ pub struct Connection {
     pub acknowledged: u64,
     /// Bytes, and the FIN, that came here, or were put back by TCP_REPAIR.
     pub received: u64,
+    /// What went by.
+    pub traffic: Traffic,
     timer: u8,
     retransmits: u8,
     family: i32,
     id: Vec<u8>,
+}
+
+/// What went by on a connection, for whoever looks for the reason of a silence: a socket that hears segments and takes
+/// no acknowledgement from them refuses them, one that hears none is not reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Segments that were sent.
+    pub said: u32,
+    /// Of them, those that were sent before.
+    pub repeated: u32,
+    /// Segments that came, whatever became of them.
+    pub heard: u32,
+    /// Milliseconds since an acknowledgement came that was taken.
+    pub last_ack_ms: u32,
+    /// How long a repetition is waited for, in milliseconds.
+    pub rto_ms: u32,
 }
 
 impl Connection {
@@ -99,10 +124,31 @@ impl Connection {
         let count = |range: Range<usize>| Some(u64::from_ne_bytes(info?.get(range)?.try_into().ok()?));
         let acknowledged = count(INFO_ACKNOWLEDGED).unwrap_or(0);
         let received = count(INFO_RECEIVED).unwrap_or(0);
+        let number = |range: Range<usize>| Some(u32::from_ne_bytes(info?.get(range)?.try_into().ok()?));
+        let number = |range| number(range).unwrap_or(0);
+        let traffic = Traffic {
+            said: number(INFO_SAID),
+            repeated: number(INFO_REPEATED),
+            heard: number(INFO_HEARD),
+            last_ack_ms: number(INFO_LAST_ACK),
+            rto_ms: number(INFO_RTO) / 1000,
+        };
         let unacknowledged = u32::from_ne_bytes(body.get(WRITE_QUEUE)?.try_into().ok()?);
         let (state, timer, retransmits) = (body[1], body[2], body[3]);
         let id = id.to_vec();
-        Some(Self { local, peer, state, unacknowledged, acknowledged, received, timer, retransmits, family, id })
+        Some(Self {
+            local,
+            peer,
+            state,
+            unacknowledged,
+            acknowledged,
+            received,
+            traffic,
+            timer,
+            retransmits,
+            family,
+            id,
+        })
     }
 
     /// Whether the client acknowledges nothing of what it was sent, however often. A closed window is not that: nothing

@@ -389,6 +389,14 @@ impl Installation {
             }
         }
         fs::copy(self.vm.console_path(), out.join("console.log")).context("copying the console")?;
+        for (name, place) in [("spare", &self.topology.spare), ("client", &self.topology.client)] {
+            let mut sockets = Command::new("ss");
+            sockets.arg("-tinmoe").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+            let said = place.spawn(&mut sockets).and_then(|child| Ok(child.wait_with_output()?));
+            if let Ok(said) = said {
+                fs::write(out.join(format!("sockets-{name}.log")), said.stdout).context("sockets")?;
+            }
+        }
         // A guest that still answers tells more; a broken one cannot.
         if let Ok(said) = self.vm.run_within("tail -n 50 /var/log/*; ip addr; netstat -tan; dmesg | tail", ANSWER_BOUND)
         {
