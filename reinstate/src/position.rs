@@ -79,6 +79,16 @@ fn promised(snapshot: &Snapshot) -> u32 {
     if taken_back { most } else { snapshot.rcv_wnd }
 }
 
+/// How much the client has promised to take from `seq` on, by what the dead kernel knew. The end of a window never moves
+/// back (RFC 9293, 3.8.6), but a cable that doubles and shuffles packets can bring an older acknowledgement, with a
+/// shorter window, as the answer. Taken at its word it would be the end: a client that holds bytes beyond a gap
+/// acknowledges, once the gap is filled, more than the rebuilt socket may have sent by then, which is refused together
+/// with the window that comes with it, again and again.
+fn promised_to_us(snapshot: &Snapshot, seq: u32) -> u32 {
+    let end = snapshot.snd_una.wrapping_add(snapshot.snd_wnd);
+    u32::try_from(distance(seq, end) as i32).unwrap_or(0)
+}
+
 /// The start an answer implies.
 ///
 /// # Errors
@@ -102,7 +112,8 @@ pub fn answered(snapshot: &Snapshot, heard: &Heard) -> Result<Start, Refused> {
             // A client that has our FIN gets it again, at its place: the rebuilt socket has to have sent it.
             let seq = snapshot.snd_una.wrapping_add(ahead.min(written));
             let unheard = heard.carries_data || heard.seq != snapshot.acknowledgement();
-            Ok(Start { seq, window: u32::from(heard.window) << shift, proof: Proof::Client, unheard })
+            let said = u32::from(heard.window) << shift;
+            Ok(Start { seq, window: said.max(promised_to_us(snapshot, seq)), proof: Proof::Client, unheard })
         }
     }
 }
@@ -111,6 +122,8 @@ pub fn answered(snapshot: &Snapshot, heard: &Heard) -> Result<Start, Refused> {
 pub fn further(snapshot: &Snapshot, best: Start, next: Start) -> Start {
     match best.proof {
         Proof::Client if distance(snapshot.snd_una, best.seq) > distance(snapshot.snd_una, next.seq) => best,
+        // The same place, told twice: the longer window is the newer one.
+        Proof::Client if best.seq == next.seq => Start { window: best.window.max(next.window), ..next },
         _ => next,
     }
 }
@@ -156,7 +169,7 @@ mod tests {
         for ahead in [0, 1, 11, 100] {
             let ack = snapshot.snd_una.wrapping_add(ahead);
             let start = answered(&snapshot, &heard(1000, ack)).unwrap();
-            assert_eq!(start, Start { seq: ack, window: 800, proof: Proof::Client, unheard: false });
+            assert_eq!(start, Start { seq: ack, window: 9000 - ahead, proof: Proof::Client, unheard: false });
             assert_eq!(snapshot.sending_from(start.seq).unwrap().len(), 100 - ahead as usize);
         }
     }
@@ -196,6 +209,23 @@ mod tests {
         let closed = Snapshot { peer_closed: true, ..snapshot };
         assert!(!unheard(&closed, heard(1001, 550)));
         assert!(unheard(&closed, heard(1000, 550)), "its FIN, which it believes unheard");
+    }
+
+    #[test]
+    fn the_end_of_a_window_never_moves_back() {
+        let snapshot = Snapshot { snd_wnd: 500, ..snapshot(1000, 400) };
+        let window = |ack, window| answered(&snapshot, &Heard { window, ..heard(1000, ack) }).unwrap().window;
+        assert_eq!(window(1000, 100), 800, "what it says now");
+        assert_eq!(window(1000, 10), 500, "an older answer, with 80");
+        assert_eq!(window(1300, 10), 200);
+        assert_eq!(window(1300, 0), 200);
+        let full = Snapshot { snd_wnd: 0, ..snapshot.clone() };
+        assert_eq!(answered(&full, &Heard { window: 0, ..heard(1000, 1000) }).unwrap().window, 0, "closed is closed");
+        let twice = |first, second| {
+            let at = |window| answered(&full, &Heard { window, ..heard(1000, 1100) }).unwrap();
+            further(&full, at(first), at(second)).window
+        };
+        assert_eq!((twice(100, 10), twice(10, 100)), (800, 800), "doubled and shuffled on the way");
     }
 
     #[test]
