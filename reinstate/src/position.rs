@@ -79,8 +79,8 @@ fn promised(snapshot: &Snapshot) -> u32 {
     if taken_back { most } else { snapshot.rcv_wnd }
 }
 
-/// How much the client has promised to take from `seq` on, by what the dead kernel knew. The end of a window never moves
-/// back (RFC 9293, 3.8.6), but a cable that doubles and shuffles packets can bring an older acknowledgement, with a
+/// How much the client has promised to take from `seq` on, by what the dead kernel knew. The end of a window never
+/// moves back (RFC 9293, 3.8.6), but a cable that doubles and shuffles packets can bring an older acknowledgement, with a
 /// shorter window, as the answer. Taken at its word it would be the end: a client that holds bytes beyond a gap
 /// acknowledges, once the gap is filled, more than the rebuilt socket may have sent by then, which is refused together
 /// with the window that comes with it, again and again.
