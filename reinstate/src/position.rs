@@ -79,11 +79,12 @@ fn promised(snapshot: &Snapshot) -> u32 {
     if taken_back { most } else { snapshot.rcv_wnd }
 }
 
-/// How much the client has promised to take from `seq` on, by what the dead kernel knew. The end of a window never
-/// moves back (RFC 9293, 3.8.6), but a cable that doubles and shuffles packets can bring an older acknowledgement, with a
-/// shorter window, as the answer. Taken at its word it would be the end: a client that holds bytes beyond a gap
-/// acknowledges, once the gap is filled, more than the rebuilt socket may have sent by then, which is refused together
-/// with the window that comes with it, again and again.
+/// How much the client has promised to take from `seq` on, by what the dead kernel knew.
+///
+/// The end of a window never moves back (RFC 9293, 3.8.6), but a cable that doubles and shuffles packets can bring an
+/// older acknowledgement, with a shorter window, as the answer. Taken at its word it would be the end: a client that
+/// holds bytes beyond a gap acknowledges, once the gap is filled, more than the rebuilt socket may have sent by then,
+/// which is refused together with the window that comes with it, again and again.
 fn promised_to_us(snapshot: &Snapshot, seq: u32) -> u32 {
     let end = snapshot.snd_una.wrapping_add(snapshot.snd_wnd);
     u32::try_from(distance(seq, end) as i32).unwrap_or(0)
