@@ -252,16 +252,13 @@ impl Target {
         }
         let stopped = machine.stop()?;
         // Under a lock, or after one whose machine was not let go, it was stopped before.
-        let stopped = machine.stopped.get_or_insert(stopped).clone();
+        machine.stopped.get_or_insert(stopped);
         machine.lease_until = None;
         let token = {
             let guard = &mut self.memory.change().guard;
             guard.harden(claim).unwrap_or_else(|| guard.fence(claim, &mut rand::rng()))
         };
-        let (process, identity) = (machine.process, machine.identity);
-        let record =
-            Record { token: token.clone(), claim, stopped, process, identity, is_reset: false, lease_ms: None };
-        record.keep(self.places.record.as_deref());
+        machine.record(&token, claim, None).keep(self.places.record.as_deref());
         let took = begin.elapsed();
         self.fences.fetch_add(1, Ordering::Relaxed);
         self.fence_took_us.store(took.as_micros() as u64, Ordering::Relaxed);
@@ -292,11 +289,7 @@ impl Target {
             machine.is_reset = false;
             return Err(error);
         }
-        let stopped = machine.stopped.clone().unwrap_or_else(Stopped::gone);
-        let (process, identity) = (machine.process, machine.identity);
-        let token = token.clone();
-        let record = Record { token, claim: None, stopped, process, identity, is_reset: true, lease_ms: None };
-        record.keep(self.places.record.as_deref());
+        machine.record(token, None, None).keep(self.places.record.as_deref());
         Ok(())
     }
 
@@ -338,6 +331,19 @@ impl Target {
 impl Machine {
     fn is_gone(&self) -> bool {
         self.process.is_none_or(|process| process.is_gone())
+    }
+
+    /// What is to be remembered of it as it stands under `token`.
+    fn record(&self, token: &FenceToken, claim: Option<u64>, lease_ms: Option<u32>) -> Record {
+        Record {
+            token: token.clone(),
+            claim,
+            stopped: self.stopped.clone().unwrap_or_else(Stopped::gone),
+            process: self.process,
+            identity: self.identity,
+            is_reset: self.is_reset,
+            lease_ms,
+        }
     }
 
     /// Stops the machine. One whose process is gone stands still already, and its memory is still in our hands.

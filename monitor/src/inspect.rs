@@ -130,7 +130,8 @@ pub fn inspect(link: &mut Link, log_records: usize) -> Result<Inspection> {
     })
 }
 
-fn extents(ram: &RegionEntry) -> Vec<Extent> {
+/// The stretches of a target that are RAM, as its kernel is looked for in them.
+pub(crate) fn extents(ram: &RegionEntry) -> Vec<Extent> {
     ram.stretches().iter().map(|stretch| Extent { start: stretch.start, len: stretch.len }).collect()
 }
 

@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use crate::config::{Config, Target};
 use crate::inspect;
-use crate::repair::{Findings, Operation, PATIENCE, discover, look, operate, survivors};
+use crate::repair::{Findings, Operation, PATIENCE, discover, look, look_at, operate, survivors};
 
 /// A lock that is held is renewed so many times before its lease would end.
 const RENEWALS_PER_LEASE: u32 = 4;
@@ -142,8 +142,7 @@ impl Action {
 impl Ps {
     fn run(&self, link: &mut Link) -> Result<()> {
         let kernel = discover(link).map_err(anyhow::Error::msg)?;
-        let ram = RemoteKey::new(link.region("ram")?.key);
-        let Findings { mut evidence, damage, .. } = look(&kernel, link.memory(), ram)?;
+        let Findings { mut evidence, damage, .. } = look_at(link, &kernel)?;
         evidence.processes.retain(|process| self.all || !process.is_kernel);
         match self.by {
             Order::Pid => {}
@@ -292,9 +291,7 @@ impl Kill {
             count => bail!("{count} live on: they are marked, and end when they leave what they wait for"),
         }
     }
-}
 
-impl Kill {
     /// Of a target that runs: what is found may be of different moments, and nothing is written.
     fn say_only(&self, link: &mut Link, kernel: &Kernel, wanted: &HashSet<u32>) -> Result<()> {
         let ram = RemoteKey::new(link.region("ram")?.key);

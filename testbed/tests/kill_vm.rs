@@ -1,8 +1,10 @@
 //! Processes of a real kernel, killed by writes into its memory while it stands still: running ones, sleepers, the
 //! second and third time as well as the first. Nothing of ours runs in the guest. Slow.
 
+mod ram;
+
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::thread;
@@ -11,7 +13,8 @@ use std::time::{Duration, Instant};
 use introspect::linux::kill::{self, Edit, Fate, KillPlan};
 use introspect::linux::task::{self, Task};
 use introspect::{Extent, Kernel};
-use remote_memory::{AccessError, LinkError, Read, RemoteKey, RemoteRead};
+use ram::Ram;
+use remote_memory::RemoteKey;
 use testbed::guest::{self, ImageSpec};
 use testbed::vm::{Vm, VmSpec};
 
@@ -25,18 +28,6 @@ const SLEEPERS: usize = 150;
 
 /// An ordinary user.
 const USER: u32 = 1000;
-
-/// Guest RAM as QEMU holds it.
-struct Ram(File);
-
-impl RemoteRead for Ram {
-    fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
-        for read in batch {
-            read.outcome = self.0.read_exact_at(read.into, read.at.addr).map_err(|_| AccessError::Refused);
-        }
-        Ok(())
-    }
-}
 
 struct Patient {
     vm: Vm,

@@ -3,6 +3,8 @@
 //!
 //! The programs must have been built (`make test` does).
 
+mod ram;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -14,8 +16,9 @@ use introspect::linux::task::{self, Detail};
 use introspect::linux::ucounts;
 use introspect::linux::variable::{self, Place, Variable};
 use introspect::{Extent, Kernel};
+use ram::Ram;
+use remote_memory::RemoteKey;
 use remote_memory::trace::Trace;
-use remote_memory::{AccessError, LinkError, Read, RemoteKey, RemoteRead};
 use testbed::guest::{self, ImageSpec};
 use testbed::vm::{Vm, VmSpec};
 
@@ -57,18 +60,6 @@ grep -H '' /proc/[0-9]*/cgroup 2>/dev/null
 grep -H '^Rss:' /proc/[0-9]*/smaps_rollup 2>/dev/null
 true
 ";
-
-/// Guest RAM as QEMU holds it.
-struct Ram(File);
-
-impl RemoteRead for Ram {
-    fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
-        for read in batch {
-            read.outcome = self.0.read_exact_at(read.into, read.at.addr).map_err(|_| AccessError::Refused);
-        }
-        Ok(())
-    }
-}
 
 /// What /proc says of one process: the lines of its files, by what they begin with.
 #[derive(Debug, Default)]

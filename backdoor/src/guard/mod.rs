@@ -50,6 +50,13 @@ struct Standing {
     leased: bool,
 }
 
+impl Standing {
+    /// Whether the caller that names `claim` made it; nobody does by naming none.
+    fn was_made_under(&self, claim: Option<u64>) -> bool {
+        claim.is_some() && self.claim == claim
+    }
+}
+
 /// The rules for one target.
 #[derive(Debug)]
 pub struct Guard {
@@ -183,13 +190,13 @@ impl Guard {
 
     /// The standing fence's token, for the caller that made it under `claim`.
     pub fn claimed(&self, claim: Option<u64>) -> Option<FenceToken> {
-        let fence = self.standing.as_ref().filter(|it| claim.is_some() && it.claim == claim && !it.leased)?;
+        let fence = self.standing.as_ref().filter(|it| it.was_made_under(claim) && !it.leased)?;
         Some(fence.token.clone())
     }
 
     /// The standing lock's token, for the caller that made it under `claim`.
     pub fn locked_by(&self, claim: Option<u64>) -> Option<LockToken> {
-        let lock = self.standing.as_ref().filter(|it| claim.is_some() && it.claim == claim && it.leased)?;
+        let lock = self.standing.as_ref().filter(|it| it.was_made_under(claim) && it.leased)?;
         Some(LockToken::new(lock.token.clone()))
     }
 
@@ -220,7 +227,7 @@ impl Guard {
 
     /// Makes a fence of the lock that stands under `claim`; its key is the fence's. Call it when the links are down.
     pub fn harden(&mut self, claim: Option<u64>) -> Option<FenceToken> {
-        let lock = self.standing.as_mut().filter(|it| claim.is_some() && it.claim == claim && it.leased)?;
+        let lock = self.standing.as_mut().filter(|it| it.was_made_under(claim) && it.leased)?;
         lock.leased = false;
         Some(lock.token.clone())
     }

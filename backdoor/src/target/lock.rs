@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use control::backdoor::{LEASE_MS_MAX, LockToken};
 
-use super::record::{self, Record};
+use super::record;
 use super::{Machine, Target, TargetError};
 use crate::fence::{self, FenceError, Stopped};
 
@@ -47,14 +47,11 @@ impl Target {
             }
         }
         let stopped = machine.pause()?;
-        let stopped = machine.stopped.get_or_insert(stopped).clone();
+        machine.stopped.get_or_insert(stopped);
         // From here on: what the stop took is not the holder's time.
         machine.lease_until = Some(Instant::now() + lease);
         let token = self.memory.change().guard.lock(claim, &mut rand::rng());
-        let (process, identity) = (machine.process, machine.identity);
-        let (token_of_record, claim) = (token.inner().clone(), Some(claim));
-        Record { token: token_of_record, claim, stopped, process, identity, is_reset: false, lease_ms: Some(lease_ms) }
-            .keep(self.places.record.as_deref());
+        machine.record(token.inner(), Some(claim), Some(lease_ms)).keep(self.places.record.as_deref());
         let _ = self.wake.write(1); // a full counter wakes as well
         Ok((token, begin.elapsed()))
     }

@@ -8,7 +8,7 @@ mod types;
 
 use std::collections::HashMap;
 
-use btfparse::{Offset, Readable, TypeInformation, TypeVariant};
+use btfparse::{MemberList, Offset, Readable, TypeInformation, TypeVariant};
 use serde::{Deserialize, Serialize};
 
 use crate::memory::word;
@@ -210,12 +210,7 @@ impl Btf {
     /// Type, bit offset and bit-field width of the member `name` of type `id`.
     fn member(&self, id: u32, name: &str, depth: usize, budget: &mut usize) -> Option<(u32, u64, u32)> {
         let depth = depth.checked_sub(1)?;
-        let members = match self.types.get().get(&self.plain(id)?)? {
-            TypeVariant::Struct(found) => found.member_list(),
-            TypeVariant::Union(found) => found.member_list(),
-            _ => return None,
-        };
-        for member in members {
+        for member in self.members_of(id)? {
             *budget = budget.checked_sub(1)?;
             let (bit, width) = match member.offset() {
                 Offset::ByteOffset(byte) => (u64::from(byte) * 8, 0),
@@ -232,6 +227,15 @@ impl Btf {
             }
         }
         None
+    }
+
+    /// What a struct or union holds; `None` for any other type.
+    fn members_of(&self, id: u32) -> Option<&MemberList> {
+        match self.types.get().get(&self.plain(id)?)? {
+            TypeVariant::Struct(found) => Some(found.member_list()),
+            TypeVariant::Union(found) => Some(found.member_list()),
+            _ => None,
+        }
     }
 
     /// The type behind typedefs and qualifiers.

@@ -131,12 +131,7 @@ impl Btf {
 
     fn collect_members(&self, id: u32, depth: usize, budget: &mut usize, names: &mut Vec<String>) -> Option<()> {
         let depth = depth.checked_sub(1)?;
-        let members = match self.types.get().get(&self.plain(id)?)? {
-            TypeVariant::Struct(found) => found.member_list(),
-            TypeVariant::Union(found) => found.member_list(),
-            _ => return None,
-        };
-        for member in members {
+        for member in self.members_of(id)? {
             *budget = budget.checked_sub(1)?;
             match member.name() {
                 Some(name) => names.push(name),

@@ -26,15 +26,11 @@ pub struct Findings {
 ///
 /// # Errors
 /// [`LinkError`] if the path to the memory failed.
-pub fn look<M: RemoteRead + ?Sized>(
-    kernel: &Kernel,
-    mut memory: &mut M,
-    ram: RemoteKey,
-) -> Result<Findings, LinkError> {
+pub fn look(kernel: &Kernel, memory: &mut dyn RemoteRead, ram: RemoteKey) -> Result<Findings, LinkError> {
     let begin = Instant::now();
     let taken_ns = Monotonic.now_ns();
-    let (found, mut damage) = details(kernel, &mut memory, ram)?;
-    let (machine, more) = machine::summary(kernel, &mut memory, ram)?;
+    let (found, mut damage) = details(kernel, memory, ram)?;
+    let (machine, more) = machine::summary(kernel, memory, ram)?;
     damage.extend(more);
     let evidence = Evidence {
         taken_ns,

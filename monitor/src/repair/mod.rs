@@ -23,10 +23,11 @@ use std::time::{Duration, Instant};
 use control::backdoor::{LockToken, RegionEntry};
 use healing_modules::{Culprit, Evidence, Plan, Safety, Unsafe};
 use introspect::linux::kill::{self, KillPlan};
-use introspect::{Damage, Extent, Kernel};
+use introspect::{Damage, Kernel};
 use link::{Link, LinkFailure};
 use remote_memory::{LinkError, RemoteKey, RemoteWrite, WriteError};
 
+use crate::inspect;
 pub use evidence::{Findings, look};
 pub use surgery::carry_out;
 pub use treat::{Cure, Treated, treat};
@@ -197,6 +198,15 @@ fn in_the_standstill(
     Ok(Operation { evidence, plan: Some(plan), kill, locked: Duration::ZERO, damage })
 }
 
+/// Looks at the target as it is now.
+///
+/// # Errors
+/// See [`RepairError`].
+pub fn look_at(table: &mut dyn Table, kernel: &Kernel) -> Result<Findings, RepairError> {
+    let ram = table.ram().map_err(RepairError::Region)?;
+    Ok(look(kernel, table.memory(), RemoteKey::new(ram.key))?)
+}
+
 /// Looks again and again until none of `culprits` lives or the patience is at its end; returns those that do.
 ///
 /// # Errors
@@ -207,10 +217,9 @@ pub fn survivors(
     culprits: &[Culprit],
     patience: Duration,
 ) -> Result<Vec<Culprit>, RepairError> {
-    let ram = RemoteKey::new(table.ram().map_err(RepairError::Region)?.key);
     let begin = Instant::now();
     loop {
-        let Findings { evidence, .. } = look(kernel, table.memory(), ram)?;
+        let Findings { evidence, .. } = look_at(table, kernel)?;
         let lives = |culprit: &&Culprit| evidence.judged().any(|process| culprit.is(process));
         let left: Vec<_> = culprits.iter().filter(lives).cloned().collect();
         if left.is_empty() || begin.elapsed() >= patience {
@@ -226,7 +235,6 @@ pub fn survivors(
 /// In a sentence.
 pub fn discover(table: &mut dyn Table) -> Result<Kernel, String> {
     let ram = table.ram().map_err(|failure| failure.to_string())?;
-    let extents: Vec<_> =
-        ram.stretches().iter().map(|stretch| Extent { start: stretch.start, len: stretch.len }).collect();
+    let extents = inspect::extents(&ram);
     Kernel::discover(table.memory(), RemoteKey::new(ram.key), &extents).map_err(|error| error.to_string())
 }

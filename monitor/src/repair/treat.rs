@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use healing_modules::{Culprit, Evidence, Healer, Plan, Safety};
 use introspect::Kernel;
-use remote_memory::RemoteKey;
 
-use super::{Findings, Operation, PATIENCE, RepairError, Table, look, operate, survivors};
+use super::{Findings, Operation, PATIENCE, RepairError, Table, look_at, operate, survivors};
 
 /// Repairs of one treatment. A bomb is over after one, a hog whose controller starts it anew after a few; what needs
 /// more than this is not cured by more of it.
@@ -53,8 +52,7 @@ pub fn treat(
     for _ in 0..REPAIRS_MAX {
         let earlier = earlier(table, kernel, healer)?;
         // A look that costs the target nothing: it is locked only if something is to be done.
-        let ram = RemoteKey::new(table.ram().map_err(RepairError::Region)?.key);
-        let Findings { evidence, .. } = look(kernel, table.memory(), ram)?;
+        let Findings { evidence, .. } = look_at(table, kernel)?;
         let Some(plan) = healer.diagnose(&evidence, earlier.as_ref(), safety) else { return Ok(Cure::Healthy) };
         if is_dry_run {
             safety.check(&plan, &evidence)?;
@@ -84,8 +82,7 @@ pub fn treat(
 /// The earlier look of a module that goes by what changed.
 fn earlier(table: &mut dyn Table, kernel: &Kernel, healer: &dyn Healer) -> Result<Option<Evidence>, RepairError> {
     let Some(apart_ns) = healer.needs_earlier_ns() else { return Ok(None) };
-    let ram = RemoteKey::new(table.ram().map_err(RepairError::Region)?.key);
-    let Findings { evidence, .. } = look(kernel, table.memory(), ram)?;
+    let Findings { evidence, .. } = look_at(table, kernel)?;
     std::thread::sleep(Duration::from_nanos(apart_ns));
     Ok(Some(evidence))
 }

@@ -192,23 +192,18 @@ fn fate_of(task: &Task) -> Fate {
 impl Walk<'_> {
     /// The two marks of each task; `None` where they cannot be read.
     fn marks(&mut self, tasks: &[&Task]) -> Result<Vec<Option<[Edit; 2]>>, LinkError> {
-        let layout = &self.kernel.task;
-        let places = [
-            (layout.pending.offset, SIGKILL, "pending signals"),
-            (layout.thread_flags.offset, TIF_SIGPENDING, "thread flags"),
-        ];
-        let at = |offset: usize| tasks.iter().map(move |task| place(task.address, offset)).collect::<Vec<_>>();
-        let space = &self.kernel.space;
-        let pending = space.fetch_equal(&mut self.memory, &at(places[0].0), 8)?;
-        let flags = space.fetch_equal(&mut self.memory, &at(places[1].0), 8)?;
+        let pending: Vec<_> = tasks.iter().map(|task| self.kernel.pending_signals_of(task.address)).collect();
+        let flags: Vec<_> = tasks.iter().map(|task| self.kernel.thread_flags_of(task.address)).collect();
+        let were_pending = self.memory.fetch_equal(&pending, 8)?;
+        let flags_were = self.memory.fetch_equal(&flags, 8)?;
         let mut marks = Vec::with_capacity(tasks.len());
         for (index, task) in tasks.iter().enumerate() {
-            let edit = |(offset, bit, what): (usize, u64, &str), bytes: Option<&[u8]>| {
-                let at = self.kernel.phys(place(task.address, offset), 8)?;
+            let edit = |at: Option<GuestPhys>, bytes: Option<&[u8]>, bit: u64, what: &str| {
                 let was = word(bytes?, 0, 8);
-                Some(set_word(at, was, was | bit, format!("{what} of {}", task.pid)))
+                Some(set_word(at?, was, was | bit, format!("{what} of {}", task.pid)))
             };
-            let both = edit(places[0], pending.bytes(index)).zip(edit(places[1], flags.bytes(index)));
+            let signal = edit(pending[index], were_pending.bytes(index), SIGKILL, "pending signals");
+            let both = signal.zip(edit(flags[index], flags_were.bytes(index), TIF_SIGPENDING, "thread flags"));
             if both.is_none() {
                 self.report(task.address.raw(), "marks of a task", Fault::Unreadable);
             }

@@ -44,8 +44,7 @@ impl Bomb {
             halves.into_iter().filter(|procs| *procs > 0).map(|procs| (procs, None)).collect();
         loop {
             for (procs, child) in &mut children {
-                let lives = child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)));
-                if !lives {
+                if !crate::lives(child) {
                     *child = crate::spawn(&self.words(*procs));
                 }
             }

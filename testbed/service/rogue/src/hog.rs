@@ -41,8 +41,8 @@ impl Hog {
         loop {
             thread::sleep(LOOK_EVERY);
             for child in &mut children {
-                let lives = child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)));
-                if !lives && self.respawn {
+                // Also asked where nobody is made anew: who asks takes the ended one away.
+                if !crate::lives(child) && self.respawn {
                     *child = crate::spawn(&words);
                 }
             }

@@ -70,3 +70,8 @@ fn as_user(uid: u32) -> anyhow::Error {
 fn spawn(words: &[String]) -> Option<std::process::Child> {
     Command::new(std::env::current_exe().ok()?).args(words).spawn().ok()
 }
+
+/// Whether a child was made and has not ended.
+fn lives(child: &mut Option<std::process::Child>) -> bool {
+    child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+}
