@@ -10,8 +10,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use introspect::linux::tcp::TcpSocket;
-use reinstate::session;
+use reinstate::session::{self, Loss};
 use socket2::{Domain, Socket, Type};
+
+use super::judge::not_whole;
 
 /// The request: an answer of a few segments.
 const REQUEST: &str = "GET /synthetic/7/5000 HTTP/1.1\r\nHost: torn\r\n\r\n";
@@ -97,8 +99,10 @@ impl Comer {
 
 /// Whether a spare can do something with it: resume it, begin it anew, or bring it to its end.
 fn goes_on(socket: &TcpSocket) -> Result<(), String> {
-    let damage = || socket.damage.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    session::rebuildable(socket).map_err(|loss| format!("coming or going, {loss}: {}", damage()))?;
+    session::rebuildable(socket).map_err(|loss| match loss {
+        Loss::Damaged(_) => not_whole(socket),
+        loss => format!("coming or going, {loss}"),
+    })?;
     if session::output_ended(socket) {
         return Ok(());
     }

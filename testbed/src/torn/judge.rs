@@ -25,8 +25,7 @@ pub struct Seen {
 /// What would make the session go on wrongly, or be lost.
 pub fn judge(socket: &TcpSocket, client: &Client, position: Position) -> Result<Seen, String> {
     if !socket.usable() {
-        let damage: Vec<_> = socket.damage.iter().map(ToString::to_string).collect();
-        return Err(format!("queues not whole: {}", damage.join("; ")));
+        return Err(not_whole(socket));
     }
     session::rebuildable(socket).map_err(|loss| format!("not rebuildable: {loss}"))?;
     session::counted(socket).map_err(|loss| format!("not resumable: {loss}"))?;
@@ -65,6 +64,12 @@ pub fn judge(socket: &TcpSocket, client: &Client, position: Position) -> Result<
         lock_held: socket.lock_held,
         reported: !socket.damage.is_empty(),
     })
+}
+
+/// What a spare reports as lost, because the stop tore it: one kind of mistake for all connections.
+pub fn not_whole(socket: &TcpSocket) -> String {
+    let damage: Vec<_> = socket.damage.iter().map(ToString::to_string).collect();
+    format!("queues not whole: {}", damage.join("; "))
 }
 
 fn check(part: &str, offset: u64, found: &[u8], truth: impl Fn(u64, &mut [u8])) -> Result<(), String> {
