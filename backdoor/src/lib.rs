@@ -34,3 +34,4 @@ pub mod metrics;
 pub mod qmp;
 pub mod scatter;
 pub mod target;
+mod windows;

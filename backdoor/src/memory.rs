@@ -6,12 +6,14 @@
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use rand::Rng;
 use rdma::responder::{Memory, Refusal};
-use remote_memory::{RemoteKey, Rights};
+use remote_memory::{RemoteKey, Rights, Window};
 
 use crate::guard::{Guard, Refused};
 use crate::guest_ram::{Mapping, Outside};
 use crate::scatter::Reach;
+use crate::windows::Windows;
 
 /// Bytes of the words that atomics work on.
 const WORD_BYTES: u64 = 8;
@@ -23,6 +25,8 @@ pub struct Guarded {
     pub guard: Guard,
     /// The bytes; none while no machine is there.
     pub mapping: Option<Mapping>,
+    /// The peers' windows; asked only for keys that the guard does not know.
+    windows: Windows,
 }
 
 impl Guarded {
@@ -51,7 +55,7 @@ pub struct GuardedMemory {
 impl GuardedMemory {
     /// Nothing yet: everything is refused.
     pub fn new(guard: Guard) -> Self {
-        Self { state: RwLock::new(Guarded { guard, mapping: None }) }
+        Self { state: RwLock::new(Guarded { guard, mapping: None, windows: Windows::default() }) }
     }
 
     /// Looks. A panic elsewhere left the guard whole: it has no steps in between that permit more.
@@ -65,37 +69,80 @@ impl GuardedMemory {
     }
 }
 
+impl GuardedMemory {
+    /// Opens a window for a peer; it gives no right.
+    pub fn open_window(&self, rng: &mut impl Rng) -> Window {
+        self.change().windows.open(rng)
+    }
+
+    /// Closes it.
+    pub fn close_window(&self, window: &Window) {
+        self.change().windows.close(window.list);
+    }
+}
+
 fn unreachable(Outside: Outside) -> Refusal {
     Refusal::Unreachable
 }
 
+/// Fills the beginning of `rest`, which moves on.
+fn copy_out(mapping: &Mapping, reach: Reach<'_>, rest: &mut &mut [u8]) -> Result<(), Refusal> {
+    for piece in reach {
+        let (now, later) = std::mem::take(rest).split_at_mut(piece.len as usize);
+        mapping.read(piece.offset, now).map_err(unreachable)?;
+        *rest = later;
+    }
+    Ok(())
+}
+
+/// Writes the beginning of `rest`, which moves on.
+fn copy_in(mapping: &Mapping, reach: Reach<'_>, rest: &mut &[u8]) -> Result<(), Refusal> {
+    for piece in reach {
+        let (now, later) = rest.split_at(piece.len as usize);
+        mapping.write(piece.offset, now).map_err(unreachable)?;
+        *rest = later;
+    }
+    Ok(())
+}
+
 impl Memory for GuardedMemory {
     fn check(&self, key: RemoteKey, addr: u64, len: u64, rights: Rights) -> Result<(), Refusal> {
-        self.look().reach(key, addr, len, rights).map(drop)
+        let state = self.look();
+        match state.reach(key, addr, len, rights) {
+            Err(Refusal::Access) => state.windows.check(&state.guard, key, addr, len, rights),
+            outcome => outcome.map(drop),
+        }
     }
 
     fn read(&self, key: RemoteKey, addr: u64, into: &mut [u8]) -> Result<(), Refusal> {
         let state = self.look();
-        let (mapping, reach) = state.reach(key, addr, into.len() as u64, Rights::READ)?;
+        let len = into.len() as u64;
         let mut rest = into;
-        for piece in reach {
-            let (now, later) = rest.split_at_mut(piece.len as usize);
-            mapping.read(piece.offset, now).map_err(unreachable)?;
-            rest = later;
+        match state.reach(key, addr, len, Rights::READ) {
+            Ok((mapping, reach)) => copy_out(mapping, reach, &mut rest),
+            Err(Refusal::Access) => {
+                let mapping = state.mapping.as_ref().ok_or(Refusal::Unreachable)?;
+                let copy = |reach: Reach<'_>| copy_out(mapping, reach, &mut rest);
+                state.windows.each(&state.guard, (key, addr, len), Rights::READ, copy)
+            }
+            Err(refusal) => Err(refusal),
         }
-        Ok(())
     }
 
     fn write(&self, key: RemoteKey, addr: u64, bytes: &[u8]) -> Result<(), Refusal> {
         let state = self.look();
-        let (mapping, reach) = state.reach(key, addr, bytes.len() as u64, Rights::WRITE)?;
+        let len = bytes.len() as u64;
         let mut rest = bytes;
-        for piece in reach {
-            let (now, later) = rest.split_at(piece.len as usize);
-            mapping.write(piece.offset, now).map_err(unreachable)?;
-            rest = later;
+        match state.reach(key, addr, len, Rights::WRITE) {
+            Ok((mapping, reach)) => copy_in(mapping, reach, &mut rest),
+            Err(Refusal::Access) if state.windows.note(key, addr, bytes)? => Ok(()),
+            Err(Refusal::Access) => {
+                let mapping = state.mapping.as_ref().ok_or(Refusal::Unreachable)?;
+                let copy = |reach: Reach<'_>| copy_in(mapping, reach, &mut rest);
+                state.windows.each(&state.guard, (key, addr, len), Rights::WRITE, copy)
+            }
+            Err(refusal) => Err(refusal),
         }
-        Ok(())
     }
 
     fn compare_swap(&self, key: RemoteKey, addr: u64, expect: u64, swap: u64) -> Result<u64, Refusal> {

@@ -105,7 +105,7 @@ fn a_conversation_out_of_order_gets_sentences() {
     }
     for _ in 0..100 {
         let reply: Reply = channel.ask(&Request::Connect(good)).unwrap();
-        assert!(matches!(reply, Reply::Connected(_)));
+        assert!(matches!(reply, Reply::Connected { .. }));
     }
     match channel.ask(&Request::Stats).unwrap() {
         Reply::Stats(stats) => assert_eq!(stats.queue_pairs, 1, "one for each connection"),

@@ -121,6 +121,17 @@ pub struct QueuePair {
     pub reads_in_flight: u16,
 }
 
+/// A window of a queue pair: many small stretches of memory read or written as one. Its keys open nothing by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryWindow {
+    /// Key of the list, into which the caller writes which stretches it means.
+    pub list: u32,
+    /// Key of their bytes, one stretch after the other from address 0 on.
+    pub data: u32,
+    /// Stretches that a list may have.
+    pub pieces_max: u32,
+}
+
 /// The answer to a [`Request`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
@@ -137,7 +148,13 @@ pub enum Reply {
         fenced: bool,
     },
     /// The responder's end of the queue pair; its `path_mtu` is the smaller of both.
-    Connected(QueuePair),
+    Connected {
+        /// The backdoor's end.
+        pair: QueuePair,
+        /// The pair's window, which lives as long as it does; absent where there is none.
+        #[serde(default)]
+        window: Option<MemoryWindow>,
+    },
     /// The regions this caller may reach.
     Regions {
         /// Current epoch.

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use framing::{Channel, FrameError, MESSAGE_BYTES_MAX};
 
 /// Version of the messages. Raised whenever an old peer would misread a new one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The first message of every conversation, from the side that connected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

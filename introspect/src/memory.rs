@@ -21,9 +21,6 @@ pub(crate) const READ_BYTES_MAX: usize = 256 * 1024;
 /// Wants above this travel alone, straight to their place.
 const SMALL_BYTES_MAX: usize = 4096;
 
-/// Two small wants travel together if no more lies between them: about what a READ of its own costs.
-const GAP_BYTES_MAX: u64 = 4096;
-
 /// Longest stretch of wants that travel together.
 const STRETCH_BYTES_MAX: u64 = 64 * 1024;
 
@@ -38,6 +35,8 @@ pub(crate) struct Memory<'a> {
     /// Stretches read so far by their first address; they may overlap.
     kept: BTreeMap<u64, Vec<u8>>,
     kept_bytes: usize,
+    /// Two small wants travel together if no more lies between them: what a READ of its own costs on this link.
+    gap_bytes_max: u64,
 }
 
 /// A stretch of memory wanted, and where it goes.
@@ -52,7 +51,8 @@ pub(crate) struct Want<'b> {
 
 impl<'a> Memory<'a> {
     pub(crate) fn new(link: &'a mut dyn RemoteRead, ram: RemoteKey, extents: &[Extent]) -> Self {
-        Self { link, ram, extents: extents.to_vec(), kept: BTreeMap::new(), kept_bytes: 0 }
+        let gap_bytes_max = link.gap_bytes();
+        Self { link, ram, extents: extents.to_vec(), kept: BTreeMap::new(), kept_bytes: 0, gap_bytes_max }
     }
 
     /// Whether `len` bytes at `at` are RAM, all in one extent. What is not RAM may be a device: never read it.
@@ -146,7 +146,8 @@ impl<'a> Memory<'a> {
             let end = start.saturating_add(want.into.len() as u64);
             if let Some(last) = stretches.last_mut() {
                 let reach = end.max(last.end);
-                let near = start.saturating_sub(last.end) <= GAP_BYTES_MAX && reach - last.start <= STRETCH_BYTES_MAX;
+                let near =
+                    start.saturating_sub(last.end) <= self.gap_bytes_max && reach - last.start <= STRETCH_BYTES_MAX;
                 if near && self.holds(GuestPhys::new(last.start), reach - last.start) {
                     (last.end, last.wants) = (reach, last.wants + 1);
                     continue;

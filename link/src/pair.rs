@@ -7,10 +7,10 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use control::backdoor::{QueuePair, Reply, Request};
+use control::backdoor::{MemoryWindow, QueuePair, Reply, Request};
 use rdma::QpAttributes;
-use rdma::soft::SoftQueue;
-use remote_memory::{Blocking, LinkError, Queue};
+use rdma::soft::{Dialed, SoftQueue};
+use remote_memory::{Blocking, LinkError, Queue, RemoteKey, Window};
 
 use crate::conversation::Conversation;
 use crate::{LinkFailure, Options, locked};
@@ -56,12 +56,12 @@ fn negotiate(
     conversation: &Mutex<Conversation>,
     paired: &AtomicU64,
     ours: QpAttributes,
-) -> Result<QpAttributes, LinkFailure> {
+) -> Result<Dialed, LinkFailure> {
     let mut conversation = locked(conversation);
     match conversation.ask_anyone(&Request::Connect(to_message(ours)))? {
-        Reply::Connected(theirs) => {
+        Reply::Connected { pair, window } => {
             paired.store(conversation.dials(), Ordering::Relaxed);
-            Ok(from_message(theirs))
+            Ok(Dialed { remote: from_message(pair), window: window.map(to_window) })
         }
         other => Err(conversation.nonsense(&other)),
     }
@@ -69,7 +69,7 @@ fn negotiate(
 
 /// What the queue calls for a new connection. A backdoor that was started anew is met here with a queue pair and old
 /// keys: the guard refuses those, so nothing of before can be mistaken for now.
-fn dial(conversation: &Mutex<Conversation>, paired: &AtomicU64, ours: QpAttributes) -> Result<QpAttributes, LinkError> {
+fn dial(conversation: &Mutex<Conversation>, paired: &AtomicU64, ours: QpAttributes) -> Result<Dialed, LinkError> {
     let outcome = match negotiate(conversation, paired, ours) {
         // The connection had died unnoticed; this dials anew.
         Err(LinkFailure::PathLost { .. }) => negotiate(conversation, paired, ours),
@@ -79,6 +79,11 @@ fn dial(conversation: &Mutex<Conversation>, paired: &AtomicU64, ours: QpAttribut
         tracing::warn!(%failure, "no new queue pair");
         if failure.is_path() { LinkError::Lost { tries: 1 } } else { LinkError::Local(failure.to_string()) }
     })
+}
+
+fn to_window(window: MemoryWindow) -> Window {
+    let MemoryWindow { list, data, pieces_max } = window;
+    Window { list: RemoteKey::new(list), data: RemoteKey::new(data), pieces_max }
 }
 
 fn to_message(pair: QpAttributes) -> QueuePair {

@@ -291,7 +291,8 @@ fn answer(request: Request, name: &str, server: &ServerHandle) -> Reply {
             let theirs = QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight };
             let QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight } =
                 server.add(theirs).unwrap();
-            Reply::Connected(QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight })
+            let pair = QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight };
+            Reply::Connected { pair, window: None }
         }
         Request::Regions { .. } => {
             let len = ((CAPACITY + 1) * RECORD_WORDS * 8) as u64;

@@ -126,7 +126,7 @@ fn scapy_agrees_with_every_packet_in_both_directions() {
             captured(|| {
                 let (mut queue, ours) = SoftQueue::open(CLIENT, PORT, options()).unwrap();
                 queue.connect(handle.add(ours).unwrap()).unwrap();
-                queue.set_dialer(Box::new(move |ours| handle.add(ours)));
+                queue.set_dialer(Box::new(move |ours| Ok(handle.add(ours)?.into())));
                 every_kind_of_packet(&mut Blocking::new(queue, PATIENCE));
             })
         });

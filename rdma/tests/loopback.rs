@@ -49,7 +49,7 @@ fn connected(handle: &ServerHandle, options: Options) -> SoftQueue {
     let (mut queue, ours) = SoftQueue::open(CLIENT, PORT, options).unwrap();
     queue.connect(handle.add(ours).unwrap()).unwrap();
     let handle = handle.clone();
-    queue.set_dialer(Box::new(move |ours| handle.add(ours)));
+    queue.set_dialer(Box::new(move |ours| Ok(handle.add(ours)?.into())));
     queue
 }
 

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use crate::gather;
 use crate::merge::{Plan, Span};
 use crate::{
     AccessError, Completion, LinkError, Queue, Read, RemoteAddr, RemoteRead, RemoteWrite, Request, Warrant, Work,
@@ -26,17 +27,17 @@ const LANDING_ALIGN: usize = 8;
 /// Turns posted operations into calls that return when they are done.
 #[derive(Debug)]
 pub struct Blocking<Q> {
-    queue: Q,
+    pub(crate) queue: Q,
     patience: Duration,
     /// Operations were given up that may still complete: their completions would be taken for later ones' of the same
     /// id, so the connection is replaced before the next use.
     is_abandoned: bool,
-    requests: Vec<Request>,
+    pub(crate) requests: Vec<Request>,
     /// What is left of the batch, and what the requests of this round stand for: the id of a request is an index into
     /// `spans`. All lists keep their capacity from batch to batch.
-    plan: Plan,
-    spans: Vec<Span>,
-    merges: bool,
+    pub(crate) plan: Plan,
+    pub(crate) spans: Vec<Span>,
+    pub(crate) merges: bool,
 }
 
 impl<Q: Queue> Blocking<Q> {
@@ -91,7 +92,7 @@ impl<Q: Queue> Blocking<Q> {
     }
 
     /// Posts the planned requests and hands each completion to `finish`.
-    fn run_round(&mut self, mut finish: impl FnMut(&Q, Completion)) -> Result<(), LinkError> {
+    pub(crate) fn run_round(&mut self, mut finish: impl FnMut(&Q, Completion)) -> Result<(), LinkError> {
         let mut posted = 0;
         let mut outstanding = 0;
         let blank = Completion { id: 0, outcome: Err(AccessError::Flushed) };
@@ -150,6 +151,11 @@ impl<Q: Queue> Blocking<Q> {
 }
 
 impl<Q: Queue> RemoteRead for Blocking<Q> {
+    fn gap_bytes(&self) -> u64 {
+        // A carrier without a window merges by itself what lies within a packet.
+        if self.queue.window().is_some() { gather::GAP_BYTES } else { crate::operation::GAP_BYTES }
+    }
+
     fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
         let room = self.queue.landing().len();
         if batch.iter().any(|read| read.into.len() > room) {
@@ -159,6 +165,7 @@ impl<Q: Queue> RemoteRead for Blocking<Q> {
             read.outcome = Err(AccessError::Flushed);
         }
         self.plan.begin(batch);
+        let mut window = self.window_for(batch);
         let mut reconnects = 0;
         loop {
             if !self.is_usable() {
@@ -168,13 +175,21 @@ impl<Q: Queue> RemoteRead for Blocking<Q> {
                 }
                 self.renew()?;
             }
-            self.plan_round(batch);
+            match &window {
+                Some(window) => self.plan_gathering(window, batch)?,
+                None => self.plan_round(batch),
+            }
             if self.requests.is_empty() {
                 return Ok(());
             }
             let (plan, spans) = (std::mem::take(&mut self.plan), std::mem::take(&mut self.spans));
             let mut outcomes = Outcomes { plan, spans, answered: 0 };
-            let round = self.run_round(|queue, completion| outcomes.take(queue.landing(), completion, batch));
+            let round = self.run_round(|queue, completion| match window {
+                Some(_) => outcomes.take_gathered(queue.landing(), completion, batch),
+                None => outcomes.take(queue.landing(), completion, batch),
+            });
+            // Refused as a whole: one by one, each has its own outcome.
+            window = window.filter(|_| outcomes.answered > 0);
             outcomes.ask_again(batch);
             (self.plan, self.spans) = (outcomes.plan, outcomes.spans);
             round?;
@@ -183,15 +198,19 @@ impl<Q: Queue> RemoteRead for Blocking<Q> {
 }
 
 /// Where the answers of one round go.
-struct Outcomes {
+pub(crate) struct Outcomes {
     plan: Plan,
     spans: Vec<Span>,
     answered: usize,
 }
 
 impl Outcomes {
+    pub(crate) fn spans(&self) -> usize {
+        self.spans.len()
+    }
+
     /// Hands the bytes of one span to its reads. Those of a refused span stay flushed, if they are several.
-    fn take(&mut self, landing: &[u8], completion: Completion, batch: &mut [Read<'_>]) {
+    pub(crate) fn take(&mut self, landing: &[u8], completion: Completion, batch: &mut [Read<'_>]) {
         let Some(span) = self.spans.get_mut(completion.id as usize) else {
             return; // a completion we did not ask for: the carrier's defect, not worth dying for
         };
@@ -245,6 +264,14 @@ impl<Q: Queue> RemoteWrite for Blocking<Q> {
         let mut written = 0;
         while written < writes.len() {
             self.ensure_usable().map_err(|error| (written, error.into()))?;
+            match self.scatter(&writes[written..]) {
+                Ok(0) => self.ensure_usable().map_err(|error| (written, error.into()))?,
+                Ok(count) => {
+                    written += count;
+                    continue;
+                }
+                Err((index, error)) => return Err((written + index, error)),
+            }
             let count = self.place_round(&writes[written..]).map_err(|error| (written, error.into()))?;
             let mut outcomes = vec![Err(AccessError::Flushed); count];
             let round = self.run_round(|_, completion| {

@@ -26,6 +26,10 @@ impl<R: RemoteRead> Delay<R> {
 }
 
 impl<R: RemoteRead> RemoteRead for Delay<R> {
+    fn gap_bytes(&self) -> u64 {
+        self.inner.gap_bytes()
+    }
+
     fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
         let bytes: usize = batch.iter().map(|read| read.into.len()).sum();
         self.elapsed += self.per_round + self.per_kib.mul_f64(bytes as f64 / 1024.0);

@@ -50,6 +50,10 @@ impl<R: RemoteRead> Faults<R> {
 }
 
 impl<R: RemoteRead> RemoteRead for Faults<R> {
+    fn gap_bytes(&self) -> u64 {
+        self.inner.gap_bytes()
+    }
+
     fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
         if self.strikes(self.rates.lost_ppm) {
             return Err(LinkError::Lost { tries: 1 });

@@ -19,6 +19,7 @@ mod address;
 mod blocking;
 pub mod delay;
 pub mod faults;
+mod gather;
 pub mod image;
 mod merge;
 mod operation;
@@ -26,6 +27,7 @@ mod published;
 mod queue;
 pub mod trace;
 mod warrant;
+pub mod window;
 
 pub use address::{GuestPhys, KernelVirt, PAGE_BYTES, Region, RemoteAddr, RemoteKey, Rights};
 pub use blocking::Blocking;
@@ -33,3 +35,4 @@ pub use operation::{AccessError, LinkError, Read, RemoteRead, RemoteWrite, Write
 pub use published::{Published, TornRead};
 pub use queue::{Completion, Queue, Request, Work};
 pub use warrant::{Epoch, Fenced, HookWord, Warrant};
+pub use window::Window;

@@ -55,6 +55,9 @@ impl<'a> Read<'a> {
     }
 }
 
+/// What a packet each way costs, in bytes of a larger one.
+pub(crate) const GAP_BYTES: u64 = 4096;
+
 /// Reads from a target's memory, many at a time: round trips are the cost, so batch.
 pub trait RemoteRead {
     /// Carries out all reads of `batch` and returns when each has an outcome, in any order.
@@ -62,6 +65,11 @@ pub trait RemoteRead {
     /// # Errors
     /// [`LinkError`] if the path failed as a whole; outcomes are then meaningless.
     fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError>;
+
+    /// Bytes between two stretches that had better be read along than asked for apart: what one stretch more costs.
+    fn gap_bytes(&self) -> u64 {
+        GAP_BYTES
+    }
 
     /// Reads one stretch.
     ///
@@ -78,11 +86,19 @@ impl<R: RemoteRead + ?Sized> RemoteRead for &mut R {
     fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
         (**self).read(batch)
     }
+
+    fn gap_bytes(&self) -> u64 {
+        (**self).gap_bytes()
+    }
 }
 
 impl<R: RemoteRead + ?Sized> RemoteRead for Box<R> {
     fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
         (**self).read(batch)
+    }
+
+    fn gap_bytes(&self) -> u64 {
+        (**self).gap_bytes()
     }
 }
 

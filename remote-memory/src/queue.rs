@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use crate::{AccessError, LinkError, RemoteAddr};
+use crate::{AccessError, LinkError, RemoteAddr, Window};
 
 /// What a packet carries on an ordinary Ethernet (MTU 1500), in bytes.
 const PACKET_BYTES: usize = 1024;
@@ -88,6 +88,11 @@ pub trait Queue {
     /// Payload of one packet in bytes: reading so much more costs less than asking once more.
     fn packet_bytes(&self) -> usize {
         PACKET_BYTES
+    }
+
+    /// The window of the connection as it is now, if its server offers one.
+    fn window(&self) -> Option<Window> {
+        None
     }
 
     /// Posts as many of `requests` as there is room for, in order, and returns how many. Sends at once.

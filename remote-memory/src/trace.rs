@@ -64,6 +64,10 @@ impl<R: RemoteRead> Trace<R> {
 }
 
 impl<R: RemoteRead> RemoteRead for Trace<R> {
+    fn gap_bytes(&self) -> u64 {
+        self.inner.gap_bytes()
+    }
+
     fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
         let result = self.inner.read(batch);
         let round = self.rounds;

@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use control::backdoor::{QueuePair, Reply, Request};
+use control::backdoor::{MemoryWindow, QueuePair, Reply, Request};
 use control::{Channel, FrameError, VERSION};
 use rdma::QpAttributes;
+use remote_memory::Window;
 
 use super::stream::Patient;
 use super::{NOTICE, Plane};
@@ -21,8 +22,8 @@ struct Peer<'a> {
     name: Option<String>,
     /// The incarnation it was told.
     incarnation: u64,
-    /// Our end of its queue pair, by number.
-    pair: Option<u32>,
+    /// Our end of its queue pair, by number, and the pair's window.
+    pair: Option<(u32, Window)>,
 }
 
 /// Answers a peer until one side ends it.
@@ -81,7 +82,7 @@ impl Peer<'_> {
                 })
             }
             _ if self.name.is_none() => Err("say hello first".to_owned()),
-            Request::Connect(theirs) => self.connect(theirs).map(Reply::Connected),
+            Request::Connect(theirs) => self.connect(theirs),
             request => self.command(request),
         };
         outcome.unwrap_or_else(|why| {
@@ -134,20 +135,24 @@ impl Peer<'_> {
     }
 
     fn disconnect(&mut self) {
-        if let Some(ours) = self.pair.take() {
+        if let Some((ours, window)) = self.pair.take() {
             self.plane.pairs.remove(ours);
+            self.plane.target.memory().close_window(&window);
         }
     }
 
-    fn connect(&mut self, theirs: QueuePair) -> Result<QueuePair, String> {
+    fn connect(&mut self, theirs: QueuePair) -> Result<Reply, String> {
         check(&theirs)?;
         self.disconnect();
         let QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight } = theirs;
         let remote = QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight };
         let ours = self.plane.pairs.add(remote).map_err(|error| error.to_string())?;
-        self.pair = Some(ours.number);
+        let window = self.plane.target.memory().open_window(&mut rand::rng());
+        self.pair = Some((ours.number, window));
         let QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight } = ours;
-        Ok(QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight })
+        let pair = QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight };
+        let Window { list, data, pieces_max } = window;
+        Ok(Reply::Connected { pair, window: Some(MemoryWindow { list: list.raw(), data: data.raw(), pieces_max }) })
     }
 }
 

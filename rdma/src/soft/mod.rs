@@ -25,7 +25,7 @@ mod sys;
 pub use error::SocketError;
 pub use hub::Hub;
 pub use options::{Options, PORT};
-pub use queue::{Dialer, SoftQueue};
+pub use queue::{Dialed, Dialer, SoftQueue};
 pub use server::{Server, ServerHandle, Stats};
 
 use remote_memory::LinkError;

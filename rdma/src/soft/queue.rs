@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use remote_memory::{Completion, LinkError, Queue, Request};
+use remote_memory::{Completion, LinkError, Queue, Request, Window};
 
 use super::hub::Hub;
 use super::port::Port;
@@ -18,7 +18,22 @@ use crate::requester::{self, Ended, Rejected, Requester};
 use crate::{PathMtu, QpAttributes};
 
 /// Carries our fresh attributes to the peer and returns the peer's: how a broken queue gets a new connection.
-pub type Dialer = Box<dyn FnMut(QpAttributes) -> Result<QpAttributes, LinkError> + Send>;
+pub type Dialer = Box<dyn FnMut(QpAttributes) -> Result<Dialed, LinkError> + Send>;
+
+/// The other end of a new connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Dialed {
+    /// The peer, as it wants to be reached.
+    pub remote: QpAttributes,
+    /// The window it offers, if it does.
+    pub window: Option<Window>,
+}
+
+impl From<QpAttributes> for Dialed {
+    fn from(remote: QpAttributes) -> Self {
+        Self { remote, window: None }
+    }
+}
 
 /// A requester with its own sockets.
 pub struct SoftQueue {
@@ -41,6 +56,7 @@ struct Connection {
     requester: Requester,
     peer: SocketAddrV4,
     mtu: PathMtu,
+    window: Option<Window>,
 }
 
 impl SoftQueue {
@@ -99,7 +115,8 @@ impl SoftQueue {
     ///
     /// # Errors
     /// [`LinkError::Misused`] if `remote` makes no sense.
-    pub fn connect(&mut self, remote: QpAttributes) -> Result<(), LinkError> {
+    pub fn connect(&mut self, dialed: impl Into<Dialed>) -> Result<(), LinkError> {
+        let Dialed { remote, window } = dialed.into();
         super::check(&remote)?;
         let mtu = PathMtu::at_most(self.ours.path_mtu.min(remote.path_mtu));
         let limits = requester::Limits {
@@ -111,6 +128,7 @@ impl SoftQueue {
         };
         self.retire();
         self.connection = Some(Connection {
+            window,
             requester: Requester::new(&self.ours, &remote, limits),
             peer: SocketAddrV4::new(remote.address, remote.port),
             mtu,
@@ -225,6 +243,10 @@ impl Queue for SoftQueue {
         self.connection.as_ref().map_or(usize::from(self.ours.path_mtu), |connection| connection.mtu.bytes())
     }
 
+    fn window(&self) -> Option<Window> {
+        self.connection.as_ref()?.window
+    }
+
     fn post(&mut self, requests: &[Request]) -> Result<usize, LinkError> {
         let Some(Connection { requester, .. }) = &mut self.connection else { return Err(NOT_CONNECTED) };
         if let Some(Ended::Lost { tries }) = requester.ended() {
@@ -279,9 +301,9 @@ impl Queue for SoftQueue {
         };
         let number = self.socket.renumber().map_err(|error| LinkError::Local(error.to_string()))?;
         let fresh = QpAttributes { number, first_psn: random::psn(), ..self.ours };
-        let remote = dialer(fresh)?;
+        let dialed = dialer(fresh)?;
         self.ours = fresh;
-        self.connect(remote)
+        self.connect(dialed)
     }
 
     fn is_broken(&self) -> bool {
