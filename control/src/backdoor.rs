@@ -121,7 +121,8 @@ pub struct QueuePair {
     pub reads_in_flight: u16,
 }
 
-/// A window of a queue pair: many small stretches of memory read or written as one. Its keys open nothing by themselves.
+/// A window of a queue pair: many small stretches of memory read or written as one. Its keys open nothing by
+/// themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryWindow {
     /// Key of the list, into which the caller writes which stretches it means.

