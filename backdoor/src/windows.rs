@@ -4,18 +4,19 @@
 //!   key of the list   written by its peer, taken apart when the data is used next
 //!   key of the data   byte n is the n-th byte of all stretches; each is reached under the key that the list names
 //! ```
-//! What a peer writes into a list is not trusted: a list that is none refuses every use of its data, and whatever it
+//! What a peer writes into a list is not trusted: a list that is none, or another than an access names, refuses every
+//! use of its data, and whatever it
 //! names, the guard is asked again for each stretch of each access. A window therefore opens nothing that its peer
 //! could not reach by itself, and a key that ends closes it.
 //!
-//! Invariants: as many windows as peers, each of bounded size; no stretch is touched unless all of an access are
+//! Invariants: as many windows as peers, each of bounded size; nothing is written unless all stretches of a packet are
 //! permitted.
 
 use std::sync::{Mutex, PoisonError};
 
 use rand::Rng;
 use rdma::responder::Refusal;
-use remote_memory::window::{self, Stretch};
+use remote_memory::window::{self, List as Named, Stretch};
 use remote_memory::{RemoteKey, Rights, Window};
 
 use crate::guard::{Guard, Refused};
@@ -48,6 +49,7 @@ struct List {
 #[derive(Debug)]
 struct Parsed {
     key: RemoteKey,
+    number: u32,
     stretches: Vec<Stretch>,
     /// Where the data of each stretch ends.
     ends: Vec<u64>,
@@ -114,8 +116,8 @@ impl Windows {
         Ok(true)
     }
 
-    /// Calls `touch` with the places of each stretch of `len` bytes from `addr` of the data, if all of them are
-    /// permitted.
+    /// Calls `touch` with the places of each stretch of `len` bytes from `addr` of the data; for writing only if all of
+    /// them are permitted, so that nothing is written in part.
     pub fn each(
         &self,
         guard: &Guard,
@@ -124,7 +126,9 @@ impl Windows {
         touch: impl FnMut(Reach<'_>) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         let Some((open, Face::Data)) = self.find(key) else { return Err(Refusal::Access) };
-        open.each(guard, addr, len, rights, |_| Ok(()))?;
+        if rights.covers(Rights::WRITE) {
+            open.each(guard, addr, len, rights, |_| Ok(()))?;
+        }
         open.each(guard, addr, len, rights, touch)
     }
 }
@@ -142,7 +146,8 @@ impl Open {
         if list.parsed.is_none() {
             list.parsed = Parsed::of(&list.bytes);
         }
-        let parsed = list.parsed.as_ref().ok_or(Refusal::Malformed)?;
+        let (number, addr) = ((addr >> 32) as u32, addr & u64::from(u32::MAX));
+        let parsed = list.parsed.as_ref().filter(|list| list.number == number).ok_or(Refusal::Outdated)?;
         let end = addr.checked_add(len).filter(|end| *end <= parsed.bytes()).ok_or(Refusal::Access)?;
         let first = parsed.ends.partition_point(|ends| *ends <= addr);
         let mut at = addr;
@@ -162,12 +167,12 @@ impl Open {
 
 impl Parsed {
     fn of(bytes: &[u8]) -> Option<Self> {
-        let (key, stretches) = window::decode(bytes)?;
+        let Named { key, number, stretches } = window::decode(bytes)?;
         let ends = stretches.iter().scan(0u64, |end, stretch| {
             *end += u64::from(stretch.len); // some thousand numbers of 32 bits
             Some(*end)
         });
-        Some(Self { key, ends: ends.collect(), stretches })
+        Some(Self { key, number, ends: ends.collect(), stretches })
     }
 
     fn bytes(&self) -> u64 {
@@ -195,6 +200,8 @@ mod tests {
         (guard, RemoteKey::new(ram.key))
     }
 
+    const NUMBER: u32 = 9;
+
     fn bytes_of(reach: Reach<'_>) -> impl Iterator<Item = u64> {
         reach.flat_map(|Piece { offset, len }| offset..offset + len)
     }
@@ -202,7 +209,7 @@ mod tests {
     fn listed(key: RemoteKey, stretches: &[(u64, u32)]) -> Vec<u8> {
         let mut bytes = vec![0; ENTRY_BYTES * (stretches.len() + 1)];
         let stretches = stretches.iter().map(|(addr, len)| Stretch { addr: *addr, len: *len });
-        window::encode(&mut bytes, key, stretches).unwrap();
+        window::encode(&mut bytes, (key, NUMBER), stretches).unwrap();
         bytes
     }
 
@@ -214,6 +221,7 @@ mod tests {
         rights: Rights,
     ) -> Result<Vec<u64>, Refusal> {
         let mut found = Vec::new();
+        let addr = window::data_addr(NUMBER, addr as u32);
         windows.each(guard, (window.data, addr, len), rights, |reach| {
             found.extend(bytes_of(reach));
             Ok(())
@@ -239,7 +247,8 @@ mod tests {
             let place = |at: &u64| guard.reach(ram, *at, 1, Rights::READ).ok().and_then(|mut it| it.next());
             let expected = wanted.and_then(|all| all.iter().map(|at| Some(place(at)?.offset)).collect());
             prop_assert_eq!(used(&windows, &guard, &window, (addr, len), Rights::READ).ok(), expected.clone());
-            let may = windows.check(&guard, window.data, addr, len, Rights::READ).is_ok();
+            let at = window::data_addr(NUMBER, addr as u32);
+            let may = windows.check(&guard, window.data, at, len, Rights::READ).is_ok();
             prop_assert_eq!(may, expected.is_some());
             // The memory of a machine that runs is not written, through whatever.
             let written = used(&windows, &guard, &window, (addr, len.max(1)), Rights::WRITE);
@@ -273,7 +282,7 @@ mod tests {
         let (window, other) = (windows.open(&mut rng), windows.open(&mut rng));
         windows.note(window.list, 0, &listed(ram, &[(5, 3), (201, 2)])).unwrap();
         assert_eq!(used(&windows, &guard, &window, (1, 4), Rights::READ), Ok(vec![6, 7, 101, 102]));
-        assert_eq!(used(&windows, &guard, &other, (0, 1), Rights::READ), Err(Refusal::Malformed), "no list yet");
+        assert_eq!(used(&windows, &guard, &other, (0, 1), Rights::READ), Err(Refusal::Outdated), "no list yet");
         assert_eq!(used(&windows, &guard, &window, (0, 6), Rights::READ), Err(Refusal::Access), "beyond the list");
         assert!(!windows.note(window.data, 0, &[0]).unwrap(), "data is no list");
         assert_eq!(windows.note(window.list, window.list_bytes_max() as u64, &[0]), Err(Refusal::Access));

@@ -85,6 +85,7 @@ fn a_lock_becomes_a_fence_without_the_machine_running_in_between() {
     let folder = Folder::new();
     let vm = Vm::start(&folder, "q35", 64, &[]);
     let (watched, mut monitor) = (Watched::start(&vm), vm.monitor());
+    monitor.wait_for_bios();
     let (lock, _) = watched.target.lock(CLAIM, SHORT_MS).unwrap();
     let (fence, _) = watched.target.fence(Some(CLAIM)).unwrap();
     assert_eq!(fence, *lock.inner());

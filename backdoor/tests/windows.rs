@@ -110,3 +110,57 @@ fn a_part_of_the_writes_outside_the_memory_is_told_by_its_place() {
     assert!((1..=900).contains(&first));
     assert!(found[first..].iter().all(|found| *found != Ok(bytes.to_vec())), "and none behind it");
 }
+
+/// Batches of every size, one after the other on one connection: none is answered with another's bytes, none hangs.
+#[test]
+fn many_batches_of_every_size_come_back_right() {
+    let folder = Folder::new();
+    let vm = Vm::start(&folder, "q35", 64, &[]);
+    vm.monitor().wait_for_bios();
+    let daemon = daemon::start(&daemon::config(&folder, &vm));
+    let mut link = daemon::connect(&daemon);
+    let token = link.fence("to hold it still").unwrap();
+    let ram = link.region("ram").unwrap();
+    let (begin, len) = (1 << 20, 32 << 20);
+    let pattern: Vec<u8> =
+        (0..len as u64 / 8).flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect();
+    link.memory()
+        .write_all(
+            Warrant::Fenced(&token.fenced()),
+            &pattern
+                .chunks(1 << 20)
+                .enumerate()
+                .map(|(n, bytes)| (at(token.ram_key, begin + (n << 20) as u64), bytes))
+                .collect::<Vec<_>>(),
+        )
+        .unwrap();
+    let mut random = 1u64;
+    let mut draw = |below: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (random >> 33) % below
+    };
+    for round in 0..3_000 {
+        let size = draw(14);
+        let count = 1 + draw(1 << size);
+        let wants: Vec<(u64, usize)> = (0..count)
+            .map(|_| {
+                let len = 1 + draw(300) as usize;
+                (draw((pattern.len() - len) as u64), len)
+            })
+            .collect();
+        let mut buffers: Vec<Vec<u8>> = wants.iter().map(|(_, len)| vec![0; *len]).collect();
+        let places = wants.iter().zip(&mut buffers);
+        let mut batch: Vec<_> =
+            places.map(|((addr, _), into)| Read::new(at(ram.key, begin + addr), into.as_mut_slice())).collect();
+        if let Err(error) = link.memory().read(&mut batch) {
+            let counters = link.memory().queue().counters();
+            panic!("round {round}, {count} stretches: {error}; {counters:?}, {:?}", link.stats());
+        }
+        assert!(batch.iter().all(|read| read.outcome.is_ok()));
+        for ((addr, len), found) in wants.iter().zip(&buffers) {
+            assert!(*found == pattern[*addr as usize..][..*len], "round {round}: {addr} {len}");
+        }
+    }
+    println!("{:?}", link.memory().queue().counters());
+    link.release(&token, Afterwards::Resume).unwrap();
+}

@@ -26,7 +26,12 @@ impl Culprit {
 
     /// Whether `process` is this one, still alive.
     pub fn is(&self, process: &Process) -> bool {
-        process.pid == self.pid && process.start_ns == self.start_ns && process.counts()
+        self.was(process) && process.counts()
+    }
+
+    /// Whether `process` is this one, alive or not.
+    pub fn was(&self, process: &Process) -> bool {
+        process.pid == self.pid && process.start_ns == self.start_ns
     }
 }
 

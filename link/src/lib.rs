@@ -243,6 +243,11 @@ impl Link {
         &mut self.memory
     }
 
+    /// See [`RemoteRead::gap_bytes`].
+    pub fn gap_bytes(&self) -> u64 {
+        self.memory.gap_bytes()
+    }
+
     /// How often requests to the memory had to be sent again so far: the path lost a packet, or an end was busy.
     pub fn repetitions(&self) -> u64 {
         self.memory.queue().counters().go_backs

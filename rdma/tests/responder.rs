@@ -6,9 +6,9 @@ use std::net::Ipv4Addr;
 
 use ground::{ALL, BASE, READ_ONLY, Ram};
 use rdma::QpAttributes;
-use rdma::responder::{Responder, Resumption};
+use rdma::responder::{Memory, Refusal, Responder, Resumption};
 use rdma::wire::{Opcode, Psn, aeth, atomic, bth, packet, reth};
-use remote_memory::RemoteKey;
+use remote_memory::{RemoteKey, Rights};
 
 const MTU: usize = 256;
 const FIRST: u32 = 0xff_fffe;
@@ -202,4 +202,47 @@ fn a_flood_of_requests_is_dropped_rather_than_queued() {
     assert_eq!(bench.answers().len() as u64, counters.reads);
     bench.send(Opcode::READ_REQUEST, counters.reads as u32, &reth(ALL, 0, 4), 0);
     assert_eq!(bench.opcodes().len(), 1, "and it goes on where it stopped");
+}
+
+/// Memory that its asker has replaced since, if it says so.
+struct Replaced<'a> {
+    ram: &'a Ram,
+    is_outdated: bool,
+}
+
+impl Memory for Replaced<'_> {
+    fn check(&self, key: RemoteKey, addr: u64, len: u64, rights: Rights) -> Result<(), Refusal> {
+        if self.is_outdated { Err(Refusal::Outdated) } else { self.ram.check(key, addr, len, rights) }
+    }
+
+    fn read(&self, key: RemoteKey, addr: u64, into: &mut [u8]) -> Result<(), Refusal> {
+        if self.is_outdated { Err(Refusal::Outdated) } else { self.ram.read(key, addr, into) }
+    }
+}
+
+#[test]
+fn a_repeated_read_of_what_was_replaced_gets_no_answer_and_breaks_nothing() {
+    let Bench { mut responder, ram } = Bench::new();
+    let mut out = [0; packet::LEN_MAX];
+    let request = |psn| {
+        let header =
+            bth::Repr { ack_request: true, ..bth::Repr::new(Opcode::READ_REQUEST, 18, Psn::new(FIRST).plus(psn)) };
+        let mut out = vec![0; packet::LEN_MAX];
+        let (_, len) = packet::begin(&mut out, header, &[&reth(ALL, 0, 8)], 0);
+        out.truncate(len);
+        out
+    };
+    let (now, later) = (Replaced { ram: &ram, is_outdated: false }, Replaced { ram: &ram, is_outdated: true });
+    responder.receive(&now, &request(0));
+    assert!(responder.transmit(&now, &mut out).is_some());
+    // Repeated before it was replaced, answered after; and repeated after.
+    responder.receive(&now, &request(0));
+    assert!(responder.transmit(&later, &mut out).is_none());
+    responder.receive(&later, &request(0));
+    assert!(responder.transmit(&later, &mut out).is_none() && !responder.is_broken());
+    responder.receive(&now, &request(1));
+    assert!(responder.transmit(&now, &mut out).is_some());
+    // Asked for the first time, it is a mistake.
+    responder.receive(&later, &request(2));
+    assert!(responder.transmit(&later, &mut out).is_some() && responder.is_broken());
 }

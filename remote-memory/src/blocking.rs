@@ -38,6 +38,8 @@ pub struct Blocking<Q> {
     pub(crate) plan: Plan,
     pub(crate) spans: Vec<Span>,
     pub(crate) merges: bool,
+    /// Of the last list that was written through a window.
+    pub(crate) list_number: u32,
 }
 
 impl<Q: Queue> Blocking<Q> {
@@ -45,7 +47,16 @@ impl<Q: Queue> Blocking<Q> {
     pub fn new(queue: Q, patience: Duration) -> Self {
         let requests = Vec::with_capacity(queue.depth());
         let spans = Vec::with_capacity(queue.depth());
-        Self { queue, patience, is_abandoned: false, requests, plan: Plan::default(), spans, merges: true }
+        Self {
+            queue,
+            patience,
+            is_abandoned: false,
+            requests,
+            plan: Plan::default(),
+            spans,
+            merges: true,
+            list_number: 0,
+        }
     }
 
     /// The same with one operation for each read, however near they lie: to measure what an operation costs.

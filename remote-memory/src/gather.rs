@@ -55,11 +55,13 @@ impl<Q: Queue> Blocking<Q> {
         self.plan.round(batch, &mut self.spans, limits, Some(GAP_BYTES));
         let Some(first) = self.spans.first() else { return Ok(()) };
         let stretches = self.spans.iter().map(|span| Stretch { addr: span.addr, len: span.len as u32 });
-        let list_bytes = encode(self.queue.landing_mut(), first.key, stretches).ok_or(TOO_LARGE)?;
+        self.list_number = self.list_number.wrapping_add(1);
+        let name = (first.key, self.list_number);
+        let list_bytes = encode(self.queue.landing_mut(), name, stretches).ok_or(TOO_LARGE)?;
         let bytes = self.spans.last().map_or(0, |span| span.landing + span.len);
         self.spans.iter_mut().for_each(|span| span.landing += list_bytes);
         self.push_list(window, list_bytes);
-        let at = RemoteAddr::new(window.data, 0);
+        let at = window.data_at(self.list_number, 0);
         self.requests.push(Request { id: 0, work: Work::Read { at, len: bytes as u32, landing: list_bytes as u32 } });
         Ok(())
     }
@@ -106,7 +108,8 @@ impl<Q: Queue> Blocking<Q> {
         self.requests.clear();
         let key = writes.first().map_or(RemoteKey::default(), |(at, _)| at.key);
         let stretches = writes.iter().map(|(at, bytes)| Stretch { addr: at.addr, len: bytes.len() as u32 });
-        let list_bytes = encode(self.queue.landing_mut(), key, stretches).ok_or(TOO_LARGE)?;
+        self.list_number = self.list_number.wrapping_add(1);
+        let list_bytes = encode(self.queue.landing_mut(), (key, self.list_number), stretches).ok_or(TOO_LARGE)?;
         self.push_list(window, list_bytes);
         let mut done = 0;
         for (id, packet) in packets.iter().enumerate() {
@@ -116,7 +119,7 @@ impl<Q: Queue> Blocking<Q> {
                 self.queue.landing_mut().get_mut(place).ok_or(TOO_LARGE)?.copy_from_slice(bytes);
                 done += bytes.len();
             }
-            let (at, landing) = (RemoteAddr::new(window.data, begin as u64), (list_bytes + begin) as u32);
+            let (at, landing) = (window.data_at(self.list_number, begin as u32), (list_bytes + begin) as u32);
             self.requests
                 .push(Request { id: id as u64, work: Work::Write { at, len: (done - begin) as u32, landing } });
         }

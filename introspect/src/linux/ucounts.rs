@@ -133,27 +133,27 @@ impl Walk<'_> {
         let images = self.copies(&bases, &fields, "ucounts")?;
         let initial = self.kernel.symbol("init_user_ns");
         let mut next = Vec::new();
-        for (((link, from), base), image) in links.iter().zip(&bases).zip(images) {
+        for (((link, from), base), image) in links.iter().zip(&bases).zip(images.iter()) {
             let Some(image) = image else { continue };
             if !seen.insert(*link) {
                 self.report(*base, "ucounts chain", Fault::Cycle);
                 continue;
             }
-            let back = members.back.of(&image);
+            let back = members.back.of(image);
             if back != *from {
                 self.report(*base, "ucounts.node.pprev", Fault::Mismatch { expected: *from, found: back });
                 continue;
             }
-            let namespace = KernelVirt::new(members.namespace.of(&image));
+            let namespace = KernelVirt::new(members.namespace.of(image));
             users.push(UserCount {
                 address: KernelVirt::new(*base),
-                uid: members.uid.of(&image) as u32,
+                uid: members.uid.of(image) as u32,
                 namespace,
                 is_initial: Some(namespace) == initial,
                 // Below zero for a moment, while a task moves from one user to another.
-                processes: layout.processes.of(&image).cast_signed().max(0).cast_unsigned(),
+                processes: layout.processes.of(image).cast_signed().max(0).cast_unsigned(),
             });
-            let behind = members.next.of(&image);
+            let behind = members.next.of(image);
             if !is_end(behind) {
                 next.push((behind, *link));
             }

@@ -80,26 +80,22 @@ impl<'a> Walk<'a> {
         let mut found = Vec::with_capacity(bases.len());
         for bases in bases.chunks(STRUCTS_PER_ROUND) {
             let copies = self.copies(bases, fields, part)?;
-            found.extend(copies.into_iter().map(|copy| copy.map(|copy| of(&copy))));
+            found.extend(copies.iter().map(|copy| copy.map(&of)));
         }
         Ok(found)
     }
 
     /// Copies of some members of the structs at `bases`, each at its own offset, in one round. `None` for a struct that
     /// could not be read, which is reported.
-    pub fn copies(
-        &mut self,
-        bases: &[u64],
-        fields: &[Field],
-        part: &'static str,
-    ) -> Result<Vec<Option<Vec<u8>>>, LinkError> {
+    pub fn copies(&mut self, bases: &[u64], fields: &[Field], part: &'static str) -> Result<Records, LinkError> {
         let parts = merged(fields);
         let len = parts.last().map_or(0, |(start, len)| start + len);
-        let mut images = vec![Some(vec![0; len]); bases.len()];
+        let mut images = Records::blank(bases.len(), len);
+        let (copies, present) = images.parts_mut();
         let mut failed = Vec::new();
         let mut pieces = Pieces::default();
-        for (owner, (base, image)) in bases.iter().zip(images.iter_mut().flatten()).enumerate() {
-            let (mut rest, mut passed) = (image.as_mut_slice(), 0);
+        for (owner, (base, image)) in bases.iter().zip(copies).enumerate() {
+            let (mut rest, mut passed) = (image, 0);
             for (start, len) in &parts {
                 let (piece, later) = rest.split_at_mut(start + len - passed);
                 let at = KernelVirt::new(base.wrapping_add(*start as u64));
@@ -111,7 +107,7 @@ impl<'a> Walk<'a> {
         failed.sort_unstable();
         failed.dedup();
         for owner in failed {
-            images[owner] = None;
+            present[owner] = false;
             self.report(bases[owner], part, Fault::Unreadable);
         }
         Ok(images)

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use healing_modules::{Evidence, Process};
 use introspect::linux::machine;
-use introspect::linux::task::{Detail, Task, details};
+use introspect::linux::task::{Detail, Task, essentials};
 use introspect::{Damage, Kernel};
 use remote_memory::{LinkError, RemoteKey, RemoteRead};
 
@@ -29,7 +29,7 @@ pub struct Findings {
 pub fn look(kernel: &Kernel, memory: &mut dyn RemoteRead, ram: RemoteKey) -> Result<Findings, LinkError> {
     let begin = Instant::now();
     let taken_ns = Monotonic.now_ns();
-    let (found, mut damage) = details(kernel, memory, ram)?;
+    let (found, mut damage) = essentials(kernel, memory, ram)?;
     let (machine, more) = machine::summary(kernel, memory, ram)?;
     damage.extend(more);
     let evidence = Evidence {

@@ -39,6 +39,10 @@ pub const LEASE_MS: u32 = 2_000;
 /// How long the marked may take to die. They see their signal within a tick; a machine that is drowned has many.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the dead may take to be buried by their parents. Until then their user still has them by number, and what
+/// looks again counts them; a parent that never does is the next culprit.
+const BURIAL: Duration = Duration::from_secs(1);
+
 /// How often it is looked whether they have.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -207,7 +211,8 @@ pub fn look_at(table: &mut dyn Table, kernel: &Kernel) -> Result<Findings, Repai
     Ok(look(kernel, table.memory(), RemoteKey::new(ram.key))?)
 }
 
-/// Looks again and again until none of `culprits` lives or the patience is at its end; returns those that do.
+/// Looks again and again until none of `culprits` lives or the patience is at its end; returns those that do. Waits a
+/// moment longer for the dead to be buried.
 ///
 /// # Errors
 /// See [`RepairError`].
@@ -218,11 +223,21 @@ pub fn survivors(
     patience: Duration,
 ) -> Result<Vec<Culprit>, RepairError> {
     let begin = Instant::now();
+    let mut all_dead = None;
     loop {
         let Findings { evidence, .. } = look_at(table, kernel)?;
-        let lives = |culprit: &&Culprit| evidence.judged().any(|process| culprit.is(process));
-        let left: Vec<_> = culprits.iter().filter(lives).cloned().collect();
-        if left.is_empty() || begin.elapsed() >= patience {
+        let found = |culprit: &Culprit| {
+            let at = evidence.processes.binary_search_by_key(&culprit.pid, |process| process.pid).ok()?;
+            Some(&evidence.processes[at]).filter(|process| culprit.was(process))
+        };
+        let present: Vec<_> = culprits.iter().filter_map(|culprit| Some((culprit, found(culprit)?))).collect();
+        let living = present.iter().filter(|(_, process)| process.counts());
+        let left: Vec<Culprit> = living.map(|(culprit, _)| (*culprit).clone()).collect();
+        let is_over = match left.is_empty() {
+            true => present.is_empty() || all_dead.get_or_insert_with(Instant::now).elapsed() >= BURIAL,
+            false => begin.elapsed() >= patience,
+        };
+        if is_over {
             return Ok(left);
         }
         std::thread::sleep(LOOK_EVERY);

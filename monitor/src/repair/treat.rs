@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use healing_modules::{Culprit, Evidence, Healer, Plan, Safety};
 use introspect::Kernel;
+use introspect::linux::kill::Fate;
 
 use super::{Findings, Operation, PATIENCE, RepairError, Table, look_at, operate, survivors};
 
@@ -61,7 +62,10 @@ pub fn treat(
         let mut decide = |evidence: &Evidence| healer.diagnose(evidence, earlier.as_ref(), safety);
         let operation = operate(table, kernel, healer.name(), safety, &mut decide)?;
         let Some(plan) = &operation.plan else { continue }; // it has passed before the target stood still
-        let left = survivors(table, kernel, &plan.culprits, PATIENCE)?;
+        // Who could not be woken for want of room is for the next repair.
+        let is_later = |culprit: &&Culprit| operation.kill.fate_of(culprit.pid) == Some(&Fate::Later);
+        let marked: Vec<Culprit> = plan.culprits.iter().filter(|culprit| !is_later(culprit)).cloned().collect();
+        let left = survivors(table, kernel, &marked, PATIENCE)?;
         let treated = Treated { earlier, operation, survivors: left };
         note(&treated);
         if !treated.survivors.is_empty() {

@@ -2,7 +2,7 @@
 
 use super::execute::read_request;
 use super::reply::{Reply, syndrome_of};
-use super::{Memory, Responder, Resumption, SavedRead};
+use super::{Memory, Refusal, Responder, Resumption, SavedRead};
 use crate::wire::aeth::Syndrome;
 use crate::wire::{Opcode, Psn, bth};
 
@@ -36,6 +36,7 @@ impl Responder {
                     self.queue_read(header, &reth, self.is_continued(header.psn));
                 }
             }
+            Err(Refusal::Outdated) => self.drop_packet(),
             Err(refusal) => self.fail(header.psn, syndrome_of(refusal)),
         }
     }

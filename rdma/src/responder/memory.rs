@@ -17,6 +17,10 @@ pub enum Refusal {
     /// The memory is there but could not be reached: our fault (NAK 0x63).
     #[error("the memory could not be reached")]
     Unreachable,
+    /// What the request speaks of has been replaced by its asker since. A repetition whose first answer has come gets
+    /// none, as nobody waits for it; a first request is the asker's fault (NAK 0x61).
+    #[error("the request speaks of what its asker has replaced")]
+    Outdated,
 }
 
 /// Memory that a responder serves.

@@ -220,6 +220,11 @@ impl Responder {
                 }
                 Some(len)
             }
+            Err((_, Refusal::Outdated)) => {
+                self.replies.pop_front();
+                self.drop_packet();
+                self.transmit(memory, out)
+            }
             Err((psn, refusal)) => {
                 self.replies.clear(); // they answer requests after the one that failed
                 self.fail(psn, reply::syndrome_of(refusal));

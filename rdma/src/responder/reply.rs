@@ -46,7 +46,7 @@ pub(super) struct Made {
 pub(super) fn syndrome_of(refusal: Refusal) -> Syndrome {
     match refusal {
         Refusal::Access => Syndrome::ACCESS_ERROR,
-        Refusal::Malformed => Syndrome::INVALID_REQUEST,
+        Refusal::Malformed | Refusal::Outdated => Syndrome::INVALID_REQUEST,
         Refusal::Unreachable => Syndrome::OPERATIONAL_ERROR,
     }
 }

@@ -22,6 +22,8 @@ pub enum Group {
     Files,
     /// Real virtual machines that panic.
     Recovery,
+    /// Fork bombs of a real virtual machine, cured in place.
+    Repair,
 }
 
 /// The unit of a line's figures.
@@ -39,6 +41,9 @@ pub enum Unit {
     /// Requests in a second.
     #[serde(rename = "requests/s")]
     Rate,
+    /// Round trips to the target's memory.
+    #[serde(rename = "round trips")]
+    Rounds,
 }
 
 impl Display for Unit {
@@ -48,6 +53,7 @@ impl Display for Unit {
             Self::Millis => "ms",
             Self::Processor => "% CPU",
             Self::Rate => "req/s",
+            Self::Rounds => "trips",
         })
     }
 }

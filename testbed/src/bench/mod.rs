@@ -10,6 +10,7 @@ mod line;
 mod monitor;
 mod read;
 mod recovery;
+mod repair;
 mod result;
 mod sessions;
 mod sockets;
@@ -64,6 +65,9 @@ pub struct Effort {
     gaps: [usize; 2],
     /// Runs of wrk with boxes, each with one without beside it.
     wrk_pairs: usize,
+    /// Processes of the bombs that are cured, and how often each; one of more than 2000 once.
+    crowds: Vec<usize>,
+    cures: usize,
 }
 
 impl Effort {
@@ -78,6 +82,8 @@ impl Effort {
             crowd: 200,
             gaps: [1, 20],
             wrk_pairs: 5,
+            crowds: vec![100, 500, 1000, 1500, 30_000],
+            cures: 3,
         }
     }
 
@@ -92,6 +98,8 @@ impl Effort {
             crowd: 3,
             gaps: [1, 2],
             wrk_pairs: 1,
+            crowds: vec![50],
+            cures: 1,
         }
     }
 }
@@ -104,7 +112,9 @@ pub fn bench(bench: &Bench) -> Result<BenchResult> {
     let (progress, began) = (Progress::begin(), Instant::now());
     topology::loopback_up()?; // what is measured without a topology talks over it
     let mut result = BenchResult::begin();
-    for group in [Group::Read, Group::Boxes, Group::Sessions, Group::Monitor, Group::Files, Group::Recovery] {
+    for group in
+        [Group::Read, Group::Boxes, Group::Sessions, Group::Monitor, Group::Files, Group::Recovery, Group::Repair]
+    {
         if bench.only.is_empty() || bench.only.contains(&group) {
             progress.step(format_args!("{group:?}"));
             let lines = measure(group, bench, progress);
@@ -126,6 +136,7 @@ fn measure(group: Group, bench: &Bench, progress: Progress) -> Result<Vec<Line>>
         Group::Monitor => monitor::measure(effort),
         Group::Files => files::measure(effort, progress),
         Group::Recovery => recovery::measure(effort, &bench.out, &bench.order, progress),
+        Group::Repair => repair::measure(effort, &bench.order, progress),
     }
 }
 

@@ -22,7 +22,8 @@ pub(super) const TARGET: &str = "guest";
 const GUEST_BOXES: &str = "/run/backdoors/box.sock";
 
 /// Control plane of the backdoor.
-pub(super) const BACKDOOR_CONTROL: SocketAddr = on_rdma_network(HYPERVISOR, control::backdoor::PORT);
+/// Where a backdoor listens for monitors and spares.
+pub const BACKDOOR_CONTROL: SocketAddr = on_rdma_network(HYPERVISOR, control::backdoor::PORT);
 
 /// Control plane of the spare.
 pub(super) const SPARE_CONTROL: SocketAddr = on_rdma_network(SPARE, control::reinstate::PORT);

@@ -17,6 +17,7 @@ pub mod soak;
 mod verdict;
 
 pub use aim::Aim;
+pub use configuration::BACKDOOR_CONTROL;
 pub use daemon::{Daemon, program};
 pub use dying::Stage;
 pub use hang_download::Run;

@@ -14,7 +14,7 @@
 
 mod wake;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use remote_memory::{GuestPhys, KernelVirt, LinkError, RemoteKey, RemoteRead};
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,8 @@ pub enum Fate {
         /// Why it is not woken.
         why: String,
     },
+    /// It is marked, and woken by the next repair: there is no room for more timers in this one.
+    Later,
     /// It is not touched.
     Refused {
         /// Why.
@@ -98,8 +100,16 @@ pub enum Fate {
 pub struct KillPlan {
     /// In this order.
     pub edits: Vec<Edit>,
-    /// By process id. A list, as maps with numbers for keys do not come back out of every format.
+    /// By process id, ascending. A list, as maps with numbers for keys do not come back out of every format.
     pub fates: Vec<(u32, Fate)>,
+}
+
+impl KillPlan {
+    /// What becomes of a process; `None` if it was not to die.
+    pub fn fate_of(&self, process: u32) -> Option<&Fate> {
+        let found = self.fates.binary_search_by_key(&process, |(pid, _)| *pid).ok()?;
+        Some(&self.fates[found].1)
+    }
 }
 
 /// How to end `processes`, whose tasks are among `tasks`, in the standstill in which `tasks` was read. The first
@@ -117,8 +127,12 @@ pub fn plan(
     let mut walk = Walk::new(kernel, mem, ram);
     let (mut edits, mut fates) = (Vec::new(), BTreeMap::new());
     let mut chosen: Vec<&Task> = Vec::new();
+    let mut threads: HashMap<u32, Vec<&Task>> = HashMap::with_capacity(processes.len());
+    for task in tasks.iter().filter(|task| processes.contains(&task.tgid)) {
+        threads.entry(task.tgid).or_default().push(task);
+    }
     for process in processes {
-        match thread_of(*process, tasks) {
+        match thread_of(*process, threads.get(process).map_or(&[][..], Vec::as_slice)) {
             Ok(task) => chosen.push(task),
             Err(why) => drop(fates.insert(*process, Fate::Refused { why: why.to_owned() })),
         }
@@ -138,7 +152,10 @@ pub fn plan(
         fates.insert(task.tgid, fate);
     }
     match walk.wake(&sleepers)? {
-        Ok(more) => edits.extend(more),
+        Ok((more, woken)) => {
+            edits.extend(more);
+            fates.extend(sleepers[woken..].iter().map(|task| (task.tgid, Fate::Later)));
+        }
         Err(why) => {
             for task in sleepers {
                 fates.insert(task.tgid, Fate::Sleeps { why: why.clone() });
@@ -149,18 +166,17 @@ pub fn plan(
 }
 
 /// The thread of a process that will see the signal first: one that runs, then one that can be woken.
-fn thread_of(process: u32, tasks: &[Task]) -> Result<&Task, &'static str> {
+fn thread_of<'a>(process: u32, threads: &[&'a Task]) -> Result<&'a Task, &'static str> {
     if process <= 1 {
         return Err("the first process: the kernel panics without it");
     }
-    let threads = || tasks.iter().filter(|task| task.tgid == process);
-    if threads().any(Task::is_kernel_thread) {
+    if threads.iter().any(|task| task.is_kernel_thread()) {
         return Err("a thread of the kernel");
     }
-    if threads().next().is_none() {
+    if threads.is_empty() {
         return Err("no such process");
     }
-    let living = threads().filter(|task| !task.is_exiting());
+    let living = threads.iter().copied().filter(|task| !task.is_exiting());
     living.min_by_key(|task| rank(task.state)).ok_or("on its way out")
 }
 
@@ -246,6 +262,7 @@ mod tests {
     #[test]
     fn one_thread_is_chosen_the_one_that_sees_the_signal_first() {
         let tasks = [task(20, 20, 0, 0x4), task(21, 20, 2, 0), task(22, 20, 1, 0), task(23, 20, 0x102, 0)];
+        let tasks: Vec<&Task> = tasks.iter().collect();
         assert_eq!(thread_of(20, &tasks).unwrap().pid, 22, "the leader is a zombie already");
         assert_eq!(thread_of(20, &tasks[..2]).unwrap().pid, 21);
         assert_eq!(thread_of(20, &tasks[..1]), Err("on its way out"));
@@ -254,7 +271,8 @@ mod tests {
     #[test]
     fn the_first_process_and_the_kernel_s_own_threads_are_refused() {
         let tasks = [task(1, 1, 1, 0), task(2, 2, 1, 0x0020_0000)];
-        assert!(thread_of(1, &tasks).is_err() && thread_of(2, &tasks).is_err() && thread_of(3, &tasks).is_err());
+        assert!(thread_of(1, &[&tasks[0]]).is_err() && thread_of(2, &[&tasks[1]]).is_err());
+        assert!(thread_of(3, &[]).is_err());
     }
 
     #[test]

@@ -19,23 +19,23 @@
 //! die of something else meanwhile and its `task_struct` be freed. There the sleeper gets one reference more, which is
 //! never given back: 9 KiB of the target's memory for each.
 
-use remote_memory::{GuestPhys, KernelVirt, LinkError};
+use remote_memory::{GuestPhys, KernelVirt, LinkError, PAGE_BYTES};
 
 use super::{Edit, KillLayout, place, set, set_word};
 use crate::linux::task::Task;
 use crate::linux::walk::Walk;
 use crate::memory::word;
 
-/// Where slots lie: above what boot loaders use of the first megabyte, below the BIOS's own data.
-const AREA_START: u64 = 0x6_0000;
-const AREA_BYTES: u64 = 0x2_0000;
+/// Where slots lie: between the BIOS's own data and where its extended data may begin. What boot loaders leave there was
+/// copied when the kernel began. Less of it where the trampoline or a page that is not reserved comes first.
+const AREA_START: u64 = 0x2_0000;
+const AREA_BYTES: u64 = 0x7_0000;
 
 /// The trampoline is some tens of kilobytes long.
 const TRAMPOLINE_BYTES_MAX: u64 = 0x1_0000;
 
 /// One timer each; the first slot is a header: the magic, then how many slots have been used.
 const SLOT_BYTES: usize = 64;
-const SLOTS: usize = (AREA_BYTES as usize) / SLOT_BYTES - 1;
 
 /// "bdwakers", so that what the BIOS left there is not taken for used slots.
 const MAGIC: u64 = u64::from_le_bytes(*b"bdwakers");
@@ -58,10 +58,10 @@ struct Wheel {
 }
 
 impl Walk<'_> {
-    /// The edits that wake `sleepers`, or why they cannot be woken.
-    pub(super) fn wake(&mut self, sleepers: &[&Task]) -> Result<Result<Vec<Edit>, String>, LinkError> {
+    /// The edits that wake the first of `sleepers`, and how many there is room for; or why none can be woken.
+    pub(super) fn wake(&mut self, sleepers: &[&Task]) -> Result<Result<(Vec<Edit>, usize), String>, LinkError> {
         if sleepers.is_empty() {
-            return Ok(Ok(Vec::new()));
+            return Ok(Ok((Vec::new(), 0)));
         }
         let Some(layout) = self.kernel.kill.clone() else {
             return Ok(Err("the timers of this kernel are not known here".to_owned()));
@@ -76,6 +76,7 @@ impl Walk<'_> {
             Ok(slots) => slots,
             Err(why) => return Ok(Err(why)),
         };
+        let sleepers = &sleepers[..slots.places.len()];
         let jiffies = self.number("jiffies", 0, 8)?.unwrap_or(wheel.clk);
         let clk = forwarded(wheel.clk, wheel.next, jiffies);
         let tick = clk.wrapping_add(1);
@@ -120,7 +121,7 @@ impl Walk<'_> {
             return Ok(Err("a wheel that is not where it should be".to_owned()));
         };
         edits.extend(linked);
-        Ok(Ok(edits))
+        Ok(Ok((edits, sleepers.len())))
     }
 
     /// The direct map's address of a place in the first megabyte.
@@ -210,50 +211,64 @@ impl Walk<'_> {
         Some(edits)
     }
 
-    /// `count` slots whose timers have fired or never were, of memory that is reserved.
+    /// Up to `count` slots whose timers have fired or never were, of memory that is reserved; at least one.
     fn free_slots(&mut self, layout: &KillLayout, count: usize) -> Result<Result<Slots, String>, LinkError> {
         if layout.sleeper.end() > SLOT_BYTES || layout.node_pprev.end() > SLOT_BYTES {
             return Ok(Err("this kernel's timers are larger than a slot".to_owned()));
         }
-        if let Err(why) = self.check_reserved()? {
-            return Ok(Err(why));
-        }
-        let start = KernelVirt::new(self.low(AREA_START));
-        let Some(area) = self.kernel.space.fetch(&mut self.memory, start, AREA_BYTES as usize)? else {
-            return Ok(Err("the first megabyte cannot be read".to_owned()));
+        let slots_max = match self.area_bytes()? {
+            Ok(bytes) => (bytes as usize / SLOT_BYTES).saturating_sub(1),
+            Err(why) => return Ok(Err(why)),
         };
-        let used = match word(&area, 0, 8) {
-            MAGIC => (word(&area, 8, 8) as usize).min(SLOTS),
+        let start = KernelVirt::new(self.low(AREA_START));
+        let unreadable = || Ok(Err("the first megabyte cannot be read".to_owned()));
+        let Some(header) = self.kernel.space.fetch(&mut self.memory, start, SLOT_BYTES)? else { return unreadable() };
+        let used = match word(&header, 0, 8) {
+            MAGIC => (word(&header, 8, 8) as usize).min(slots_max),
             _ => 0,
         };
+        // Those that were never used come behind the others: no more has to be read.
+        let looked_at = used.saturating_add(count).min(slots_max);
+        let area_bytes = (looked_at + 1) * SLOT_BYTES;
+        let Some(area) = self.kernel.space.fetch(&mut self.memory, start, area_bytes)? else { return unreadable() };
         let is_free =
             |slot: &usize| *slot >= used || word(&area, (slot + 1) * SLOT_BYTES + layout.node_pprev.offset, 8) == 0;
-        let chosen: Vec<usize> = (0..SLOTS).filter(is_free).take(count).collect();
-        if chosen.len() < count {
-            return Ok(Err(format!("{count} sleepers at once: there is room for {} timers", chosen.len())));
+        let chosen: Vec<usize> = (0..looked_at).filter(is_free).take(count).collect();
+        if chosen.is_empty() {
+            return Ok(Err(format!("all of {slots_max} timers still wait to wake somebody")));
         }
         Ok(Ok(Slots::new(&area, &chosen, used)))
     }
 
-    /// Whether every page of the area is the kernel's own and nobody's, and the trampoline is elsewhere.
-    fn check_reserved(&mut self) -> Result<Result<(), String>, LinkError> {
+    /// Bytes of the area that are the kernel's own and nobody's, the trampoline elsewhere.
+    fn area_bytes(&mut self) -> Result<Result<u64, String>, LinkError> {
         let space = &self.kernel.space;
         let Some(reserved) = self.kernel.reserved_bit else {
             return Ok(Err("this kernel does not say which bit marks a reserved page".to_owned()));
         };
-        if let Some(trampoline) = self.number("real_mode_header", 0, 8)? {
-            let at = trampoline.wrapping_sub(space.page_offset_base);
-            if at < AREA_START + AREA_BYTES && at.saturating_add(TRAMPOLINE_BYTES_MAX) > AREA_START {
-                return Ok(Err("the trampoline for starting processors lies where timers would".to_owned()));
-            }
-        }
-        let pages = AREA_START / remote_memory::PAGE_BYTES..(AREA_START + AREA_BYTES) / remote_memory::PAGE_BYTES;
+        let pages = AREA_START / PAGE_BYTES..(AREA_START + AREA_BYTES) / PAGE_BYTES;
         let at: Vec<_> = pages
             .map(|number| KernelVirt::new(space.vmemmap_base.wrapping_add(number * space.page_struct_bytes)))
             .collect();
         let flags = space.fetch_equal(&mut self.memory, &at, 8)?;
-        let all = flags.iter().all(|bytes| bytes.is_some_and(|bytes| word(bytes, 0, 8) >> reserved & 1 == 1));
-        Ok(if all { Ok(()) } else { Err("this kernel has given the first megabyte away".to_owned()) })
+        let is_reserved = |bytes: &Option<&[u8]>| bytes.is_some_and(|bytes| word(bytes, 0, 8) >> reserved & 1 == 1);
+        let reserved_bytes = flags.iter().take_while(is_reserved).count() as u64 * PAGE_BYTES;
+        let trampoline = self.number("real_mode_header", 0, 8)?;
+        let trampoline = trampoline.map(|at| at.wrapping_sub(self.kernel.space.page_offset_base));
+        Ok(match before_trampoline(reserved_bytes, trampoline) {
+            0 => Err("this kernel has given the first megabyte away".to_owned()),
+            bytes => Ok(bytes),
+        })
+    }
+}
+
+/// What is left of the first `bytes` of the area by a trampoline at this guest-physical address.
+fn before_trampoline(bytes: u64, trampoline: Option<u64>) -> u64 {
+    match trampoline {
+        Some(at) if at < AREA_START + bytes && at.saturating_add(TRAMPOLINE_BYTES_MAX) > AREA_START => {
+            at.saturating_sub(AREA_START) / PAGE_BYTES * PAGE_BYTES
+        }
+        _ => bytes,
     }
 }
 
@@ -334,6 +349,15 @@ mod tests {
         assert_eq!(forwarded(100, 120, 150), 120, "that one comes first");
         assert_eq!(forwarded(100, 90, 150), 100, "no wheel of a healthy kernel");
         assert_eq!(forwarded(u64::MAX, 20, 5), 5, "jiffies wrap");
+    }
+
+    #[test]
+    fn the_area_ends_where_the_trampoline_begins() {
+        assert_eq!(before_trampoline(AREA_BYTES, None), AREA_BYTES);
+        assert_eq!(before_trampoline(AREA_BYTES, Some(AREA_START + AREA_BYTES)), AREA_BYTES);
+        assert_eq!(before_trampoline(AREA_BYTES, Some(0x1_0000)), AREA_BYTES, "it ends before");
+        assert_eq!(before_trampoline(AREA_BYTES, Some(AREA_START + 0x3_0800)), 0x3_0000);
+        assert_eq!(before_trampoline(AREA_BYTES, Some(AREA_START - 0x1000)), 0);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroup::CgroupLayout;
 use super::rss::{Rss, RssLayout};
-use super::{Task, walk};
+use super::{Task, walk_with};
 use crate::btf::{Btf, Field, layout};
 use crate::linux::walk::{Walk, distinct};
 use crate::memory::word;
@@ -43,7 +43,6 @@ const THREADS_MAX: u64 = 4 << 20;
 layout! {
     /// Members that say what a task has.
     pub(crate) struct DetailLayout {
-        pid: "task_struct.pid",
         mm: "task_struct.mm",
         signal: "task_struct.signal",
         css_set: "task_struct.cgroups",
@@ -137,27 +136,62 @@ pub fn details(
     mem: &mut dyn RemoteRead,
     ram: RemoteKey,
 ) -> Result<(Vec<Detail>, Vec<Damage>), LinkError> {
-    let (tasks, damage) = walk(kernel, mem, ram)?;
+    let (mut details, heads, damage) = with_heads(kernel, mem, ram)?;
     let mut walk = Walk::new(kernel, mem, ram);
     walk.damage = damage;
-    let depths = depths(&tasks, &mut walk);
-    let mut details: Vec<Detail> = tasks.into_iter().zip(depths).map(|(task, depth)| bare(task, depth)).collect();
-    let Some(layouts) = &kernel.details else {
-        walk.report(0, "layout of what tasks have", Fault::Unknown);
-        return Ok((details, walk.damage));
-    };
-    let heads = walk.heads(&details, layouts)?;
+    let Some(layouts) = &kernel.details else { return Ok((details, walk.damage)) };
     walk.credentials(&mut details, &heads, &layouts.detail)?;
     walk.groups(&mut details, &heads, layouts)?;
     walk.namespaces(&mut details, &heads, &layouts.detail)?;
-    let mms: Vec<Option<u64>> = details.iter().map(|detail| detail.mm.map(KernelVirt::raw)).collect();
-    let resident = walk.resident(&mms, &heads.iter().map(|head| head.cached).collect::<Vec<_>>(), layouts)?;
+    walk.memory_of(&mut details, &heads, layouts)?;
     let css_sets: Vec<u64> = heads.iter().map(|head| head.css_set).collect();
     let paths = walk.cgroups(&css_sets, layouts)?;
-    for ((detail, rss), path) in details.iter_mut().zip(resident).zip(paths) {
-        (detail.rss, detail.cgroup) = (rss, path);
-    }
+    details.iter_mut().zip(paths).for_each(|(detail, path)| detail.cgroup = path);
     Ok((details, walk.damage))
+}
+
+/// As [`details`], and less: depth and memory of each task, and nothing else of what it has. What a machine that
+/// stands still is judged by, in half the time.
+///
+/// # Errors
+/// [`LinkError`] if the path to the memory failed.
+pub fn essentials(
+    kernel: &Kernel,
+    mem: &mut dyn RemoteRead,
+    ram: RemoteKey,
+) -> Result<(Vec<Detail>, Vec<Damage>), LinkError> {
+    let (mut details, heads, damage) = with_heads(kernel, mem, ram)?;
+    let mut walk = Walk::new(kernel, mem, ram);
+    walk.damage = damage;
+    let Some(layouts) = &kernel.details else { return Ok((details, walk.damage)) };
+    walk.memory_of(&mut details, &heads, layouts)?;
+    Ok((details, walk.damage))
+}
+
+/// All tasks with their place in the tree, and what their structs point to.
+fn with_heads(
+    kernel: &Kernel,
+    mem: &mut dyn RemoteRead,
+    ram: RemoteKey,
+) -> Result<(Vec<Detail>, Vec<Head>, Vec<Damage>), LinkError> {
+    let layouts = kernel.details.as_ref();
+    let fields = layouts.map(Head::fields).unwrap_or_default();
+    let of = |image: &[u8]| layouts.map_or_else(Head::default, |layouts| Head::of(layouts, image));
+    let (tasks, mut heads, damage) = walk_with(kernel, mem, ram, &fields, of)?;
+    let mut walk = Walk::new(kernel, mem, ram);
+    walk.damage = damage;
+    if layouts.is_none() {
+        walk.report(0, "layout of what tasks have", Fault::Unknown);
+    }
+    for (task, head) in tasks.iter().zip(&mut heads) {
+        // What a thread of the kernel uses for a while is somebody else's.
+        if task.is_kernel_thread() {
+            head.mm = 0;
+        }
+    }
+    let depths = depths(&tasks, &mut walk);
+    let details = tasks.into_iter().zip(depths).map(|(task, depth)| bare(task, depth)).collect();
+    Ok((details, heads, walk.damage))
 }
 
 fn bare(task: Task, depth: Option<u32>) -> Detail {
@@ -195,41 +229,47 @@ struct Signal {
     processes_max: Limit,
 }
 
-impl Walk<'_> {
-    fn heads(&mut self, details: &[Detail], layouts: &Layouts) -> Result<Vec<Head>, LinkError> {
+impl Head {
+    fn fields(layouts: &Layouts) -> Vec<Field> {
         let layout = &layouts.detail;
-        let mut fields = vec![layout.pid, layout.mm, layout.signal, layout.css_set, layout.cred, layout.thread_pid];
+        let fields = [layout.mm, layout.signal, layout.css_set, layout.cred, layout.thread_pid];
+        fields.into_iter().chain(layouts.rss.as_ref().and_then(RssLayout::cached)).collect()
+    }
+
+    fn of(layouts: &Layouts, image: &[u8]) -> Self {
+        let layout = &layouts.detail;
         let cached = layouts.rss.as_ref().and_then(RssLayout::cached);
-        fields.extend(cached);
-        let bases: Vec<u64> = details.iter().map(|detail| detail.task.address.raw()).collect();
-        let found = self.gather(&bases, &fields, "task_struct", |image| {
-            let head = Head {
-                signal: layout.signal.of(image),
-                css_set: layout.css_set.of(image),
-                cred: layout.cred.of(image),
-                pid: layout.thread_pid.of(image),
-                mm: layout.mm.of(image),
-                cached: cached.map_or([0; 4], |field| RssLayout::cached_of(field, image)),
-            };
-            (layout.pid.of(image), head)
-        })?;
-        let mut heads = Vec::with_capacity(details.len());
-        for (detail, found) in details.iter().zip(found) {
-            let expected = detail.task.pid.into();
-            let head = match found {
-                Some((pid, head)) if pid == expected && !detail.task.is_kernel_thread() => head,
-                // What a thread of the kernel uses for a while is somebody else's.
-                Some((pid, head)) if pid == expected => Head { mm: 0, ..head },
-                // Of a machine that runs: the task may have ended, and its memory may be another's by now.
-                Some((found, _)) => {
-                    self.report(detail.task.address.raw(), "task_struct.pid", Fault::Mismatch { expected, found });
-                    Head::default()
-                }
-                None => Head::default(),
-            };
-            heads.push(head);
+        Self {
+            signal: layout.signal.of(image),
+            css_set: layout.css_set.of(image),
+            cred: layout.cred.of(image),
+            pid: layout.thread_pid.of(image),
+            mm: layout.mm.of(image),
+            cached: cached.map_or([0; 4], |field| RssLayout::cached_of(field, image)),
         }
-        Ok(heads)
+    }
+}
+
+impl Walk<'_> {
+    /// Each task's mm, if it is that of its leader, and what is resident of it. A task that has ended already has given
+    /// up its own.
+    fn memory_of(&mut self, details: &mut [Detail], heads: &[Head], layouts: &Layouts) -> Result<(), LinkError> {
+        let is_leader = |(detail, _): &(&Detail, &Head)| detail.task.pid == detail.task.tgid;
+        let leaders = details.iter().zip(heads).filter(is_leader);
+        let leaders: HashMap<u32, u64> = leaders.map(|(detail, head)| (detail.task.tgid, head.mm)).collect();
+        for (detail, head) in details.iter_mut().zip(heads).filter(|(_, head)| head.mm != 0) {
+            let expected = leaders.get(&detail.task.tgid).copied().filter(|mm| *mm != head.mm && *mm != 0);
+            match expected {
+                Some(expected) => {
+                    self.report(head.mm, "task_struct.mm", Fault::Mismatch { expected, found: head.mm });
+                }
+                None => detail.mm = Some(KernelVirt::new(head.mm)),
+            }
+        }
+        let mms: Vec<Option<u64>> = details.iter().map(|detail| detail.mm.map(KernelVirt::raw)).collect();
+        let resident = self.resident(&mms, &heads.iter().map(|head| head.cached).collect::<Vec<_>>(), layouts)?;
+        details.iter_mut().zip(resident).for_each(|(detail, rss)| detail.rss = rss);
+        Ok(())
     }
 
     fn credentials(&mut self, details: &mut [Detail], heads: &[Head], layout: &DetailLayout) -> Result<(), LinkError> {
@@ -259,12 +299,9 @@ impl Walk<'_> {
     /// What the threads of a process share. A `signal_struct` that is not that of the leader's pid tells nothing.
     fn groups(&mut self, details: &mut [Detail], heads: &[Head], layouts: &Layouts) -> Result<(), LinkError> {
         let layout = &layouts.detail;
-        let leaders: HashMap<u32, (u64, u64)> = details
-            .iter()
-            .zip(heads)
-            .filter(|(detail, _)| detail.task.pid == detail.task.tgid)
-            .map(|(detail, head)| (detail.task.tgid, (head.pid, head.mm)))
-            .collect();
+        let is_leader = |(detail, _): &(&Detail, &Head)| detail.task.pid == detail.task.tgid;
+        let leaders = details.iter().zip(heads).filter(is_leader);
+        let leaders: HashMap<u32, u64> = leaders.map(|(detail, head)| (detail.task.tgid, head.pid)).collect();
         let signals = distinct(heads.iter().map(|head| head.signal));
         let limit = |image: &[u8], at: usize| word(layout.limits.bytes_of(image), RLIMIT_NPROC * 16 + at, 8);
         let fields = [layout.threads, layout.limits, layout.signal_pids];
@@ -274,11 +311,9 @@ impl Walk<'_> {
             processes_max: Limit { soft: limit(image, 0), hard: limit(image, 8) },
         })?;
         for (detail, head) in details.iter_mut().zip(heads) {
-            let leader = leaders.get(&detail.task.tgid);
-            detail.mm = self.own_mm(head, leader.map(|(_, mm)| *mm));
             let Some(signal) = found.get(&head.signal) else { continue };
             // A leader that has been reaped leaves its threads for a moment: nothing to compare with.
-            if let Some((expected, _)) = leader.copied().filter(|(pid, _)| *pid != signal.pid) {
+            if let Some(expected) = leaders.get(&detail.task.tgid).copied().filter(|pid| *pid != signal.pid) {
                 let fault = Fault::Mismatch { expected, found: signal.pid };
                 self.report(head.signal, "signal_struct.pids", fault);
                 continue;
@@ -292,18 +327,6 @@ impl Walk<'_> {
             detail.processes_max = Some(signal.processes_max);
         }
         Ok(())
-    }
-
-    /// The task's mm, if it is that of its leader. One that has ended already has given up its own.
-    fn own_mm(&mut self, head: &Head, leader: Option<u64>) -> Option<KernelVirt> {
-        if head.mm == 0 {
-            return None;
-        }
-        if let Some(expected) = leader.filter(|mm| *mm != head.mm && *mm != 0) {
-            self.report(head.mm, "task_struct.mm", Fault::Mismatch { expected, found: head.mm });
-            return None;
-        }
-        Some(KernelVirt::new(head.mm))
     }
 
     fn namespaces(&mut self, details: &mut [Detail], heads: &[Head], layout: &DetailLayout) -> Result<(), LinkError> {

@@ -19,7 +19,7 @@ use crate::memory::word;
 use crate::{Damage, Fault, Kernel};
 
 pub(crate) use detail::Layouts as DetailLayouts;
-pub use detail::{Detail, Limit, Namespace, details};
+pub use detail::{Detail, Limit, Namespace, details, essentials};
 pub use rss::Rss;
 
 /// A kernel allows four million; a machine with this many is beyond repair, and our own memory must hold them.
@@ -94,8 +94,23 @@ impl Task {
 pub fn walk(kernel: &Kernel, mem: &mut dyn RemoteRead, ram: RemoteKey) -> Result<(Vec<Task>, Vec<Damage>), LinkError> {
     let mut walk = Walk { shared: Shared::new(kernel, mem, ram), seen: HashSet::new() };
     let pids = walk.pids()?;
-    let tasks = walk.tasks(&pids)?;
+    let (tasks, _) = walk.tasks(&pids, &[], |_| ())?;
     Ok((tasks, walk.shared.damage))
+}
+
+/// Tasks, and of each what `of` takes out of a copy of its `task_struct` that has the members `more`, too: of the same
+/// moment, as both are read at once.
+fn walk_with<T>(
+    kernel: &Kernel,
+    mem: &mut dyn RemoteRead,
+    ram: RemoteKey,
+    more: &[Field],
+    of: impl Fn(&[u8]) -> T,
+) -> Result<(Vec<Task>, Vec<T>, Vec<Damage>), LinkError> {
+    let mut walk = Walk { shared: Shared::new(kernel, mem, ram), seen: HashSet::new() };
+    let pids = walk.pids()?;
+    let (tasks, taken) = walk.tasks(&pids, more, of)?;
+    Ok((tasks, taken, walk.shared.damage))
 }
 
 struct Walk<'a> {
@@ -174,8 +189,13 @@ impl Walk<'_> {
         if entry & 3 == 2 { nodes.push(target) } else { pids.push(target) }
     }
 
-    /// The tasks that `pids` name as threads.
-    fn tasks(&mut self, pids: &[u64]) -> Result<Vec<Task>, LinkError> {
+    /// The tasks that `pids` name as threads, in the order of their pids; of each what `of` takes out of its copy.
+    fn tasks<T>(
+        &mut self,
+        pids: &[u64],
+        more: &[Field],
+        of: impl Fn(&[u8]) -> T,
+    ) -> Result<(Vec<Task>, Vec<T>), LinkError> {
         let layout = &self.shared.kernel.task;
         let links = self.words(pids, layout.pid_tasks, "pid.tasks")?;
         // A pid without a thread is normal: it names a process group or session whose leader has gone.
@@ -185,27 +205,29 @@ impl Walk<'_> {
             .filter(|link| *link != 0)
             .map(|link| link.wrapping_sub(layout.pid_links.offset as u64))
             .collect();
-        let (mut tasks, mut parents) = (Vec::with_capacity(bases.len()), Vec::with_capacity(bases.len()));
+        let mut found = Vec::with_capacity(bases.len());
+        let wanted: Vec<Field> = wanted(layout).into_iter().chain(more.iter().copied()).collect();
         for bases in bases.chunks(STRUCTS_PER_ROUND) {
-            let images = self.shared.copies(bases, &wanted(layout), "task_struct")?;
+            let images = self.shared.copies(bases, &wanted, "task_struct")?;
             let creds: Vec<u64> = images.iter().flatten().map(|image| layout.real_cred.of(image)).collect();
             let uids = self.uids(&creds)?;
-            for (base, image) in bases.iter().zip(&images) {
+            for (base, image) in bases.iter().zip(images.iter()) {
                 let Some(image) = image else { continue };
                 if !self.seen.insert(*base) {
                     self.report(*base, "pid.tasks", Fault::Cycle);
                     continue;
                 }
-                parents.push(layout.real_parent.of(image));
-                tasks.push(task(layout, *base, image, uids.get(&layout.real_cred.of(image)).copied()));
+                let task = task(layout, *base, image, uids.get(&layout.real_cred.of(image)).copied());
+                found.push((task, layout.real_parent.of(image), of(image)));
             }
         }
-        let tgids: HashMap<u64, u32> = tasks.iter().map(|task| (task.address.raw(), task.tgid)).collect();
-        for (task, parent) in tasks.iter_mut().zip(parents) {
+        let tgids: HashMap<u64, u32> = found.iter().map(|(task, ..)| (task.address.raw(), task.tgid)).collect();
+        found.sort_by_key(|(task, ..)| task.pid);
+        let with_parent = |(mut task, parent, taken): (Task, u64, T)| {
             task.parent = tgids.get(&parent).copied().unwrap_or(0);
-        }
-        tasks.sort_by_key(|task| task.pid);
-        Ok(tasks)
+            (task, taken)
+        };
+        Ok(found.into_iter().map(with_parent).unzip())
     }
 
     /// User ids by address of the credentials; many tasks share one.
