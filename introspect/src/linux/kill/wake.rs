@@ -26,8 +26,8 @@ use crate::linux::task::Task;
 use crate::linux::walk::Walk;
 use crate::memory::word;
 
-/// Where slots lie: between the BIOS's own data and where its extended data may begin. What boot loaders leave there was
-/// copied when the kernel began. Less of it where the trampoline or a page that is not reserved comes first.
+/// Where slots lie: between the BIOS's own data and where its extended data may begin. What boot loaders leave there
+/// was copied when the kernel began. Less of it where the trampoline or a page that is not reserved comes first.
 const AREA_START: u64 = 0x2_0000;
 const AREA_BYTES: u64 = 0x7_0000;
 
