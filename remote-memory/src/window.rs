@@ -14,8 +14,8 @@
 //! against that key when it is touched. Adapters know the same as an indirect memory key; a carrier without windows
 //! reads each stretch by itself.
 //!
-//! A list stands until the next one is written, and has a number that the addresses of its data begin with. A new one
-//! is written only when all answers to READs through the old one have come; a repetition of such a READ that is under way
+//! A list stands until the next one is written, and has a number that the addresses of its data begin with. A new
+//! one is written only when all answers to READs through the old one have come; a repetition of such a READ that is under way
 //! still names a list that is gone, and gets no answer.
 
 use crate::{RemoteAddr, RemoteKey};
