@@ -20,6 +20,7 @@ pub mod forkbomb;
 pub mod hang;
 pub mod healer;
 pub mod memhog;
+pub mod outside;
 pub mod pattern;
 pub mod plan;
 
@@ -27,8 +28,9 @@ pub use alarm::{Alarm, FreshSample, Symptom};
 pub use evidence::{Evidence, Process};
 pub use forkbomb::ForkBomb;
 pub use hang::Hang;
-pub use healer::{Dispatcher, Healer, HealingModule};
+pub use healer::{Dispatcher, Healer, HealingModule, Moment};
 pub use memhog::MemHog;
+pub use outside::Unanswered;
 pub use plan::{Culprit, Plan, Safety, Unsafe};
 
 use control::reinstate::Report;
