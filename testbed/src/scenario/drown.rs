@@ -320,7 +320,7 @@ fn judged(run: &Run, lines: &[Line], begin_ns: u64, kernel: String) -> Report {
     if run.unrepaired_for.is_none() && lines.iter().any(incident::is_act) {
         why.push("it was taken for a hang".to_owned());
     }
-    if !replay::reconsider(lines).iter().all(replay::Reconsidered::agrees) {
+    if !replay::reconsider(lines, false).iter().all(replay::Reconsidered::agrees) {
         why.push("the journal does not give the decisions again".to_owned());
     }
     let after = || lines.iter().filter(|line| line.mono_ns >= begin_ns);
