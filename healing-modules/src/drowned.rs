@@ -1,8 +1,8 @@
 //! The drowned target: its own processes keep it from its work, and to end them did not help.
 //!
-//! It lives: its timers tick, and no alarm tells of it. It is raised by a treatment that gives up while the sensors that
-//! asked for it are still out of bounds, and only where the operator has said that the cure of last resort is wanted:
-//! the living machine is fenced, and its sessions are carried over to a spare.
+//! It lives: its timers tick, and no alarm tells of it. It is raised by a treatment that gives up while the sensors
+//! that asked for it are still out of bounds, and only where the operator has said that the cure of last resort is
+//! wanted: the living machine is fenced, and its sessions are carried over to a spare.
 
 use control::reinstate::Report;
 

@@ -153,7 +153,7 @@ impl<'a> Look<'a> {
 
 fn row(process: &Process) -> Row<'_> {
     let Process { pid, parent, uid, comm, start_ns, depth, rss_pages, is_kernel, is_exiting } = process;
-    let flags = u8::from(*is_kernel) * KERNEL_THREAD | u8::from(*is_exiting) * EXITING;
+    let flags = (u8::from(*is_kernel) * KERNEL_THREAD) | (u8::from(*is_exiting) * EXITING);
     Row(*pid, *parent, *uid, comm, *start_ns, *depth, *rss_pages, flags)
 }
 
@@ -274,7 +274,8 @@ mod tests {
         assert_eq!(
             text(question(7, true, Duration::from_millis(200), &now, None)),
             "{\"ask\":7,\"standstill\":true,\"bound_ms\":200,\"now\":{\"taken_ns\":5000000000,\"pages_total\":null,\
-             \"pages_free\":12,\"processes\":[[2,1,null,\"kthreadd\",2,null,null,1],[7,1,1000,\"a\\\"\\n\",7,1,100,2]]},\
+             \"pages_free\":12,\"processes\":[[2,1,null,\"kthreadd\",2,null,null,1],\
+             [7,1,1000,\"a\\\"\\n\",7,1,100,2]]},\
              \"earlier\":null}\n"
         );
     }

@@ -1,7 +1,8 @@
 //! Dispatch: what follows from a finding. A hang goes to the first healing module that claims it; its remedy is carried
 //! out here, in order: fence, then take-over, never the other way.
 //!
-//! A lost path, an unreadable box and suspicions are written down and shown; none of them leads to an action.
+//! A lost path, an unreadable box and suspicions are written down and shown; none of them leads to an action here. A
+//! suspicion that no treatment could end may: [`crate::escalate`].
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -118,8 +119,8 @@ impl<D: Door, C: Clock> Watch<D, C> {
         }
     }
 
-    /// Whether the target rests because somebody else holds it locked; says so in the journal, once for each lock. It is
-    /// asked again while the lock stands, and given a deadline to move in when it has ended.
+    /// Whether the target rests because somebody else holds it locked; says so in the journal, once for each lock. It
+    /// is asked again while the lock stands, and given a deadline to move in when it has ended.
     fn is_locked_by_other(&mut self) -> bool {
         let holder = self.tools.door.lock_holder();
         let now_ns = self.tools.clock.now_ns();

@@ -64,7 +64,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             return;
         }
         let Some(illness) = self.illnesses.iter().position(|illness| illness.name() == Drowned::NAME) else { return };
-        tracing::error!(target_name = %self.target.name, %module, %why, "not cured in place; its sessions are carried over");
+        tracing::error!(target_name = %self.target.name, %module, %why, "not cured in place");
         self.hand_over_evidence();
         // It lives until it is fenced.
         self.note(now_ns, Event::LastSign { known: true });
