@@ -133,8 +133,8 @@ fn check(line: &str, vcpus: u32) {
     patient.is_well();
 }
 
-/// A stopped process is ended like one that sleeps. One that the freezer of its cgroup holds is marked, and ends when it
-/// is thawed: today's answer, see decision 0010.
+/// A stopped process is ended like one that sleeps. One that the freezer of its cgroup holds is marked, and ends when
+/// it is thawed: today's answer, see decision 0010.
 fn check_held(line: &str, vcpus: u32) {
     let mut patient = Patient::boot(line, vcpus);
     for _ in 0..2 {

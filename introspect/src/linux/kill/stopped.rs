@@ -7,9 +7,9 @@
 //! ("sched,signal,ptrace: Rework TASK_TRACED, TASK_STOPPED state"), is taken away as the kernel does it for `SIGKILL`.
 //! Done after the marks: whatever wakes it from here on ends it.
 //!
-//! A task that the freezer of its cgroup holds sleeps as others do, and would go back to that sleep: the kernel looks for
-//! `JOBCTL_TRAP_FREEZE` before it looks for signals. It is marked, and ends when it is thawed. Only who may write to
-//! cgroups can freeze.
+//! A task that the freezer of its cgroup holds sleeps as others do, and would go back to that sleep: the kernel looks
+//! for `JOBCTL_TRAP_FREEZE` before it looks for signals. It is marked, and ends when it is thawed. Only who may write
+//! to cgroups can freeze.
 //!
 //! A traced task is left alone: its tracer may be in the middle of it. It ends when the tracer lets go of it or dies.
 

@@ -10,8 +10,8 @@
 //!
 //! Invariants: no program is started or reaped while a target stands still; what one says is held to
 //! [`healing_modules::outside`], and its plan to the bounds of every plan; at the monitor's end, also a violent one, it
-//! ends too (its standard input closes, and the kernel kills it: `setpriv --pdeathsig`, by which it ends with the thread
-//! that tended it).
+//! ends too (its standard input closes, and the kernel kills it: `setpriv --pdeathsig`, by which it ends with the
+//! thread that tended it).
 
 mod child;
 mod murmur;
