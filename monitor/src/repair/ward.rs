@@ -204,14 +204,21 @@ impl Duty {
                 continue;
             }
             let concerned: BTreeSet<_> = raised.iter().flat_map(|sensor| self.dispatcher.concerned(sensor)).collect();
+            let mut is_raised = false;
             for module in concerned {
                 let failed = self.treat(module);
                 next = Instant::now() + self.repair.again;
                 // What has happened to the sensors meanwhile counts.
-                words.try_iter().for_each(|word| word.heard(&mut raised));
+                for word in words.try_iter() {
+                    is_raised |= matches!(word, Word::Raised(_));
+                    word.heard(&mut raised);
+                }
                 if let Some(why) = failed.filter(|_| self.repair.escalate) {
                     self.escalate(module, why, &raised);
                 }
+            }
+            if is_raised {
+                next = Instant::now();
             }
         }
     }

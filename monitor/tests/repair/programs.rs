@@ -40,10 +40,14 @@ fn program(outside: &Outside, safety: &Safety) -> Program {
 
 /// A module of a few lines: what it does with each line after the hello.
 fn module(body: &str) -> Outside {
+    greeting("{'version': 1}", body)
+}
+
+fn greeting(hello: &str, body: &str) -> Outside {
     let script = format!(
         "import json, os, sys, time\n\
          json.loads(sys.stdin.readline())\n\
-         print('{{\"hello\":{{\"version\":1}}}}', flush=True)\n\
+         print(json.dumps({{'hello': {hello}}}), flush=True)\n\
          for line in sys.stdin:\n\
          \x20   question = json.loads(line)\n\
          \x20   ask, now = question['ask'], question['now']\n\
@@ -78,7 +82,7 @@ fn ask(program: &Program, moment: Moment, now: &Evidence) -> Result<Option<Plan>
     program.consult(moment, now, None, &Safety::default())
 }
 
-/// A recorded machine on which the user with the hog has two processes more than the example allows.
+/// A recorded machine, treated by the example, which allows nobody a process of the hog's name.
 fn treated(act: bool) -> (Patient, Outside, Vec<RepairLine>) {
     let settings = format!("{{\"pattern\": \"{}\", \"limit\": 0}}", hog_name());
     let outside = outside(vec![python(), example()], &settings);
@@ -206,6 +210,19 @@ fn a_program_that_fails_in_the_standstill_is_told_and_the_target_goes_on() {
     let Err(RepairError::Unanswered(Unanswered::Ended { why })) = outcome else { panic!("{outcome:?}") };
     assert!(why.contains("output") || why.contains("exit status: 3"), "{why}");
     assert_eq!((patient.written.len(), patient.unlocked, patient.is_locked), (0, 1, false));
+}
+
+#[test]
+fn a_program_that_goes_by_what_changed_is_shown_both_looks() {
+    let compares = "then, hogs = question['earlier'], [p[0:5:4] for p in now['processes'] if p[2] == 1002 and not p[7]]; \
+                    is_later = then['processes'] == now['processes'] and then['taken_ns'] + 3e6 < now['taken_ns']; \
+                    plan = {'policy': 'LATER', 'proof': 'both looks are here', 'culprits': hogs}; \
+                    print(json.dumps({'answer': ask, 'plan': plan} if is_later else {'answer': ask, 'healthy': True}), \
+                    flush=True)";
+    let program = program(&greeting("{'version': 1, 'earlier_ms': 3}", compares), &Safety::default());
+    let mut patient = Patient::new(Mishap::LockRefused);
+    let cure = treat(&mut patient, &kernel(), &program, &Safety::default(), true, |_| panic!("no repair")).unwrap();
+    assert!(matches!(&cure, Cure::DryRun(plan) if plan.policy == "LATER"), "{cure:?}");
 }
 
 #[test]
