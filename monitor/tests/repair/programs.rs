@@ -214,11 +214,12 @@ fn a_program_that_fails_in_the_standstill_is_told_and_the_target_goes_on() {
 
 #[test]
 fn a_program_that_goes_by_what_changed_is_shown_both_looks() {
-    let compares = "then, hogs = question['earlier'], [p[0:5:4] for p in now['processes'] if p[2] == 1002 and not p[7]]; \
+    let compares = "then = question['earlier']; \
+                    hogs = [p[0:5:4] for p in now['processes'] if p[2] == 1002 and not p[7]]; \
                     is_later = then['processes'] == now['processes'] and then['taken_ns'] + 3e6 < now['taken_ns']; \
                     plan = {'policy': 'LATER', 'proof': 'both looks are here', 'culprits': hogs}; \
-                    print(json.dumps({'answer': ask, 'plan': plan} if is_later else {'answer': ask, 'healthy': True}), \
-                    flush=True)";
+                    said = {'plan': plan} if is_later else {'healthy': True}; \
+                    print(json.dumps({'answer': ask, **said}), flush=True)";
     let program = program(&greeting("{'version': 1, 'earlier_ms': 3}", compares), &Safety::default());
     let mut patient = Patient::new(Mishap::LockRefused);
     let cure = treat(&mut patient, &kernel(), &program, &Safety::default(), true, |_| panic!("no repair")).unwrap();
