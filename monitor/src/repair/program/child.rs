@@ -38,7 +38,8 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// Starts the program, without the monitor's environment, in a group of its own, never with more rights than now.
+    /// Starts the program, without the monitor's environment and real-time priority, in a group of its own, never with
+    /// more rights than now.
     ///
     /// # Errors
     /// In a sentence.
@@ -48,7 +49,7 @@ impl Child {
         if let Some(user) = outside.user {
             command.args([format!("--reuid={user}"), format!("--regid={user}"), "--clear-groups".to_owned()]);
         }
-        command.arg("--").args(&outside.command);
+        command.args(["--", "chrt", "--other", "0"]).args(&outside.command);
         command.env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin").env("LANG", "C.UTF-8").current_dir("/");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut process = command.spawn().map_err(|error| format!("setpriv, of util-linux, cannot be run: {error}"))?;
