@@ -69,6 +69,8 @@ struct Life {
     /// Questions so far.
     asked: u64,
     pause: Duration,
+    /// How often it has failed.
+    failures: u64,
     /// What became of the last one.
     why: String,
 }
@@ -89,7 +91,7 @@ impl Program {
     /// The module of `outside` for `target`; nothing is started before [`Program::tend`].
     pub fn new(outside: &Outside, target: &str, safety: &Safety) -> Self {
         let state = State::Absent { due: Instant::now() };
-        let life = Life { state, asked: 0, pause: PAUSE, why: "it has not been started yet".to_owned() };
+        let life = Life { state, asked: 0, pause: PAUSE, failures: 0, why: "it has not been started yet".to_owned() };
         Self {
             outside: outside.clone(),
             target: target.to_owned(),
@@ -136,15 +138,17 @@ impl Program {
     /// Tends it until it can be asked.
     ///
     /// # Errors
-    /// [`Unanswered::NotReady`], if it cannot within `patience`.
+    /// [`Unanswered::NotReady`], if its next start fails, or takes longer than `patience`.
     pub fn await_ready(&self, patience: Duration) -> Result<(), Unanswered> {
-        let begin = Instant::now();
+        let (begin, failures) = (Instant::now(), self.life().failures);
         loop {
             self.tend();
             let life = self.life();
             match life.state {
                 State::Ready { .. } => return Ok(()),
-                _ if begin.elapsed() >= patience => return Err(Unanswered::NotReady { why: life.why.clone() }),
+                _ if begin.elapsed() >= patience || life.failures > failures => {
+                    return Err(Unanswered::NotReady { why: life.why.clone() });
+                }
                 _ => drop(life),
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -177,6 +181,7 @@ impl Program {
         tracing::error!(target_name = %self.target, module = %self.outside.name, %why, again = ?pause, "module failed");
         life.why = why;
         life.pause = (pause * 2).min(PAUSE_MAX);
+        life.failures += 1;
         let due = Instant::now() + pause;
         match child {
             Some(mut child) => {
