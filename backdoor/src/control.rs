@@ -19,7 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 use control::Channel;
-use control::backdoor::{Reply, Stats};
+use control::backdoor::{LockHolder, Reply, Stats};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rdma::soft::ServerHandle;
 
@@ -43,12 +43,27 @@ pub struct Plane {
     peers: Arc<[IpAddr]>,
     stop: Arc<AtomicBool>,
     connections: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    /// Name and reason of who locked the target last, as it gave them.
+    last_lock: Arc<Mutex<(String, String)>>,
 }
 
 impl Plane {
     /// A control plane for `target`, whose queue pairs live in `pairs`. `peers` may speak, all if it is empty.
     pub fn new(target: Arc<Target>, pairs: ServerHandle, peers: &[IpAddr], stop: Arc<AtomicBool>) -> Self {
-        Self { target, pairs, peers: peers.into(), stop, connections: Arc::default() }
+        Self { target, pairs, peers: peers.into(), stop, connections: Arc::default(), last_lock: Arc::default() }
+    }
+
+    /// Remembers who has locked the target.
+    fn note_lock(&self, peer: &str, reason: &str) {
+        let mut last = self.last_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = (peer.to_owned(), reason.to_owned());
+    }
+
+    /// Who holds the target locked, if anybody does; a holder of before this process began is nameless.
+    fn lock_holder(&self) -> Option<LockHolder> {
+        let left = self.target.lock_left()?;
+        let (peer, reason) = self.last_lock.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Some(LockHolder { peer, reason, left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX) })
     }
 
     /// Accepts connections until told to stop.

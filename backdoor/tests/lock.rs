@@ -42,8 +42,12 @@ fn a_lock_stops_the_machine_and_nothing_else_and_its_key_alone_writes() {
     assert_eq!(watched.target.fence_state(token.inner()), FenceState::Ended);
     assert!(watched.target.regions(Some(token.inner())).is_err());
 
+    let left = watched.target.lock_left().unwrap();
+    assert!(left <= Duration::from_millis(LONG_MS.into()), "{left:?}");
+
     watched.target.unlock(&token).unwrap();
     assert!(monitor.is_running());
+    assert_eq!(watched.target.lock_left(), None);
     assert_eq!(memory.write(key(&token), 0x10_0000, b"late"), Err(Refusal::Access));
     assert!(matches!(watched.target.unlock(&token), Err(TargetError::NoSuchLock)));
     memory.read(everybodys, 0x10_0000, &mut [0; 4]).unwrap();

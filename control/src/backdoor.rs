@@ -56,6 +56,9 @@ pub enum Request {
         /// The lock's token.
         token: LockToken,
     },
+    /// Asks whether the target is locked, and by whom: what stands still by somebody's will has not hung. Answered by
+    /// [`Reply::LockHolder`].
+    LockHolder,
     /// Resets a fenced target behind its fence: every key is dead, it boots anew and runs, its links stay down.
     /// Answered by [`Reply::Reset`]. Idempotent: a target that was reset under this fence is not reset again. The fence
     /// stands until a [`Request::Release`], which takes the links up.
@@ -77,6 +80,17 @@ pub enum Request {
     },
     /// Asks for the counters; answered by [`Reply::Stats`].
     Stats,
+}
+
+/// Who holds a target locked. The words are the holder's own, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockHolder {
+    /// Its name.
+    pub peer: String,
+    /// What it says it does.
+    pub reason: String,
+    /// How long its lease lasts, in milliseconds.
+    pub left_ms: u64,
 }
 
 /// How a fence stands.
@@ -179,6 +193,11 @@ pub enum Reply {
     },
     /// The lock has ended, the target runs as it did before.
     Unlocked,
+    /// Who holds the target still; `None` if it is not locked.
+    LockHolder {
+        /// See [`LockHolder`].
+        holder: Option<LockHolder>,
+    },
     /// The target has been reset and boots behind its fence.
     Reset,
     /// How the fence stands.

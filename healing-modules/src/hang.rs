@@ -22,9 +22,9 @@
 //!
 //! Remedy: evacuation. A hung kernel has no hook left to write to.
 
-use control::reinstate::{Outcome, Report};
+use control::reinstate::Report;
 
-use crate::{Alarm, Cure, Diagnosis, FreshSample, Illness, Remedy};
+use crate::{Alarm, Cure, Diagnosis, FreshSample, Illness, Remedy, accounted};
 
 /// See the module's text.
 #[derive(Clone, Copy, Debug, Default)]
@@ -73,11 +73,7 @@ impl Illness for Hang {
     }
 
     fn proof_of_cure(&self, report: &Report) -> Cure {
-        let resumed = report.sessions.iter().filter(|session| session.outcome == Outcome::Resumed).count();
-        match report.sessions.len() - resumed {
-            0 => Cure::Complete { sessions: resumed },
-            lost => Cure::Partial { resumed, lost },
-        }
+        accounted(report)
     }
 }
 

@@ -12,6 +12,7 @@ use std::fmt::Debug;
 use crate::pattern::fits;
 
 use crate::evidence::Evidence;
+use crate::outside::Unanswered;
 use crate::plan::{Plan, Safety};
 
 /// One illness that can be cured in the target's own memory.
@@ -26,6 +27,30 @@ pub trait Healer: Send + Sync + Debug {
 
     /// What is to be done, if the illness is there. Pure: the same evidence gives the same plan.
     fn diagnose(&self, evidence: &Evidence, earlier: Option<&Evidence>, safety: &Safety) -> Option<Plan>;
+
+    /// The same of a module that may fail to say so: one of another program ([`crate::outside`]). `moment` says how
+    /// long it may take.
+    ///
+    /// # Errors
+    /// [`Unanswered`]: nothing is known of the illness then. Never for a module of this build.
+    fn consult(
+        &self,
+        _moment: Moment,
+        evidence: &Evidence,
+        earlier: Option<&Evidence>,
+        safety: &Safety,
+    ) -> Result<Option<Plan>, Unanswered> {
+        Ok(self.diagnose(evidence, earlier, safety))
+    }
+}
+
+/// When a module is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The target runs.
+    Running,
+    /// It stands still, and its clients wait for the answer.
+    Standstill,
 }
 
 /// Names a module of a dispatcher.

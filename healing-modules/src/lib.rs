@@ -15,23 +15,27 @@
 //! confirmed costs the target nothing; exactly one module answers for one alarm (the first of [`known`]).
 
 mod alarm;
+pub mod drowned;
 pub mod evidence;
 pub mod forkbomb;
 pub mod hang;
 pub mod healer;
 pub mod memhog;
+pub mod outside;
 pub mod pattern;
 pub mod plan;
 
 pub use alarm::{Alarm, FreshSample, Symptom};
+pub use drowned::Drowned;
 pub use evidence::{Evidence, Process};
 pub use forkbomb::ForkBomb;
 pub use hang::Hang;
-pub use healer::{Dispatcher, Healer, HealingModule};
+pub use healer::{Dispatcher, Healer, HealingModule, Moment};
 pub use memhog::MemHog;
+pub use outside::Unanswered;
 pub use plan::{Culprit, Plan, Safety, Unsafe};
 
-use control::reinstate::Report;
+use control::reinstate::{Outcome, Report};
 
 /// One illness: how it shows, how it is confirmed, what is done about it, and what proves that it helped.
 pub trait Illness: Send + Sync {
@@ -97,5 +101,14 @@ pub enum Cure {
 
 /// Every illness this build knows, in the order in which they are asked.
 pub fn known() -> Vec<Box<dyn Illness>> {
-    vec![Box::new(Hang)]
+    vec![Box::new(Hang), Box::new(Drowned)]
+}
+
+/// The cure that an evacuation's report proves.
+fn accounted(report: &Report) -> Cure {
+    let resumed = report.sessions.iter().filter(|session| session.outcome == Outcome::Resumed).count();
+    match report.sessions.len() - resumed {
+        0 => Cure::Complete { sessions: resumed },
+        lost => Cure::Partial { resumed, lost },
+    }
 }

@@ -23,7 +23,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use control::backdoor::{Afterwards, FenceState, FenceToken, LockToken, RegionEntry, Reply, Request, Stats};
+use control::backdoor::{
+    Afterwards, FenceState, FenceToken, LockHolder, LockToken, RegionEntry, Reply, Request, Stats,
+};
 use remote_memory::{AccessError, RemoteAddr, RemoteKey, RemoteRead};
 
 use conversation::Conversation;
@@ -182,6 +184,17 @@ impl Link {
     pub fn unlock(&mut self, token: &LockToken) -> Result<(), LinkFailure> {
         match self.ask(&Request::Unlock { token: token.clone() })? {
             Reply::Unlocked => Ok(()),
+            other => Err(self.nonsense(&other)),
+        }
+    }
+
+    /// Who holds the target locked, if anybody does.
+    ///
+    /// # Errors
+    /// See [`LinkFailure`].
+    pub fn lock_holder(&mut self) -> Result<Option<LockHolder>, LinkFailure> {
+        match self.ask(&Request::LockHolder)? {
+            Reply::LockHolder { holder } => Ok(holder),
             other => Err(self.nonsense(&other)),
         }
     }

@@ -1,12 +1,14 @@
 //! Dispatch: what follows from a finding. A hang goes to the first healing module that claims it; its remedy is carried
 //! out here, in order: fence, then take-over, never the other way.
 //!
-//! A lost path, an unreadable box and suspicions are written down and shown; none of them leads to an action.
+//! A lost path, an unreadable box and suspicions are written down and shown; none of them leads to an action here. A
+//! suspicion that no treatment could end may: [`crate::escalate`].
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use control::backdoor::LockHolder;
 use control::reinstate::{Evacuation, Report};
 use healing_modules::{Alarm, Cure, Diagnosis, FreshSample, Remedy};
 
@@ -24,6 +26,9 @@ use crate::watch::{Patient, Standing, Watch, nanos};
 /// How long after a failed action the next one is tried.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// How often it is asked whether somebody else's lock still stands: it may end before its lease.
+const LOCK_ASKED_EVERY: Duration = Duration::from_millis(100);
+
 /// Failed fences that double the pause: a target that somebody else has fenced is asked for about once a minute.
 const FENCE_DOUBLINGS_MAX: u32 = 6;
 
@@ -40,7 +45,9 @@ impl<D: Door, C: Clock> Watch<D, C> {
             Finding::Hung(alarm) => {
                 let is_ours = self.standing == Standing::Watching && self.inherited.is_none();
                 // A target that stands still for a repair is not hung; should it be, it is still when that is over.
-                if is_ours && now_ns >= self.quiet_until_ns && !self.tools.ward.is_operating() {
+                let deadline = alarm.symptoms.iter().map(|symptom| symptom.deadline).max().unwrap_or_default();
+                let is_excused = self.tools.ward.excuses(now_ns, deadline);
+                if is_ours && now_ns >= self.quiet_until_ns && !is_excused {
                     self.dispatch(&alarm);
                 }
             }
@@ -96,6 +103,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         let illness = self.illnesses[chosen].name();
         let fresh = self.fresh_samples(self.illnesses[chosen].confirming_samples());
         match self.illnesses[chosen].confirm(alarm, &fresh) {
+            Diagnosis::Confirmed if self.is_locked_by_other() => {}
             Diagnosis::Confirmed => self.verdict(chosen, alarm),
             Diagnosis::Refuted { sensor } => {
                 tracing::warn!(target_name = %self.target.name, %sensor, illness, "refuted: the sensor moved");
@@ -109,6 +117,29 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 self.note(self.tools.clock.now_ns(), Event::Undecided { illness: illness.to_owned(), why });
             }
         }
+    }
+
+    /// Whether the target rests because somebody else holds it locked; says so in the journal, once for each lock. It
+    /// is asked again while the lock stands, and given a deadline to move in when it has ended.
+    fn is_locked_by_other(&mut self) -> bool {
+        let holder = self.tools.door.lock_holder();
+        let now_ns = self.tools.clock.now_ns();
+        let LockHolder { peer, reason, left_ms } = match holder {
+            Ok(Some(holder)) => holder,
+            // Nobody can say: then the fence is refused, should it be locked.
+            Ok(None) | Err(_) => {
+                self.lock_told = None;
+                return false;
+            }
+        };
+        let told = Some((peer.clone(), reason.clone()));
+        if self.lock_told != told {
+            tracing::warn!(target_name = %self.target.name, holder = peer, reason, left_ms, "it is locked, not hung");
+            self.note(now_ns, Event::LockedByOther { holder: peer, reason, left_ms });
+            self.lock_told = told;
+        }
+        self.tools.ward.excuse(now_ns, Duration::from_millis(left_ms).min(LOCK_ASKED_EVERY));
+        true
     }
 
     fn fresh_samples(&mut self, count: usize) -> Vec<FreshSample> {

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use control::backdoor::{Afterwards, FenceState, FenceToken};
+use control::backdoor::{Afterwards, FenceState, FenceToken, LockHolder};
 use link::{Link, LinkFailure, Options};
 use rdma::soft::Hub;
 use remote_memory::{Queue, Region, RemoteRead};
@@ -98,6 +98,10 @@ impl Door for LinkDoor {
         if let Some(Err(error)) = self.link.as_mut().map(|link| link.memory().queue_mut().reconnect()) {
             tracing::debug!(%error, "no new connection yet");
         }
+    }
+
+    fn lock_holder(&mut self) -> Result<Option<LockHolder>, LinkFailure> {
+        self.open()?.lock_holder()
     }
 
     fn fence(&mut self, reason: &str, claim: u64) -> Result<FenceToken, LinkFailure> {

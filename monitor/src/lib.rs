@@ -23,6 +23,7 @@ pub mod config;
 pub mod detect;
 mod dispatch;
 pub mod door;
+pub mod escalate;
 pub mod evacuate;
 pub mod fence;
 pub mod fleet;

@@ -20,6 +20,7 @@ use monitor::door::{self, LinkDoor};
 use monitor::evacuate::{Readiness, Standby};
 use monitor::fleet::Fleet;
 use monitor::inspect;
+use monitor::journal::replay::Again;
 use monitor::journal::{Journal, Line, heritage, replay, timeline};
 use monitor::metrics::{Metrics, TargetMetrics};
 use monitor::operate;
@@ -70,6 +71,9 @@ enum Command {
     Replay {
         /// The journal.
         journal: PathBuf,
+        /// Ask modules that are programs of their own once more, too: runs what the journal names, with your rights.
+        #[arg(long)]
+        run_modules: bool,
     },
     /// Record what the sensors of a target show, until the time is over or a signal comes.
     Record {
@@ -151,7 +155,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
-        Some(Command::Replay { journal }) => return replayed(&read(&journal)?),
+        Some(Command::Replay { journal, run_modules }) => return replayed(&read(&journal)?, run_modules),
         Some(Command::Record { config, target, period_ms, seconds, out }) => {
             let period = period_ms.map(|ms| Duration::try_from_secs_f64(ms / 1e3)).transpose()?;
             record(&config::load(&config)?, &target, period, Duration::from_secs(seconds), &out)?;
@@ -239,7 +243,7 @@ fn read(journal: &Path) -> Result<Vec<Line>> {
     replay::lines(BufReader::new(file)).with_context(|| journal.display().to_string())
 }
 
-fn replayed(lines: &[Line]) -> Result<ExitCode> {
+fn replayed(lines: &[Line], run_modules: bool) -> Result<ExitCode> {
     let redrawn = replay::replay(lines);
     for one in &redrawn {
         let word = if one.agrees() { "agrees" } else { "DIFFERS" };
@@ -248,24 +252,26 @@ fn replayed(lines: &[Line]) -> Result<ExitCode> {
             one.target, one.rule, one.raised_ns, one.journaled, one.derived
         );
     }
-    let repairs = replay::reconsider(lines);
-    for one in &repairs {
-        let word = if one.agrees() { "agrees" } else { "DIFFERS" };
-        let said = |plan: &Option<healing_modules::Plan>| match plan {
-            Some(plan) => format!("{} ({}), {} culprits", plan.policy, plan.proof, plan.culprits.len()),
-            None => "nothing to do".to_owned(),
-        };
-        println!(
-            "{} repair at {}: {word}; journaled {}, derived {}",
-            one.target,
-            one.mono_ns,
-            said(&one.journaled),
-            said(&one.derived)
-        );
-    }
+    let repairs = replay::reconsider(lines, run_modules);
+    repairs.iter().for_each(print_repair);
     println!("{} verdicts, {} repairs", redrawn.len(), repairs.len());
     let agrees = redrawn.iter().all(replay::Redrawn::agrees) && repairs.iter().all(replay::Reconsidered::agrees);
     Ok(if agrees { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print_repair(one: &replay::Reconsidered) {
+    let said = |plan: &Option<healing_modules::Plan>| match plan {
+        Some(plan) => format!("{} ({}), {} culprits", plan.policy, plan.proof, plan.culprits.len()),
+        None => "nothing to do".to_owned(),
+    };
+    let again = match &one.again {
+        Again::Decided(plan) => format!("derived {}", said(plan)),
+        Again::Checked { is_in_bounds: true } => "within bounds; its program was not run again".to_owned(),
+        Again::Checked { is_in_bounds: false } => "OUT OF BOUNDS; its program was not run again".to_owned(),
+        Again::Unanswered { why } => why.clone(),
+    };
+    let word = if one.agrees() { "agrees" } else { "DIFFERS" };
+    println!("{} repair at {}: {word}; journaled {}, {again}", one.target, one.mono_ns, said(&one.journaled));
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -298,7 +304,8 @@ fn watch_all(config: &Config) -> Result<()> {
         let door = LinkDoor::new(config, target);
         let door = share.hub.iter().fold(door, |door, hub| door.at(hub));
         let (journal, partner) = (journal.clone(), partner.clone());
-        let (ward, treating) = Ward::open(config, target, &journal, &metrics, &stop).context("no thread")?;
+        let ward = Ward::open(config, target, &journal, &metrics, &partner, &stop);
+        let (ward, treating) = ward.context("no thread")?;
         threads.extend(treating);
         let tools = Tools { door, clock: Monotonic, journal, metrics, standby, partner, ward };
         let watch = Watch::succeed(config, target, tools, inherited.remove(&target.name).unwrap_or_default());

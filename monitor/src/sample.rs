@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use control::backdoor::{FenceState, FenceToken};
+use control::backdoor::{FenceState, FenceToken, LockHolder};
 use link::LinkFailure;
 use remote_memory::{AccessError, Completion, LinkError, Queue, Read, Region, RemoteRead, Request, Work};
 use sensorbox::layout::{RECORD_BYTES, RECORD_WORDS, State, record, state_and_id};
@@ -49,6 +49,14 @@ pub trait Door {
 
     /// Makes the connection anew after a read was given up: its late answers must not be taken for later ones'.
     fn renew(&mut self) {}
+
+    /// Who holds it locked, if anybody does; `None` where there are no locks.
+    ///
+    /// # Errors
+    /// [`LinkFailure`], if nobody could say.
+    fn lock_holder(&mut self) -> Result<Option<LockHolder>, LinkFailure> {
+        Ok(None)
+    }
 
     /// Stops it. A fence that stands under the same `claim` is answered again.
     ///

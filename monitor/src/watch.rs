@@ -125,6 +125,8 @@ pub struct Watch<D, C> {
     pub(crate) journal_path: PathBuf,
     /// A hang that is left to the other monitor has been journaled.
     pub(crate) is_held: bool,
+    /// Somebody else's lock that has been journaled, by holder and reason.
+    pub(crate) lock_told: Option<(String, String)>,
     reader: Option<(BoxReader, Opened)>,
     values: Vec<Option<u64>>,
     period_ns: u64,
@@ -167,6 +169,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             after: After::default(),
             journal_path: config.journal.clone(),
             is_held: false,
+            lock_told: None,
             is_aloft: false,
             reader: None,
             values: Vec::new(),
@@ -236,6 +239,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         for finding in findings {
             self.follow(finding);
         }
+        self.escalate();
         let is_open = matches!(self.standing, Standing::Fenced(_) | Standing::OutcomeUnknown { .. });
         if is_open && self.tools.clock.now_ns() >= self.quiet_until_ns {
             self.order();
@@ -309,7 +313,8 @@ impl<D: Door, C: Clock> Watch<D, C> {
 
     /// Whether nothing but sampling is to be done for this target.
     pub(crate) fn is_calm(&self) -> bool {
-        self.reader.is_some() && self.failures == 0 && self.is_detecting() && self.inherited.is_none()
+        let is_quiet = self.reader.is_some() && self.failures == 0 && self.is_detecting() && self.inherited.is_none();
+        is_quiet && !self.tools.ward.has_failed()
     }
 
     /// When the next look is due.

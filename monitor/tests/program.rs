@@ -140,6 +140,50 @@ fn a_daemon_without_its_target_says_so_serves_metrics_and_ends_when_asked() {
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "0 verdicts, 0 repairs\n");
 }
 
+/// Whether it lives: an orphan may stay a zombie until the system's first process gets round to it.
+fn lives(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+}
+
+/// A module's program that says where it is, and listens to nothing: neither to its input nor to SIGTERM.
+const DEAF_MODULE: &str = "trap '' TERM; echo $$ > $1.new; mv $1.new $1; echo a murmur >&2; \
+                           echo '{\"hello\":{\"version\":1}}'; while :; do sleep 1; done";
+
+#[test]
+fn modules_are_started_ahead_and_end_with_the_daemon_however_it_ends() {
+    for end in [Signal::SIGTERM, Signal::SIGKILL] {
+        let folder = Folder::new(&format!("modules-{end}"));
+        let place = folder.0.join("pid");
+        let repair = format!(
+            "[[target.repair.module]]\nsensors = [\"tasks\"]\n\
+             command = [\"/bin/sh\", \"-c\", {DEAF_MODULE:?}, \"deaf\", {place:?}]\n"
+        );
+        let log = std::fs::File::create(folder.0.join("log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_monitor"));
+        command.arg("--config").arg(folder.config("", &repair)).arg("--log-json").stdout(log.try_clone().unwrap());
+        let mut daemon = Daemon(command.stderr(log).spawn().unwrap());
+        let begin = Instant::now();
+        while !place.exists() {
+            assert!(daemon.0.try_wait().unwrap().is_none() && begin.elapsed() < GENEROUS, "no module is started");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let pid = std::fs::read_to_string(&place).unwrap().trim().parse().map(Pid::from_raw).unwrap();
+        assert!(lives(pid));
+        let says = || std::fs::read_to_string(folder.0.join("log")).unwrap_or_default();
+        while !(says().contains("ready to be asked") && says().contains("a murmur")) {
+            assert!(begin.elapsed() < GENEROUS, "{}", says());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        kill(Pid::from_raw(daemon.0.id().cast_signed()), end).unwrap();
+        daemon.0.wait().unwrap();
+        while lives(pid) {
+            assert!(begin.elapsed() < GENEROUS, "{end}: the module lives on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
 fn scraped(address: std::net::SocketAddr) -> String {
     let mut text = String::new();
     if let Ok(mut stream) = TcpStream::connect(address) {

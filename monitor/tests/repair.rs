@@ -247,3 +247,6 @@ fn a_dry_run_does_not_even_lock() {
     let cure = treat(&mut patient, &kernel(), &lenient, &Safety::default(), false, |_| panic!("no repair")).unwrap();
     assert_eq!(cure, Cure::Healthy);
 }
+
+#[path = "repair/programs.rs"]
+mod programs;

@@ -15,8 +15,8 @@
 //! reads each stretch by itself.
 //!
 //! A list stands until the next one is written, and has a number that the addresses of its data begin with. A new
-//! one is written only when all answers to READs through the old one have come; a repetition of such a READ that is under way
-//! still names a list that is gone, and gets no answer.
+//! one is written only when all answers to READs through the old one have come; a repetition of such a READ that is
+//! under way still names a list that is gone, and gets no answer.
 
 use crate::{RemoteAddr, RemoteKey};
 

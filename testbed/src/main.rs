@@ -186,6 +186,9 @@ struct Drowning {
     /// Repair nothing and watch for so many seconds.
     #[arg(long)]
     unrepaired_s: Option<u64>,
+    /// A fork bomb is treated by this program, which takes the settings of `crowd.py`, and not by the monitor's module.
+    #[arg(long)]
+    own_module: Option<PathBuf>,
     /// How long a piece of useful work takes alone, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     piece_ms: u64,
@@ -455,10 +458,11 @@ fn repair_series(arguments: RepairSeries) -> Result<ExitCode> {
 }
 
 fn drown(illness: drown::Illness, drowning: Drowning) -> Result<ExitCode> {
-    let Drowning { unrepaired_s, piece_ms, guest, out } = drowning;
+    let Drowning { unrepaired_s, own_module, piece_ms, guest, out } = drowning;
+    let own_module = own_module.map(fs::canonicalize).transpose().context("the module's program")?;
     let order = Order { rogue: true, ..guest.order() };
     let (unrepaired_for, piece) = (unrepaired_s.map(Duration::from_secs), Duration::from_millis(piece_ms));
-    let run = drown::Run { illness, unrepaired_for, piece, order, out };
+    let run = drown::Run { illness, unrepaired_for, own_module, piece, order, out };
     let (report, timeline) = drown::run(&run, Progress::begin())?;
     eprint!("{timeline}");
     println!("{}", serde_json::to_string(&report)?);

@@ -45,6 +45,16 @@ fn a_fork_bomb_of_sleepers_is_ended_from_outside_and_useful_work_goes_on() {
     assert_eq!(result["left"], 0, "{result}");
 }
 
+/// The example of docs/guide/own-modules.md, which the monitor starts and asks.
+#[test]
+fn a_fork_bomb_is_ended_by_a_module_that_is_a_program_of_one_s_own() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../healing-modules/examples/crowd.py");
+    let example = example.to_str().unwrap();
+    let result = run("own", &["forkbomb", "--variant", "cpu", "--procs", "60", "--own-module", example]);
+    check(&result);
+    assert_eq!(result["left"], 0, "{result}");
+}
+
 #[test]
 fn a_memory_hog_whose_controller_starts_its_children_anew_is_ended_with_it() {
     let result = run("hog", &["memhog", "--procs", "3", "--mib", "48", "--respawn"]);

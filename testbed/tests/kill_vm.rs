@@ -26,6 +26,9 @@ const BOUND: Duration = Duration::from_secs(60);
 /// Enough to need slots side by side, and few enough for a guest of busybox.
 const SLEEPERS: usize = 150;
 
+/// Stopped ones.
+const STOPPED: usize = 20;
+
 /// An ordinary user.
 const USER: u32 = 1000;
 
@@ -128,6 +131,43 @@ fn check(line: &str, vcpus: u32) {
     patient.kill(called("md5sum"));
     patient.wait_until("those that ran are gone", |patient| patient.count("md5sum") == 0);
     patient.is_well();
+}
+
+/// A stopped process is ended like one that sleeps. One that the freezer of its cgroup holds is marked, and ends when
+/// it is thawed: today's answer, see decision 0010.
+fn check_held(line: &str, vcpus: u32) {
+    let mut patient = Patient::boot(line, vcpus);
+    for _ in 0..2 {
+        patient.spawn("sleep", "sleep 9999", STOPPED);
+        patient.vm.run("kill -STOP $(pidof sleep)").unwrap();
+        let is_stopped = |task: &Task| task.comm == "sleep" && task.state & 0x4 != 0;
+        patient.wait_until("they are stopped", |patient| {
+            patient.tasks().iter().filter(|it| is_stopped(it)).count() == STOPPED
+        });
+        let plan = patient.kill(called("sleep"));
+        assert!(plan.fates.iter().all(|(_, fate)| *fate == Fate::Woken), "{:?}", plan.fates);
+        patient.wait_until("the stopped are gone", |patient| patient.count("sleep") == 0);
+        patient.is_well();
+    }
+    patient.spawn("sleep", "sleep 9999", 1);
+    let freeze = "mkdir -p /cg && mount -t cgroup2 none /cg && mkdir /cg/f && pidof sleep > /cg/f/cgroup.procs && \
+                  echo 1 > /cg/f/cgroup.freeze && until grep -q 'frozen 1' /cg/f/cgroup.events; do sleep 0.1; done";
+    patient.vm.run(freeze).unwrap();
+    let plan = patient.kill(called("sleep"));
+    let is_told = |fate: &Fate| matches!(fate, Fate::Sleeps { why } if why.contains("frozen"));
+    assert!(plan.fates.len() == 1 && is_told(&plan.fates[0].1), "{:?}", plan.fates);
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(patient.count("sleep"), 1, "it is frozen still");
+    patient.vm.run("echo 0 > /cg/f/cgroup.freeze").unwrap();
+    patient.wait_until("the thawed one is gone", |patient| patient.count("sleep") == 0);
+    patient.is_well();
+}
+
+#[test]
+fn stopped_processes_die_too_and_frozen_ones_when_they_are_thawed() {
+    for line in guest::Kernel::lines().unwrap() {
+        check_held(&line, 2);
+    }
 }
 
 /// 6.1 always; the other lines where `scripts/setup --all` has fetched them.

@@ -110,6 +110,7 @@ impl Peer<'_> {
             Request::Lock { reason, claim, lease_ms } => {
                 let (token, took) = target.lock(claim, lease_ms).map_err(said)?;
                 let reason: String = reason.chars().take(200).collect();
+                self.plane.note_lock(self.name.as_deref().unwrap_or_default(), &reason);
                 tracing::warn!(from = %self.from, peer = ?self.name, reason, ?took, lease_ms, "target locked");
                 Ok(Reply::Locked { token, took_us: took.as_micros() as u64 })
             }
@@ -118,6 +119,7 @@ impl Peer<'_> {
                 tracing::info!(from = %self.from, peer = ?self.name, "target unlocked");
                 Ok(Reply::Unlocked)
             }
+            Request::LockHolder => Ok(Reply::LockHolder { holder: self.plane.lock_holder() }),
             Request::Release { token, then } => {
                 target.release(&token, then).map_err(said)?;
                 tracing::warn!(from = %self.from, peer = ?self.name, ?then, epoch = token.epoch, "target released");

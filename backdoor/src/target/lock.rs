@@ -66,6 +66,11 @@ impl Target {
         self.let_run(&mut machine)
     }
 
+    /// How long the lock that stands lasts, if one does; nothing, if its lease has just ended.
+    pub fn lock_left(&self) -> Option<Duration> {
+        self.is_locked().then(|| self.lease_left().unwrap_or_default())
+    }
+
     /// Lets the machine of a lock go whose lease has ended.
     pub(super) fn end_lease(&self) {
         let mut machine = self.machine();

@@ -87,6 +87,7 @@ pub(super) struct Repair {
     pub spare_comms: Option<Vec<String>>,
     pub blast_cap: Option<Spanned<usize>>,
     pub again_s: Option<Spanned<f64>>,
+    pub escalate: Option<bool>,
     #[serde(default)]
     pub module: Vec<Spanned<Module>>,
 }
@@ -95,7 +96,8 @@ pub(super) struct Repair {
 #[derive(Debug, Deserialize)]
 pub(super) struct Module {
     #[serde(rename = "use")]
-    pub name: Spanned<String>,
+    pub name: Option<Spanned<String>>,
+    pub command: Option<Spanned<Vec<String>>>,
     pub sensors: Spanned<Vec<String>>,
     #[serde(flatten)]
     pub policies: toml::Table,

@@ -1,5 +1,6 @@
 //! `[target.repair]`: which healing modules treat a target, when they are asked, and what they must leave alone.
 
+use std::path::Path;
 use std::time::Duration;
 
 use healing_modules::{ForkBomb, Healer, MemHog, Safety};
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::{Checker, ConfigError, file};
+use crate::repair::Outside;
 
 /// How long after a treatment that did not help the next one begins, unless configured.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -19,14 +21,17 @@ pub enum Module {
     ForkBomb(ForkBomb),
     /// Processes that take memory.
     MemHog(MemHog),
+    /// What a program of the operator's own finds.
+    Program(Outside),
 }
 
 impl Module {
-    /// The module itself.
-    pub fn healer(&self) -> Box<dyn Healer> {
+    /// The module itself, if it is one of this build.
+    pub fn healer(&self) -> Option<Box<dyn Healer>> {
         match self {
-            Self::ForkBomb(module) => Box::new(*module),
-            Self::MemHog(module) => Box::new(*module),
+            Self::ForkBomb(module) => Some(Box::new(*module)),
+            Self::MemHog(module) => Some(Box::new(*module)),
+            Self::Program(_) => None,
         }
     }
 }
@@ -40,6 +45,8 @@ pub struct Repair {
     pub safety: Safety,
     /// How long after a treatment that did not help the next one begins.
     pub again: Duration,
+    /// Whether a target that could not be cured is evacuated.
+    pub escalate: bool,
     /// Each with the patterns of the sensors that ask for it.
     pub modules: Vec<(Vec<String>, Module)>,
 }
@@ -67,32 +74,75 @@ impl Checker<'_> {
         };
         let again = table.again_s.as_ref().map(|value| self.time(value, 1.0, "target.repair.again_s")).transpose()?;
         let modules = table.module.iter().map(|module| self.module(module)).collect::<Result<_, _>>()?;
-        Ok(Repair { act: table.act.unwrap_or(true), safety, again: again.unwrap_or(AGAIN), modules })
+        let (act, escalate) = (table.act.unwrap_or(true), table.escalate.unwrap_or(false));
+        Ok(Repair { act, safety, again: again.unwrap_or(AGAIN), escalate, modules })
     }
 
     fn module(&self, table: &Spanned<file::Module>) -> Result<(Vec<String>, Module), ConfigError> {
-        let file::Module { name, sensors, policies } = table.get_ref();
+        let sensors = &table.get_ref().sensors;
         if sensors.get_ref().is_empty() {
             let what = "without a sensor the module is never asked; name those whose leaving their bounds asks for it";
             return Err(self.source.error(sensors.span(), "target.repair.module.sensors", what));
         }
-        if policies.is_empty() {
-            let what = "without a policy the module finds nothing; add one, such as too_many_procs or max_rss_mib";
-            return Err(self.source.error(table.span(), "target.repair.module", what));
-        }
-        let policies = policies.clone();
-        let wrong = |error: toml::de::Error| {
-            let what = format!("{} for {}", error.message(), name.get_ref());
-            self.source.error(table.span(), "target.repair.module", what)
-        };
-        let module = match name.get_ref().as_str() {
-            "forkbomb" => Module::ForkBomb(policies.try_into().map_err(wrong)?),
-            "memhog" => Module::MemHog(policies.try_into().map_err(wrong)?),
-            other => {
-                let what = format!("no module {other:?}; there are forkbomb and memhog");
-                return Err(self.source.error(name.span(), "target.repair.module.use", what));
+        let module = match (&table.get_ref().name, &table.get_ref().command) {
+            (Some(name), None) => self.in_tree(table, name)?,
+            (None, Some(command)) => Module::Program(self.outside(table, command)?),
+            (Some(_), Some(_)) | (None, None) => {
+                let what = "a module is one of this build (use) or a program of your own (command); say one of the two";
+                return Err(self.source.error(table.span(), "target.repair.module", what));
             }
         };
         Ok((sensors.get_ref().clone(), module))
     }
+
+    fn in_tree(&self, table: &Spanned<file::Module>, name: &Spanned<String>) -> Result<Module, ConfigError> {
+        let policies = table.get_ref().policies.clone();
+        if policies.is_empty() {
+            let what = "without a policy the module finds nothing; add one, such as too_many_procs or max_rss_mib";
+            return Err(self.source.error(table.span(), "target.repair.module", what));
+        }
+        let wrong = |error: toml::de::Error| {
+            let what = format!("{} for {}", error.message(), name.get_ref());
+            self.source.error(table.span(), "target.repair.module", what)
+        };
+        match name.get_ref().as_str() {
+            "forkbomb" => Ok(Module::ForkBomb(policies.try_into().map_err(wrong)?)),
+            "memhog" => Ok(Module::MemHog(policies.try_into().map_err(wrong)?)),
+            other => {
+                let what = format!("no module {other:?}; there are forkbomb and memhog, and command for your own");
+                Err(self.source.error(name.span(), "target.repair.module.use", what))
+            }
+        }
+    }
+
+    fn outside(&self, table: &Spanned<file::Module>, command: &Spanned<Vec<String>>) -> Result<Outside, ConfigError> {
+        let program = command.get_ref().first().map(Path::new);
+        let file = program.filter(|program| program.is_absolute()).and_then(Path::file_name);
+        let Some(file) = file else {
+            let what = "name the program by its absolute path, then its arguments";
+            return Err(self.source.error(command.span(), "target.repair.module.command", what));
+        };
+        let wrong = |error: toml::de::Error| {
+            let what = format!("{} for a program; what it is to know goes into settings", error.message());
+            self.source.error(table.span(), "target.repair.module", what)
+        };
+        let own: Own = table.get_ref().policies.clone().try_into().map_err(wrong)?;
+        let settings = serde_json::to_value(own.settings).ok();
+        let Some(serde_json::Value::Object(settings)) = settings else {
+            let what = "settings must be a table of what JSON has: text, numbers, true and false, lists, tables";
+            return Err(self.source.error(table.span(), "target.repair.module.settings", what));
+        };
+        let name = own.name.unwrap_or_else(|| file.to_string_lossy().into_owned());
+        Ok(Outside { name, command: command.get_ref().clone(), user: own.user, settings })
+    }
+}
+
+/// What else stands in the table of a program.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Own {
+    name: Option<String>,
+    user: Option<u32>,
+    #[serde(default)]
+    settings: toml::Table,
 }

@@ -283,7 +283,8 @@ fn a_repair_that_could_do_nothing_or_names_what_is_not_there_is_refused() {
     );
     with(
         &module("use = \"cold\", sensors = [\"tasks\"], too_many_procs = 1"),
-        "m.toml:12: target.repair.module.use: no module \"cold\"; there are forkbomb and memhog",
+        "m.toml:12: target.repair.module.use: no module \"cold\"; there are forkbomb and memhog, and command for \
+         your own",
     );
     with(
         &module("use = \"memhog\", sensors = [\"tasks\"], too_many_procs = 1"),
@@ -293,6 +294,36 @@ fn a_repair_that_could_do_nothing_or_names_what_is_not_there_is_refused() {
     with(
         "repair = { blast_cap = 0, module = [{ use = \"forkbomb\", sensors = [\"tasks\"], too_many_procs = 1 }] }",
         "m.toml:12: target.repair.blast_cap: no repair may end a process: set act = false for a dry run, or raise it",
+    );
+}
+
+#[test]
+fn a_module_of_one_s_own_is_a_program_with_settings() {
+    let with =
+        |words: &str| GOOD.replace("[[target]]", &format!("[[target]]\nrepair = {{ module = [{{ {words} }}] }}"));
+    let parse = |words: &str| parsed(&with(words)).map(|config| config.targets[0].repair.clone().unwrap());
+    let words = "command = [\"/opt/crowd.py\", \"-v\"], sensors = [\"tasks\"], user = 65534, \
+                 settings = { limit = 3, names = [\"a\"], deep = { is = true } }";
+    let repair = parse(words).unwrap();
+    let Module::Program(outside) = &repair.modules[0].1 else { panic!("{repair:?}") };
+    assert_eq!((outside.name.as_str(), outside.user, outside.command.len()), ("crowd.py", Some(65534), 2));
+    assert_eq!(
+        serde_json::to_string(&outside.settings).unwrap(),
+        "{\"deep\":{\"is\":true},\"limit\":3,\"names\":[\"a\"]}"
+    );
+    assert!(!repair.escalate, "the cure of last resort is asked for");
+    let wrong = |words: &str, expected: &str| {
+        let error = parse(words).unwrap_err().to_string();
+        assert!(error.contains(expected), "{words}: {error}");
+    };
+    wrong("command = [], sensors = [\"tasks\"]", "name the program by its absolute path, then its arguments");
+    wrong("command = [\"crowd.py\"], sensors = [\"tasks\"]", "name the program by its absolute path");
+    wrong("sensors = [\"tasks\"], limit = 3", "a module is one of this build (use) or a program of your own");
+    wrong("use = \"memhog\", command = [\"/a\"], sensors = [\"tasks\"]", "say one of the two");
+    wrong(
+        "command = [\"/a\"], sensors = [\"tasks\"], limit = 3",
+        "unknown field `limit`, expected one of `name`, `user`, `settings` for a program; what it is to know goes into \
+         settings",
     );
 }
 

@@ -2,6 +2,7 @@
 
 use control::backdoor::{Afterwards, FenceToken};
 use control::reinstate::Report;
+use healing_modules::outside;
 use healing_modules::{Alarm, Culprit, Evidence, Safety, Symptom};
 use introspect::linux::kill::KillPlan;
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,15 @@ pub enum Event {
     Succeeded {
         /// Whether it still stands.
         stands: bool,
+    },
+    /// The target rests because somebody holds it locked: no verdict falls until that is over.
+    LockedByOther {
+        /// The holder's name, as it gave it.
+        holder: String,
+        /// What it says it does.
+        reason: String,
+        /// How long its lease lasts, in milliseconds; it may be renewed.
+        left_ms: u64,
     },
     /// A hang is seen and left to the other monitor.
     Held {
@@ -240,6 +250,17 @@ pub enum Event {
         /// Why.
         why: String,
     },
+    /// The verdict on a target that lives and could not be cured in place: it is to be evacuated.
+    GivenUp {
+        /// The illness.
+        illness: String,
+        /// The module whose treatment failed.
+        module: String,
+        /// Why it did.
+        why: String,
+        /// The sensors that asked for it and are still out of bounds.
+        sensors: Vec<String>,
+    },
     /// The fence has ended, by policy or by command.
     Released {
         /// What became of the target.
@@ -271,9 +292,15 @@ pub struct RepairLine {
 }
 
 impl RepairLine {
-    /// The plan that module, bounds and evidence give again.
-    pub fn derived(&self) -> Option<healing_modules::Plan> {
-        self.module.healer().diagnose(&self.evidence, self.earlier.as_ref(), &self.safety)
+    /// The plan that module, bounds and evidence give again. `None` if the module is another program, which is not run.
+    pub fn derived(&self) -> Option<Option<healing_modules::Plan>> {
+        Some(self.module.healer()?.diagnose(&self.evidence, self.earlier.as_ref(), &self.safety))
+    }
+
+    /// Whether the plan is one that a program could make of that evidence, within the bounds.
+    pub fn is_in_bounds(&self) -> bool {
+        let is_fine = |plan| outside::is_of(plan, &self.evidence) && self.safety.check(plan, &self.evidence).is_ok();
+        self.plan.as_ref().is_none_or(is_fine)
     }
 }
 

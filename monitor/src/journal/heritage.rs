@@ -116,7 +116,7 @@ impl Estate {
             }
             Event::Succeeded { stands: false } | Event::Released { .. } => self.heritage.incident = None,
             Event::LastSign { known } => self.alive_after_ns = Some(line.mono_ns).filter(|_| known && is_this_boot),
-            Event::Verdict { illness, .. } => self.illness = illness,
+            Event::Verdict { illness, .. } | Event::GivenUp { illness, .. } => self.illness = illness,
             Event::Fenced { token, .. } => drop(self.incident(token, age)),
             Event::Committed { token, part, spare } => drop(self.incident(token, age).holders.insert(part, spare)),
             Event::Passed { spare, .. } => {

@@ -5,11 +5,17 @@
 
 use std::collections::HashMap;
 use std::io::BufRead;
+use std::time::Duration;
 
-use healing_modules::Plan;
+use healing_modules::{Healer, Moment, Plan, Safety};
 
-use super::{Event, Line, SymptomLine};
+use super::{Event, Line, RepairLine, SymptomLine};
+use crate::config::Module;
 use crate::detect::{Detector, Finding, Observation};
+use crate::repair::{Outside, Program};
+
+/// How long a program may take to be ready to be asked again.
+const START_PATIENCE: Duration = Duration::from_secs(20);
 
 /// A journal that could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +55,7 @@ impl Redrawn {
     }
 }
 
-/// One repair of the journal, decided again.
+/// One repair of the journal, looked at again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reconsidered {
     /// The target.
@@ -58,29 +64,77 @@ pub struct Reconsidered {
     pub mono_ns: u64,
     /// What was decided, as journaled.
     pub journaled: Option<Plan>,
-    /// The same, as module, bounds and evidence give it.
-    pub derived: Option<Plan>,
+    /// What comes of it again.
+    pub again: Again,
+}
+
+/// What comes of a repair when it is looked at again.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Again {
+    /// Module, bounds and evidence give this.
+    Decided(Option<Plan>),
+    /// Another program decided, and was not run again. What it said is within its bounds, or not.
+    Checked {
+        /// Whether it is.
+        is_in_bounds: bool,
+    },
+    /// Another program decided, and does not answer now.
+    Unanswered {
+        /// Why.
+        why: String,
+    },
 }
 
 impl Reconsidered {
-    /// Whether the evidence gives the journaled decision.
+    /// Whether nothing speaks against the journaled decision.
     pub fn agrees(&self) -> bool {
-        self.journaled == self.derived
+        match &self.again {
+            Again::Decided(plan) => *plan == self.journaled,
+            Again::Checked { is_in_bounds } => *is_in_bounds,
+            Again::Unanswered { .. } => false,
+        }
     }
 }
 
-/// Decides every repair again.
-pub fn reconsider(lines: &[Line]) -> Vec<Reconsidered> {
+/// Looks at every repair again: decides it, where a module of this build decided; else checks what the other program
+/// said, or with `runs_programs` asks it once more.
+pub fn reconsider(lines: &[Line], runs_programs: bool) -> Vec<Reconsidered> {
+    let mut programs = Vec::new();
     let repair = |line: &Line| match &line.event {
         Event::Repaired(repair) => Some(Reconsidered {
             target: line.target.clone(),
             mono_ns: line.mono_ns,
             journaled: repair.plan.clone(),
-            derived: repair.derived(),
+            again: match (repair.derived(), &repair.module) {
+                (Some(derived), _) => Again::Decided(derived),
+                (None, Module::Program(outside)) if runs_programs => ask(&mut programs, outside, &line.target, repair),
+                (None, _) => Again::Checked { is_in_bounds: repair.is_in_bounds() },
+            },
         }),
         _ => None,
     };
     lines.iter().filter_map(repair).collect()
+}
+
+/// Programs that have been started for a replay, with what they were told.
+type Started = Vec<(Outside, String, Safety, Program)>;
+
+fn ask(started: &mut Started, outside: &Outside, target: &str, repair: &RepairLine) -> Again {
+    let is_it = |(one, about, safety, _): &&(Outside, String, Safety, Program)| {
+        (one, about.as_str(), safety) == (outside, target, &repair.safety)
+    };
+    let program = started.iter().find(is_it).map(|(.., program)| program.clone()).unwrap_or_else(|| {
+        let program = Program::new(outside, target, &repair.safety);
+        started.push((outside.clone(), target.to_owned(), repair.safety.clone(), program.clone()));
+        program
+    });
+    let answer = program
+        .await_ready(START_PATIENCE)
+        .and_then(|()| program.consult(Moment::Running, &repair.evidence, repair.earlier.as_ref(), &repair.safety));
+    match answer {
+        Ok(plan) => Again::Decided(plan),
+        Err(error) => Again::Unanswered { why: error.to_string() },
+    }
 }
 
 /// Reads the lines of a journal.

@@ -44,6 +44,7 @@ fn stage(event: &Event) -> Option<String> {
         Event::Verdict { illness, rule, symptoms, watched, .. } => {
             format!("verdict: {illness}, {} of {watched} {rule} stand still", symptoms.len())
         }
+        Event::GivenUp { illness, module, why, .. } => format!("verdict: {illness}, {module} did not cure it: {why}"),
         Event::Reported => "reported, nothing done".to_owned(),
         Event::Fenced { token, .. } => format!("fenced, epoch {}", token.epoch),
         Event::FenceFailed { why } => format!("not fenced: {why}"),

@@ -141,13 +141,18 @@ mod tests {
         let first = Partner::First(herald);
         first.tell(word(false, None));
         comes(&deputy, |duty| matches!(duty, Duty::Hold { why } if why == "m1 watches it"));
+        assert!(!deputy.duty("web").lets_repair(), "the first does");
         first.tell(word(true, None));
         comes(&deputy, |duty| matches!(duty, Duty::StandIn { claim: None, incident: None, .. }));
+        assert!(deputy.duty("web").lets_repair(), "the first cannot");
         first.tell(word(true, incident(false)));
         comes(&deputy, |duty| matches!(duty, Duty::Hold { why } if why == "m1 has fenced it"));
+        assert!(!deputy.duty("web").lets_repair());
         first.tell(word(true, incident(true)));
         comes(&deputy, |duty| *duty == Duty::Done);
+        assert!(!deputy.duty("web").lets_repair(), "it is dead");
         assert_eq!(first.duty("web"), Duty::Act, "the first waits for nobody");
+        assert!(first.duty("web").lets_repair());
     }
 
     #[test]
@@ -158,6 +163,7 @@ mod tests {
         herald.tell(word(false, incident(false)));
         let left = incident(false);
         comes(&deputy, |duty| matches!(duty, Duty::StandIn { claim: Some(77), incident, .. } if *incident == left));
+        assert!(!Duty::StandIn { why: String::new(), claim: Some(77), incident: left }.lets_repair(), "it is fenced");
     }
 
     #[test]

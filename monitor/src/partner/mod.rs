@@ -102,6 +102,13 @@ pub enum Duty {
     },
 }
 
+impl Duty {
+    /// Whether the target is this monitor's to repair in place: not while the other one can, and not once it is fenced.
+    pub fn lets_repair(&self) -> bool {
+        matches!(self, Self::Act | Self::StandIn { incident: None, .. })
+    }
+}
+
 impl Partner {
     /// What is to be done about `target`, which this monitor has found hung.
     pub fn duty(&self, target: &str) -> Duty {

@@ -14,6 +14,8 @@
 //! leaves a healthy kernel.
 
 mod evidence;
+mod program;
+mod standstill;
 mod surgery;
 mod treat;
 mod ward;
@@ -21,7 +23,7 @@ mod ward;
 use std::time::{Duration, Instant};
 
 use control::backdoor::{LockToken, RegionEntry};
-use healing_modules::{Culprit, Evidence, Plan, Safety, Unsafe};
+use healing_modules::{Culprit, Evidence, Plan, Safety, Unanswered, Unsafe};
 use introspect::linux::kill::{self, KillPlan};
 use introspect::{Damage, Kernel};
 use link::{Link, LinkFailure};
@@ -29,6 +31,8 @@ use remote_memory::{LinkError, RemoteKey, RemoteWrite, WriteError};
 
 use crate::inspect;
 pub use evidence::{Findings, look};
+pub use program::{Outside, Program};
+pub use standstill::{Announced, Standstill};
 pub use surgery::carry_out;
 pub use treat::{Cure, Treated, treat};
 pub use ward::Ward;
@@ -108,6 +112,9 @@ pub enum RepairError {
     /// The plan leaves its bounds; nothing was written.
     #[error("not carried out: {0}")]
     Unsafe(#[from] Unsafe),
+    /// The module did not say what is to be done; nothing was written.
+    #[error("the module does not answer: {0}")]
+    Unanswered(#[from] Unanswered),
     /// A place does not hold what the plan expects; nothing was written.
     #[error("{what} at {at:#x} is not what was planned for; nothing was written")]
     Changed {
@@ -137,6 +144,19 @@ pub enum RepairError {
     /// The lease ended before the target was let go: another may have acted in between.
     #[error("the lock ended before it was given back: {0}")]
     NotUnlocked(#[source] LinkFailure),
+}
+
+impl RepairError {
+    /// Whether it says that the target cannot be cured in place. A path that fails says nothing of the target, nor does
+    /// a module that names what it must not or nobody, or somebody else's lock; another try may succeed then.
+    pub fn speaks_of_the_target(&self) -> bool {
+        match self {
+            Self::NotLocked(_) | Self::Link(_) | Self::Region(_) | Self::NotUnlocked(_) | Self::Unanswered(_) => false,
+            Self::Unsafe(reason) => matches!(reason, Unsafe::TooMany { .. }),
+            Self::NotWritten { error, .. } => !matches!(error, WriteError::Link(_)),
+            Self::Changed { .. } | Self::NotHeld { .. } => true,
+        }
+    }
 }
 
 /// What was done to a target in one standstill.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use healing_modules::{Culprit, Evidence, Healer, Plan, Safety};
+use healing_modules::{Culprit, Evidence, Healer, Moment, Plan, Safety};
 use introspect::Kernel;
 use introspect::linux::kill::Fate;
 
@@ -54,13 +54,24 @@ pub fn treat(
         let earlier = earlier(table, kernel, healer)?;
         // A look that costs the target nothing: it is locked only if something is to be done.
         let Findings { evidence, .. } = look_at(table, kernel)?;
-        let Some(plan) = healer.diagnose(&evidence, earlier.as_ref(), safety) else { return Ok(Cure::Healthy) };
+        let found = healer.consult(Moment::Running, &evidence, earlier.as_ref(), safety)?;
+        let Some(plan) = found else { return Ok(Cure::Healthy) };
         if is_dry_run {
             safety.check(&plan, &evidence)?;
             return Ok(Cure::DryRun(plan));
         }
-        let mut decide = |evidence: &Evidence| healer.diagnose(evidence, earlier.as_ref(), safety);
+        let mut unanswered = None;
+        let mut decide = |evidence: &Evidence| {
+            let found = healer.consult(Moment::Standstill, evidence, earlier.as_ref(), safety);
+            found.unwrap_or_else(|error| {
+                unanswered = Some(error);
+                None
+            })
+        };
         let operation = operate(table, kernel, healer.name(), safety, &mut decide)?;
+        if let Some(error) = unanswered {
+            return Err(error.into());
+        }
         let Some(plan) = &operation.plan else { continue }; // it has passed before the target stood still
         // Who could not be woken for want of room is for the next repair.
         let is_later = |culprit: &&Culprit| operation.kill.fate_of(culprit.pid) == Some(&Fate::Later);

@@ -1,8 +1,8 @@
 //! The ward of one target: a thread that treats it when its sensors ask for that, beside the one that watches it.
 //!
 //! It has a link of its own and knows the target's kernel before it is needed, so that neither watching nor treating
-//! waits for the other. While the target stands still for a repair its sensors stand still too: [`Ward::is_operating`]
-//! says so, and no hang is made of it.
+//! waits for the other. While the target stands still for a repair its sensors stand still too: [`Ward::excuses`] says
+//! so, and no hang is made of it. A treatment that gives up is told to the watch, see [`crate::escalate`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +15,14 @@ use healing_modules::{Dispatcher, HealingModule};
 use introspect::Kernel;
 use link::Link;
 
-use super::{Cure, Treated, discover, treat};
+use super::{Announced, Cure, Program, Standstill, Treated, discover, treat};
 use crate::clock::{Clock, Monotonic};
-use crate::config::{Config, Module, Partner, Repair, Target};
+use crate::config::{Config, Module, Repair, Target};
+use crate::escalate::{Failure, Failures};
 use crate::inspect;
 use crate::journal::{Event, Journal, RepairLine};
 use crate::metrics::TargetMetrics;
+use crate::partner::Partner;
 
 /// How often a waiting ward looks whether the daemon is to end.
 const NOTICE: Duration = Duration::from_millis(100);
@@ -36,14 +38,31 @@ enum Word {
     Fenced,
 }
 
+impl Word {
+    /// What is out of bounds once this has been said.
+    fn heard(self, raised: &mut BTreeSet<String>) {
+        match self {
+            Self::Raised(sensor) => drop(raised.insert(sensor)),
+            Self::Cleared(sensor) => drop(raised.remove(&sensor)),
+            Self::Fenced => raised.clear(),
+        }
+    }
+}
+
 /// The watch's end.
 #[derive(Clone, Debug, Default)]
 pub struct Ward {
     words: Option<Arc<Mutex<Sender<Word>>>>,
-    is_operating: Arc<AtomicBool>,
+    standstill: Standstill,
+    failures: Failures,
 }
 
 impl Ward {
+    /// A ward without a thread: whoever holds the other ends of `standstill` and `failures` treats the target.
+    pub fn beside(standstill: Standstill, failures: Failures) -> Self {
+        Self { words: None, standstill, failures }
+    }
+
     /// A sensor has left its bounds.
     pub fn raise(&self, sensor: &str) {
         self.tell(Word::Raised(sensor.to_owned()));
@@ -59,9 +78,24 @@ impl Ward {
         self.tell(Word::Fenced);
     }
 
-    /// Whether the target stands still for a repair, or may.
-    pub fn is_operating(&self) -> bool {
-        self.is_operating.load(Ordering::Acquire)
+    /// Whether a sensor that was allowed `deadline` may rest because the target stands still for a repair, or did.
+    pub fn excuses(&self, now_ns: u64, deadline: Duration) -> bool {
+        self.standstill.excuses(now_ns, deadline)
+    }
+
+    /// The target stands still for `lease` at most, by somebody else's will.
+    pub fn excuse(&self, now_ns: u64, lease: Duration) {
+        self.standstill.begin(now_ns, lease);
+    }
+
+    /// Whether a treatment has given up, and the watch has not taken that yet.
+    pub fn has_failed(&self) -> bool {
+        !self.failures.is_empty()
+    }
+
+    /// Takes the treatment that has given up, if one has.
+    pub fn failed(&self) -> Option<Failure> {
+        self.failures.take()
     }
 
     fn tell(&self, word: Word) {
@@ -71,7 +105,8 @@ impl Ward {
         }
     }
 
-    /// Opens the ward of `target`; one that is not to be repaired has none. Of two monitors the first repairs.
+    /// Opens the ward of `target`; one that is not to be repaired has none. Of two monitors the second is as ready as
+    /// the first, and repairs while the first is silent or has lost its path: that two do not at once is the lock's.
     ///
     /// # Errors
     /// If there is no thread for it.
@@ -80,15 +115,23 @@ impl Ward {
         target: &Target,
         journal: &Journal,
         metrics: &TargetMetrics,
+        partner: &Partner,
         stop: &Arc<AtomicBool>,
     ) -> std::io::Result<(Self, Option<JoinHandle<()>>)> {
-        let is_second = matches!(config.partner, Partner::Second { .. });
-        let Some(repair) = target.repair.clone().filter(|_| !is_second) else { return Ok((Self::default(), None)) };
+        let Some(repair) = target.repair.clone() else { return Ok((Self::default(), None)) };
         let (sender, words) = channel();
-        let ward = Self { words: Some(Arc::new(Mutex::new(sender))), is_operating: Arc::default() };
-        let (mut dispatcher, mut modules) = (Dispatcher::default(), BTreeMap::new());
+        let ward = Self { words: Some(Arc::new(Mutex::new(sender))), ..Self::default() };
+        let (mut dispatcher, mut modules, mut programs) = (Dispatcher::default(), BTreeMap::new(), Vec::new());
         for (sensors, module) in &repair.modules {
-            let healer = dispatcher.new_hm(module.healer());
+            let healer = dispatcher.new_hm(match module {
+                Module::ForkBomb(bomb) => Box::new(*bomb),
+                Module::MemHog(hog) => Box::new(*hog),
+                Module::Program(outside) => {
+                    let program = Program::new(outside, &target.name, &repair.safety);
+                    programs.push(program.clone());
+                    Box::new(program)
+                }
+            });
             sensors.iter().for_each(|sensor| dispatcher.register_sensor(healer, sensor));
             modules.insert(healer, module.clone());
         }
@@ -98,9 +141,12 @@ impl Ward {
             repair,
             dispatcher,
             modules,
+            programs,
             journal: journal.clone(),
             metrics: metrics.clone(),
-            is_operating: Arc::clone(&ward.is_operating),
+            partner: partner.clone(),
+            standstill: ward.standstill.clone(),
+            failures: ward.failures.clone(),
             patient: None,
         };
         let stop = Arc::clone(stop);
@@ -117,9 +163,13 @@ struct Duty {
     dispatcher: Dispatcher,
     /// Each with its policies, for the journal.
     modules: BTreeMap<HealingModule, Module>,
+    /// Modules that are programs: to be started before they are needed.
+    programs: Vec<Program>,
     journal: Journal,
     metrics: TargetMetrics,
-    is_operating: Arc<AtomicBool>,
+    partner: Partner,
+    standstill: Standstill,
+    failures: Failures,
     /// The link, and the kernel behind it in that life of the backdoor.
     patient: Option<(Link, Kernel, u64)>,
 }
@@ -130,15 +180,16 @@ impl Duty {
         let mut next = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             match words.recv_timeout(NOTICE) {
-                Ok(Word::Raised(sensor)) => {
-                    raised.insert(sensor);
-                    next = Instant::now();
+                Ok(word) => {
+                    if matches!(word, Word::Raised(_)) {
+                        next = Instant::now();
+                    }
+                    word.heard(&mut raised);
                 }
-                Ok(Word::Cleared(sensor)) => drop(raised.remove(&sensor)),
-                Ok(Word::Fenced) => raised.clear(),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            self.programs.iter().for_each(Program::tend);
             if Instant::now() < next {
                 continue;
             }
@@ -149,10 +200,25 @@ impl Duty {
                 }
                 next = Instant::now();
             }
+            if raised.is_empty() || !self.partner.duty(&self.target.name).lets_repair() {
+                continue;
+            }
             let concerned: BTreeSet<_> = raised.iter().flat_map(|sensor| self.dispatcher.concerned(sensor)).collect();
+            let mut is_raised = false;
             for module in concerned {
-                self.treat(module);
+                let failed = self.treat(module);
                 next = Instant::now() + self.repair.again;
+                // What has happened to the sensors meanwhile counts.
+                for word in words.try_iter() {
+                    is_raised |= matches!(word, Word::Raised(_));
+                    word.heard(&mut raised);
+                }
+                if let Some(why) = failed.filter(|_| self.repair.escalate) {
+                    self.escalate(module, why, &raised);
+                }
+            }
+            if is_raised {
+                next = Instant::now();
             }
         }
     }
@@ -178,21 +244,34 @@ impl Duty {
         }
     }
 
-    fn treat(&mut self, module: HealingModule) {
-        let (Some(healer), Some(policies)) = (self.dispatcher.module(module), self.modules.get(&module)) else {
-            return;
-        };
-        let Some((mut link, kernel, incarnation)) = self.patient.take() else { return };
+    /// Leaves a treatment that failed to the watch, if the target is ill still.
+    fn escalate(&self, module: HealingModule, why: String, raised: &BTreeSet<String>) {
+        let asks = |sensor: &&String| self.dispatcher.concerned(sensor).contains(&module);
+        let sensors: Vec<String> = raised.iter().filter(asks).cloned().collect();
+        let name = self.dispatcher.module(module).map_or("", |healer| healer.name());
+        if !sensors.is_empty() {
+            self.failures.tell(Failure { module: name.to_owned(), why, sensors });
+        }
+    }
+
+    /// Treats the target; why it cannot be cured in place, if that is so.
+    fn treat(&mut self, module: HealingModule) -> Option<String> {
+        let (healer, policies) = (self.dispatcher.module(module)?, self.modules.get(&module)?);
+        let (mut link, kernel, incarnation) = self.patient.take()?;
         let name = healer.name().to_owned();
         let mut repairs = 0;
         let is_dry_run = !self.repair.act;
-        self.is_operating.store(!is_dry_run, Ordering::Release);
         let safety = &self.repair.safety;
-        let outcome = treat(&mut link, &kernel, healer, safety, is_dry_run, |treated| {
+        let mut table = Announced::new(&mut link, &self.standstill);
+        let outcome = treat(&mut table, &kernel, healer, safety, is_dry_run, |treated| {
             repairs += 1;
             self.note_repair(policies, treated);
         });
-        self.is_operating.store(false, Ordering::Release);
+        let failed = match &outcome {
+            Ok(Cure::Ill { why }) => Some(why.clone()),
+            Err(error) if error.speaks_of_the_target() && !is_dry_run => Some(error.to_string()),
+            _ => None,
+        };
         let event = match outcome {
             Ok(Cure::Healthy) if repairs == 0 => {
                 tracing::info!(target_name = %self.target.name, module = %name, "asked, and nothing found");
@@ -222,6 +301,7 @@ impl Duty {
         if link.ping().is_ok() && link.welcome().incarnation == incarnation {
             self.patient = Some((link, kernel, incarnation));
         }
+        failed
     }
 
     fn note_repair(&self, module: &Module, treated: &Treated) {

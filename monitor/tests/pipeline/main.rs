@@ -4,6 +4,7 @@
 mod after;
 mod journal;
 mod order;
+mod repairs;
 mod stage;
 mod succession;
 mod verdicts;

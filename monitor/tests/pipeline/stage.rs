@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use control::backdoor::{FenceState, FenceToken};
+use control::backdoor::{FenceState, FenceToken, LockHolder};
 use control::reinstate::{Outcome, Reply, Report, Request, Session, Stage as ReportStage};
 use control::{Channel, VERSION};
 use link::LinkFailure;
@@ -120,6 +120,7 @@ pub struct Path {
     pub fence: Result<(), &'static str>,
     pub fences: Fences,
     pub is_reset: Rc<Cell<bool>>,
+    pub locked_until_ns: Rc<Cell<u64>>,
     pub log: Log,
 }
 
@@ -151,6 +152,13 @@ impl Door for Path {
 
     fn memory(&mut self) -> Option<&mut dyn RemoteRead> {
         Some(self)
+    }
+
+    fn lock_holder(&mut self) -> Result<Option<LockHolder>, LinkFailure> {
+        let now_ns = self.clock.now_ns();
+        let left_ms = |until_ns: u64| until_ns.checked_sub(now_ns).map(|left_ns| left_ns / MS);
+        let holder = |left_ms| LockHolder { peer: "ops".into(), reason: "a look".into(), left_ms };
+        Ok(left_ms(self.locked_until_ns.get()).map(holder))
     }
 
     fn fence(&mut self, reason: &str, claim: u64) -> Result<FenceToken, LinkFailure> {
@@ -346,6 +354,10 @@ pub struct Setting {
     pub after: &'static str,
     /// Two addresses are served, and the spares share them.
     pub share: bool,
+    /// Who treats the target in place.
+    pub ward: Ward,
+    /// Somebody else holds the target locked until then.
+    pub locked_until_ns: Rc<Cell<u64>>,
 }
 
 impl Default for Setting {
@@ -365,6 +377,8 @@ impl Default for Setting {
             is_reset: Rc::default(),
             after: "",
             share: false,
+            ward: Ward::default(),
+            locked_until_ns: Rc::default(),
         }
     }
 }
@@ -421,6 +435,7 @@ impl Play {
             fence: setting.fence,
             fences: setting.fences,
             is_reset: setting.is_reset,
+            locked_until_ns: setting.locked_until_ns,
             log: Arc::clone(&setting.log),
         };
         let (standby_too, partner) = (Arc::clone(&standby), setting.partner);
@@ -431,7 +446,7 @@ impl Play {
             metrics: metrics.clone(),
             standby: standby_too,
             partner,
-            ward: Ward::default(),
+            ward: setting.ward,
         };
         let watch = Watch::succeed(&config, named, tools, heritage);
         Self { watch, clock, target, metrics, standby, log: setting.log, journal: JournalFile(file), writer }

@@ -9,7 +9,7 @@
 
 use std::{
     fmt, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -119,18 +119,21 @@ impl Illness {
     }
 
     /// What an operator would configure against it.
-    fn policy(self, act: bool) -> String {
+    fn policy(self, act: bool, own_module: Option<&Path>) -> String {
         let rule = match self {
             Self::ForkBomb { .. } => format!("sensors = \"tasks\"\nlimit = {TASKS_MAX}\nwindow_ms = {HOLD_MS}\n"),
             Self::MemHog { .. } => {
                 format!("sensors = \"free-pages\"\nlimit = {FREE_PAGES_MIN}\nwindow_ms = {HOLD_MS}\n")
             }
         };
-        let module = match self {
-            Self::ForkBomb { .. } => format!("use = \"forkbomb\"\ntoo_many_procs = {PROCESSES_MAX}\n"),
+        let module = match (self, own_module) {
+            (Self::ForkBomb { .. }, Some(program)) => {
+                format!("command = [{program:?}]\nsettings = {{ pattern = \"rogue|sh\", limit = 0 }}\n")
+            }
+            (Self::ForkBomb { .. }, None) => format!("use = \"forkbomb\"\ntoo_many_procs = {PROCESSES_MAX}\n"),
             // A controller whose children come back dies with them: all of its user goes.
-            Self::MemHog { respawn: true, .. } => format!("use = \"memhog\"\nmax_rssuid_mib = {RSS_MAX_MIB}\n"),
-            Self::MemHog { .. } => format!("use = \"memhog\"\nmax_rss_mib = {RSS_MAX_MIB}\n"),
+            (Self::MemHog { respawn: true, .. }, _) => format!("use = \"memhog\"\nmax_rssuid_mib = {RSS_MAX_MIB}\n"),
+            (Self::MemHog { .. }, _) => format!("use = \"memhog\"\nmax_rss_mib = {RSS_MAX_MIB}\n"),
         };
         let sensor = self.sensor();
         format!(
@@ -157,6 +160,8 @@ pub struct Run {
     pub illness: Illness,
     /// Whether it is repaired; if not, it is watched for so long.
     pub unrepaired_for: Option<Duration>,
+    /// A program that treats a fork bomb in place of the monitor's module.
+    pub own_module: Option<PathBuf>,
     /// How long a piece of useful work takes alone.
     pub piece: Duration,
     /// The installation.
@@ -205,7 +210,8 @@ pub struct Report {
 pub fn run(run: &Run, progress: Progress) -> Result<(Report, String)> {
     fs::create_dir_all(&run.out).with_context(|| format!("cannot make {}", run.out.display()))?;
     let mut installation = Installation::build(&run.order, progress)?;
-    let ready = installation.ready_with(&run.order, &run.illness.policy(run.unrepaired_for.is_none()), progress);
+    let policy = run.illness.policy(run.unrepaired_for.is_none(), run.own_module.as_deref());
+    let ready = installation.ready_with(&run.order, &policy, progress);
     let result = ready.and_then(|()| carry_out(run, &mut installation, progress));
     if !result.as_ref().is_ok_and(|(report, _)| report.pass) {
         installation.save_logs(&run.out)?;
@@ -320,7 +326,7 @@ fn judged(run: &Run, lines: &[Line], begin_ns: u64, kernel: String) -> Report {
     if run.unrepaired_for.is_none() && lines.iter().any(incident::is_act) {
         why.push("it was taken for a hang".to_owned());
     }
-    if !replay::reconsider(lines).iter().all(replay::Reconsidered::agrees) {
+    if !replay::reconsider(lines, false).iter().all(replay::Reconsidered::agrees) {
         why.push("the journal does not give the decisions again".to_owned());
     }
     let after = || lines.iter().filter(|line| line.mono_ns >= begin_ns);

@@ -4,6 +4,7 @@
 //!   task->pending.signal       |= SIGKILL             the private set: no other is fatal in a page fault or a wait
 //!   task->thread_info.flags    |= TIF_SIGPENDING      the task looks into the set on its way to user mode
 //!   a timer that wakes it                             for one that sleeps, see `wake`
+//!   task->__state               = INTERRUPTIBLE       before that for one that is stopped, see `stopped`
 //! ```
 //! One thread is enough: the kernel itself takes its process down once that thread has seen the signal. A marked task
 //! cannot fork either: `copy_process` looks for signals when it makes a child visible. So the marks of one standstill
@@ -12,12 +13,15 @@
 //! Nothing is written here. The plan is a list of [`Edit`]s in an order in which every beginning of it is harmless; who
 //! holds the target's lock carries them out. It holds for the standstill in which it was made and for no other.
 
+mod stopped;
 mod wake;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use remote_memory::{GuestPhys, KernelVirt, LinkError, RemoteKey, RemoteRead};
 use serde::{Deserialize, Serialize};
+
+use stopped::is_stopped;
 
 use super::task::Task;
 use super::walk::Walk;
@@ -34,6 +38,8 @@ const TIF_SIGPENDING: u64 = 1 << 2;
 /// `TASK_INTERRUPTIBLE`, `TASK_UNINTERRUPTIBLE`, and `TASK_WAKEKILL`, which says that a fatal signal ends the sleep.
 const INTERRUPTIBLE: u32 = 0x1;
 const UNINTERRUPTIBLE: u32 = 0x2;
+/// `__TASK_STOPPED`.
+const STOPPED: u32 = 0x4;
 const WAKEKILL: u32 = 0x100;
 
 layout! {
@@ -57,6 +63,7 @@ layout! {
         sleeper: "process_timer.task",
     } optional {
         expiry_lock: "timer_base.expiry_lock",
+        jobctl: "task_struct.jobctl",
     }
 }
 
@@ -151,9 +158,11 @@ pub fn plan(
         }
         fates.insert(task.tgid, fate);
     }
+    walk.leave_frozen(&mut sleepers, &mut fates)?;
+    let unstopped = walk.unstop_all(&mut sleepers, &mut fates)?;
     match walk.wake(&sleepers)? {
         Ok((more, woken)) => {
-            edits.extend(more);
+            edits.extend(unstopped.into_iter().chain(more));
             fates.extend(sleepers[woken..].iter().map(|task| (task.tgid, Fate::Later)));
         }
         Err(why) => {
@@ -189,9 +198,12 @@ fn rank(state: u32) -> u8 {
     }
 }
 
-/// Whether the kernel would wake a sleeper of this state for a fatal signal, by the call that a timer makes.
+/// Whether the kernel would wake a sleeper of this state for a fatal signal, by the call that a timer makes, or one
+/// that is stopped once it has been made such a sleeper.
 fn is_woken_by_death(state: u32) -> bool {
-    state & INTERRUPTIBLE != 0 || state & (UNINTERRUPTIBLE | WAKEKILL) == UNINTERRUPTIBLE | WAKEKILL
+    is_stopped(state)
+        || state & INTERRUPTIBLE != 0
+        || state & (UNINTERRUPTIBLE | WAKEKILL) == UNINTERRUPTIBLE | WAKEKILL
 }
 
 fn fate_of(task: &Task) -> Fate {
@@ -201,11 +213,45 @@ fn fate_of(task: &Task) -> Fate {
         state if state & UNINTERRUPTIBLE != 0 => {
             Fate::Sleeps { why: "it waits in the kernel for what no signal ends, such as a disk".to_owned() }
         }
-        state => Fate::Sleeps { why: format!("it is stopped, traced or frozen (state {state:#x})") },
+        state => Fate::Sleeps { why: format!("it is traced or frozen (state {state:#x})") },
     }
 }
 
 impl Walk<'_> {
+    /// Those that are frozen are not woken: it would not help.
+    fn leave_frozen(&mut self, sleepers: &mut Vec<&Task>, fates: &mut BTreeMap<u32, Fate>) -> Result<(), LinkError> {
+        let mut frozen = self.are_frozen(sleepers)?.into_iter();
+        sleepers.retain(|task| {
+            let is_frozen = frozen.next().unwrap_or(false);
+            if is_frozen {
+                let why = "its cgroup is frozen; it ends when that is thawed".to_owned();
+                fates.insert(task.tgid, Fate::Sleeps { why });
+            }
+            !is_frozen
+        });
+        Ok(())
+    }
+
+    /// The edits that make sleepers of those that are stopped; one that is not as it was found is not woken.
+    fn unstop_all(
+        &mut self,
+        sleepers: &mut Vec<&Task>,
+        fates: &mut BTreeMap<u32, Fate>,
+    ) -> Result<Vec<Edit>, LinkError> {
+        let stopped: Vec<&Task> = sleepers.iter().copied().filter(|task| is_stopped(task.state)).collect();
+        let mut all = Vec::new();
+        for (task, edits) in stopped.iter().zip(self.unstop(&stopped)?) {
+            let Some(edits) = edits else {
+                sleepers.retain(|sleeper| sleeper.address != task.address);
+                let why = "it is stopped, and its state cannot be read".to_owned();
+                fates.insert(task.tgid, Fate::Sleeps { why });
+                continue;
+            };
+            all.extend(edits);
+        }
+        Ok(all)
+    }
+
     /// The two marks of each task; `None` where they cannot be read.
     fn marks(&mut self, tasks: &[&Task]) -> Result<Vec<Option<[Edit; 2]>>, LinkError> {
         let pending: Vec<_> = tasks.iter().map(|task| self.kernel.pending_signals_of(task.address)).collect();
@@ -277,9 +323,9 @@ mod tests {
 
     #[test]
     fn only_a_sleep_that_death_would_end_is_ended() {
-        let woken = [1, 0x102, 0x2001].map(|state| fate_of(&task(9, 9, state, 0)));
+        let woken = [1, 0x102, 0x2001, 0x104].map(|state| fate_of(&task(9, 9, state, 0)));
         assert!(woken.iter().all(|fate| *fate == Fate::Woken), "{woken:?}");
-        for state in [2, 0x104, 0x108, 0x8000, 0x1000] {
+        for state in [2, 4, 0x108, 0x8000, 0x1000] {
             assert!(matches!(fate_of(&task(9, 9, state, 0)), Fate::Sleeps { .. }), "{state:#x}");
         }
         assert_eq!(fate_of(&task(9, 9, 0, 0)), Fate::Runs);
