@@ -76,7 +76,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 self.note(now_ns, Event::PathBack { after_ns: nanos(after) });
             }
             Finding::Unreadable { since_ns } => {
-                tracing::error!(target_name = %name, "the path works and brings no sensor box");
+                tracing::error!(target_name = %name, "the path works and brings no sensors");
                 self.note(now_ns, Event::Unreadable { since_ns });
             }
             Finding::Restarted { .. } if self.has_reset_it() => {}

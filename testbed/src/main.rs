@@ -186,6 +186,9 @@ struct Drowning {
     /// Repair nothing and watch for so many seconds.
     #[arg(long)]
     unrepaired_s: Option<u64>,
+    /// Nothing of ours runs in the guest: it is watched by variables of its kernel.
+    #[arg(long)]
+    no_agent: bool,
     /// How long a piece of useful work takes alone, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     piece_ms: u64,
@@ -207,6 +210,9 @@ struct RepairSeries {
     /// How long a guest that is not repaired is watched, in seconds.
     #[arg(long, default_value_t = 20)]
     unrepaired_s: u64,
+    /// Nothing of ours runs in the guests: they are watched by variables of their kernels.
+    #[arg(long)]
+    no_agent: bool,
     /// How long a piece of useful work takes alone, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     piece_ms: u64,
@@ -445,8 +451,8 @@ fn run_hang_download(arguments: HangDownload) -> Result<ExitCode> {
 }
 
 fn repair_series(arguments: RepairSeries) -> Result<ExitCode> {
-    let RepairSeries { kinds, procs, unrepaired_s, piece_ms, guest, out } = arguments;
-    let order = guest.order();
+    let RepairSeries { kinds, procs, unrepaired_s, no_agent, piece_ms, guest, out } = arguments;
+    let order = Order { agent: !no_agent, ..guest.order() };
     let (unrepaired_for, piece) = (Duration::from_secs(unrepaired_s), Duration::from_millis(piece_ms));
     let series = series::Series { illnesses: kinds, procs, unrepaired_for, piece, order, out };
     let points = series::run(&series)?;
@@ -455,8 +461,8 @@ fn repair_series(arguments: RepairSeries) -> Result<ExitCode> {
 }
 
 fn drown(illness: drown::Illness, drowning: Drowning) -> Result<ExitCode> {
-    let Drowning { unrepaired_s, piece_ms, guest, out } = drowning;
-    let order = Order { rogue: true, ..guest.order() };
+    let Drowning { unrepaired_s, no_agent, piece_ms, guest, out } = drowning;
+    let order = Order { rogue: true, agent: !no_agent, ..guest.order() };
     let (unrepaired_for, piece) = (unrepaired_s.map(Duration::from_secs), Duration::from_millis(piece_ms));
     let run = drown::Run { illness, unrepaired_for, piece, order, out };
     let (report, timeline) = drown::run(&run, Progress::begin())?;

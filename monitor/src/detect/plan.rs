@@ -76,6 +76,10 @@ pub struct PlannedSensor {
     pub bound: Bound,
     /// Index of its rule in [`Plan::rules`].
     pub rule: usize,
+    /// Index of the sensor that says for how many nanoseconds this one may stand still with good reason, beyond its
+    /// deadline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sleep: Option<usize>,
 }
 
 /// A rule as it takes part in the plan.
@@ -130,6 +134,10 @@ pub struct DescribedSensor {
     pub period_ns: u64,
     /// For a level: the limit is a floor.
     pub floor: bool,
+    /// Name of the sensor that says for how many nanoseconds this one may stand still with good reason: processors
+    /// that idle without ticks count nothing until they are next due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sleep: Option<String>,
 }
 
 /// The window of pressure sensors that no rule names.
@@ -161,8 +169,12 @@ impl Plan {
                 });
                 plan.rules.len() - 1
             });
-            plan.sensors.push(PlannedSensor { name: sensor.name.clone(), bound, rule });
+            plan.sensors.push(PlannedSensor { name: sensor.name.clone(), bound, rule, sleep: None });
             places.push(place);
+        }
+        for (at, place) in places.iter().enumerate() {
+            let Some(sleep) = &described[*place].sleep else { continue };
+            plan.sensors[at].sleep = places.iter().position(|other| described[*other].name == *sleep);
         }
         (plan, places)
     }
@@ -231,7 +243,21 @@ mod tests {
     }
 
     fn described(name: &str, class: Class, limit: u64, period_ns: u64) -> DescribedSensor {
-        DescribedSensor { name: name.into(), class, limit, period_ns, floor: false }
+        DescribedSensor { name: name.into(), class, limit, period_ns, floor: false, sleep: None }
+    }
+
+    #[test]
+    fn a_sensor_that_may_sleep_knows_which_sensor_says_so_in_the_plan() {
+        let sleepy = DescribedSensor { sleep: Some("SLEEP.cpu0".into()), ..described("TICKS.cpu0", Class::Progress, 0, 0) };
+        let described = [
+            described("unbounded", Class::Progress, 1, 0),
+            sleepy,
+            described("FORKS", Class::Pressure, u64::MAX, 0),
+            described("SLEEP.cpu0", Class::Level, u64::MAX, 0),
+        ];
+        let (plan, places) = Plan::new(&described, &[rule("TICKS.cpu*", Raises::Hang)], Duration::from_secs(1));
+        assert_eq!(places, [1, 2, 3]);
+        assert_eq!(plan.sensors.iter().map(|sensor| sensor.sleep).collect::<Vec<_>>(), [Some(2), None, None]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ fn plan(sensors: usize, quorum: Quorum) -> Plan {
                 name: format!("tick.cpu{cpu}"),
                 bound: Bound::Progress { deadline_ns: DEADLINE },
                 rule: 0,
+                sleep: None,
             })
             .collect(),
         rules: vec![PlannedRule { pattern: "tick.cpu*".into(), quorum, raises: Raises::Hang }],

@@ -110,21 +110,21 @@ impl Illness {
         }
     }
 
-    /// The sensor that shows it.
-    fn sensor(self) -> &'static str {
-        match self {
-            Self::ForkBomb { .. } => "tasks",
-            Self::MemHog { .. } => "free-pages",
+    /// The sensor that shows it: the agent's, or the kernel's own.
+    fn sensor(self, agent: bool) -> &'static str {
+        match (self, agent) {
+            (Self::ForkBomb { .. }, true) => "tasks",
+            (Self::ForkBomb { .. }, false) => "NPROCS",
+            (Self::MemHog { .. }, true) => "free-pages",
+            (Self::MemHog { .. }, false) => "FREE_PAGES",
         }
     }
 
     /// What an operator would configure against it.
-    fn policy(self, act: bool) -> String {
-        let rule = match self {
-            Self::ForkBomb { .. } => format!("sensors = \"tasks\"\nlimit = {TASKS_MAX}\nwindow_ms = {HOLD_MS}\n"),
-            Self::MemHog { .. } => {
-                format!("sensors = \"free-pages\"\nlimit = {FREE_PAGES_MIN}\nwindow_ms = {HOLD_MS}\n")
-            }
+    fn policy(self, act: bool, agent: bool) -> String {
+        let limit = match self {
+            Self::ForkBomb { .. } => u64::from(TASKS_MAX),
+            Self::MemHog { .. } => FREE_PAGES_MIN,
         };
         let module = match self {
             Self::ForkBomb { .. } => format!("use = \"forkbomb\"\ntoo_many_procs = {PROCESSES_MAX}\n"),
@@ -132,9 +132,9 @@ impl Illness {
             Self::MemHog { respawn: true, .. } => format!("use = \"memhog\"\nmax_rssuid_mib = {RSS_MAX_MIB}\n"),
             Self::MemHog { .. } => format!("use = \"memhog\"\nmax_rss_mib = {RSS_MAX_MIB}\n"),
         };
-        let sensor = self.sensor();
+        let sensor = self.sensor(agent);
         format!(
-            "\n[[target.rule]]\n{rule}\n[target.repair]\nact = {act}\nspare_uids = [0]\n\n\
+            "\n[[target.rule]]\nsensors = \"{sensor}\"\nlimit = {limit}\nwindow_ms = {HOLD_MS}\n\n[target.repair]\nact = {act}\nspare_uids = [0]\n\n\
              [[target.repair.module]]\nsensors = [\"{sensor}\"]\n{module}"
         )
     }
@@ -205,7 +205,8 @@ pub struct Report {
 pub fn run(run: &Run, progress: Progress) -> Result<(Report, String)> {
     fs::create_dir_all(&run.out).with_context(|| format!("cannot make {}", run.out.display()))?;
     let mut installation = Installation::build(&run.order, progress)?;
-    let ready = installation.ready_with(&run.order, &run.illness.policy(run.unrepaired_for.is_none()), progress);
+    let policy = run.illness.policy(run.unrepaired_for.is_none(), run.order.agent);
+    let ready = installation.ready_with(&run.order, &policy, progress);
     let result = ready.and_then(|()| carry_out(run, &mut installation, progress));
     if !result.as_ref().is_ok_and(|(report, _)| report.pass) {
         installation.save_logs(&run.out)?;
@@ -324,7 +325,7 @@ fn judged(run: &Run, lines: &[Line], begin_ns: u64, kernel: String) -> Report {
         why.push("the journal does not give the decisions again".to_owned());
     }
     let after = || lines.iter().filter(|line| line.mono_ns >= begin_ns);
-    let sensor = run.illness.sensor();
+    let sensor = run.illness.sensor(run.order.agent);
     let noticed = after().find(|line| matches!(&line.event, Event::Suspicious { sensor: name, .. } if name == sensor));
     let cured = after().find(|line| matches!(line.event, Event::Cured { .. }));
     let ms = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
