@@ -25,6 +25,8 @@ mod users;
 
 pub use listing::{Listing, Shown};
 pub use reader::KernelReader;
+#[cfg(test)]
+pub(crate) use reader::tests as made;
 pub(crate) use reader::{BYTES_MAX, STRETCHES_MAX};
 pub use recipe::KernelSensor;
 pub use survey::{Survey, WatchedUser, survey};

@@ -323,4 +323,4 @@ fn each_word<'s>(source: &'s Source, visit: &mut dyn FnMut(&'s Word)) {
 
 #[cfg(test)]
 #[path = "reader_tests.rs"]
-mod tests;
+pub(crate) mod tests;

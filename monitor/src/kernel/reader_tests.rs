@@ -8,10 +8,10 @@ use super::*;
 use crate::detect::Class;
 use crate::kernel::survey::{Surveyed, Word};
 
-const KEY: RemoteKey = RemoteKey::new(5);
+pub(crate) const KEY: RemoteKey = RemoteKey::new(5);
 
 /// Where things are: far apart, and across the end of a page.
-const GUARD: u64 = 0x1000;
+pub(crate) const GUARD: u64 = 0x1000;
 const ONLINE: u64 = 0x5ffc;
 const PANIC: u64 = 0x9000;
 const STATE: u64 = 0x9010;
@@ -36,7 +36,8 @@ fn surveyed(name: &str, class: Class, source: Source) -> Surveyed {
     Surveyed { described, source }
 }
 
-fn survey() -> Survey {
+/// Where everything of [`machine`] is.
+pub(crate) fn survey() -> Survey {
     let sleep = Sleep {
         cpu: 3,
         state: vec![word(FLAGS, 8, false)],
@@ -68,8 +69,13 @@ fn survey() -> Survey {
     }
 }
 
+/// The same of another life.
+pub(crate) fn survey_of(identity: u64) -> Survey {
+    Survey { identity, ..survey() }
+}
+
 /// A machine that runs, with its processor idle since 1000 and due at 5000 by its tick and 4000 by a timer.
-fn machine() -> Image {
+pub(crate) fn machine() -> Image {
     let mut image = Image::new();
     for page in [0x1000, 0x5000, 0x6000, 0x9000, TICKS, FLAGS, ACTIVE, OWNER, FREE] {
         image.write_at(page & !0xfff, &[0; 0x1000]);
@@ -155,7 +161,7 @@ fn a_newer_survey_with_other_users_is_taken_and_one_of_another_life_is_not() {
     let mut reader = KernelReader::new(Arc::new(survey()), KEY);
     assert!(reader.take_users(&Arc::new(Survey { number: 2, ..survey() })));
     assert_eq!(reader.survey().number, 2);
-    assert!(!reader.take_users(&Arc::new(Survey { identity: 4, ..survey() })));
+    assert!(!reader.take_users(&Arc::new(survey_of(4))));
     assert_eq!(reader.survey().number, 2);
 }
 

@@ -80,6 +80,28 @@ impl Surveyor {
         Self(Some(shared))
     }
 
+    /// One that has not come to an end yet.
+    #[cfg(test)]
+    pub(crate) fn pending() -> Self {
+        Self(Some(Arc::default()))
+    }
+
+    /// Gives an answer in the place of its thread.
+    #[cfg(test)]
+    pub(crate) fn say(&self, answer: Result<Survey, &str>) {
+        let shared = self.0.as_ref().unwrap();
+        match answer {
+            Ok(survey) => shared.publish(survey),
+            Err(why) => drop(shared.fail(why)),
+        }
+    }
+
+    /// Whether its thread would survey now.
+    #[cfg(test)]
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.0.as_ref().unwrap().is_wanted()
+    }
+
     /// Opens the surveyor of `target`; one without kernel sensors has none.
     ///
     /// # Errors

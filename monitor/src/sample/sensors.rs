@@ -102,3 +102,7 @@ impl Sensors {
         opened.map(Some).map_err(|error| Unreached { is_path: error.is_path(), why: error.to_string() })
     }
 }
+
+#[cfg(test)]
+#[path = "sensors_tests.rs"]
+mod tests;
