@@ -44,8 +44,7 @@ impl LinkDoor {
     /// The door to `target`, not opened yet.
     pub fn new(config: &Config, target: &Target) -> Self {
         let reads_kernel = !target.kernel_sensors.is_empty();
-        let (more_bytes, more_reads) =
-            if reads_kernel { (kernel::BYTES_MAX, kernel::STRETCHES_MAX) } else { (0, 0) };
+        let (more_bytes, more_reads) = if reads_kernel { (kernel::BYTES_MAX, kernel::STRETCHES_MAX) } else { (0, 0) };
         let options = Options {
             control_patience: CONTROL_PATIENCE,
             memory_patience: read_patience(config),

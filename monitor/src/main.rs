@@ -235,7 +235,8 @@ fn record(config: &Config, target: &str, period: Option<Duration>, time: Duratio
     let begin = Instant::now();
     let is_over = || begin.elapsed() >= time;
     let mut out = BufWriter::new(file);
-    let recorded = recording::record((target, &mut sensors), &mut door, &Monotonic, period_ns.max(1), &mut out, is_over);
+    let recorded =
+        recording::record((target, &mut sensors), &mut door, &Monotonic, period_ns.max(1), &mut out, is_over);
     stop.store(true, Ordering::Relaxed);
     if surveying.is_some_and(|thread| thread.join().is_err()) {
         bail!("a thread panicked; its message is above");

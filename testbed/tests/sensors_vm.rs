@@ -33,7 +33,7 @@ const TICKS_WITHIN: Duration = Duration::from_secs(2);
 const SWITCHES_WITHIN: Duration = Duration::from_secs(6);
 
 /// How long a healthy guest is watched.
-const CALM: Duration = Duration::from_secs(12);
+const CALM: Duration = Duration::from_secs(8);
 
 /// Processes of one user, more than any other has.
 const SLEEPERS: u64 = 150;
@@ -60,6 +60,7 @@ impl Watched {
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guest-images");
         let mut spec = VmSpec::new("sensors", &image.kernel().vmlinuz, &image.build(&folder).unwrap());
         spec.cpus = cpus;
+        spec.reboots = true;
         let mut vm = Vm::start(spec).unwrap();
         vm.wait_ready(BOUND).unwrap();
         let mut ram = Ram(File::open(vm.ram_path()).unwrap());
@@ -199,7 +200,9 @@ fn a_healthy_guest_raises_nothing(guest: &mut Watched) {
     assert!(slept > Duration::from_millis(100), "its ticks never stopped: {slept:?}, and nothing was tried");
     let cpus = guest.names.iter().filter(|name| name.starts_with("TICKS.cpu")).count();
     let seconds = CALM.as_secs() + 1;
-    guest.run(&format!("for i in $(seq {cpus}); do timeout {seconds} sh -c 'while :; do :; done' >/dev/null 2>&1 & done"));
+    guest.run(&format!(
+        "for i in $(seq {cpus}); do timeout {seconds} sh -c 'while :; do :; done' >/dev/null 2>&1 & done"
+    ));
     assert_eq!(guest.watch(CALM), None, "a guest whose processors all compute");
 }
 
@@ -209,6 +212,33 @@ fn a_fault_is_seen(guest: &mut Watched, fault: Fault, rule: &str) {
     let raised = guest.watch(BOUND);
     println!("Linux {}: {} seen after {:?}", guest.survey.release, fault.name(), begin.elapsed());
     assert_eq!(raised.as_deref(), Some(rule), "{}", fault.name());
+}
+
+fn it_is_well_again(guest: &mut Watched) {
+    let begin = Instant::now();
+    while guest.watch(Duration::from_millis(500)).is_some() {
+        assert!(begin.elapsed() < BOUND, "it goes on, and is taken for hung still");
+    }
+}
+
+/// Everything is elsewhere after a reset, and nothing of before is believed.
+fn its_next_life_is_told_from_this_one(guest: &mut Watched) {
+    guest.vm.qmp().execute("system_reset", serde_json::json!({})).unwrap();
+    let begin = Instant::now();
+    // Firmware first: the old kernel's memory is as it was for a while.
+    let said = loop {
+        let now_ns = guest.now_ns();
+        match guest.reader.look(&mut guest.ram, now_ns) {
+            Ok(_) => assert!(begin.elapsed() < BOUND, "the old life is seen on"),
+            Err(said) => break said,
+        }
+    };
+    assert!(said.contains("another kernel"), "{said}");
+    guest.vm.wait_ready(BOUND).unwrap();
+    let extents = [Extent { start: 0, len: guest.ram.0.metadata().unwrap().len() }];
+    let kernel = Kernel::discover(&mut guest.ram, KEY, &extents).unwrap();
+    let next = survey(&kernel, &mut guest.ram, KEY, &[ready_made("TICKS").unwrap()]).unwrap();
+    assert_ne!(next.identity, guest.survey.identity);
 }
 
 /// 6.1 always; the other lines where `scripts/setup --all` has fetched them.
@@ -230,7 +260,9 @@ fn kernel_sensors_show_what_proc_says_and_a_stop_and_a_panic_are_told_from_idlen
         a_healthy_guest_raises_nothing(&mut guest);
         a_fault_is_seen(&mut guest, Fault::Stop, "TICKS.cpu*");
         guest.vm.qmp().cont().unwrap();
+        it_is_well_again(&mut guest);
         a_fault_is_seen(&mut guest, Fault::Panic, "TICKS.cpu*");
+        its_next_life_is_told_from_this_one(&mut guest);
     });
 }
 

@@ -94,7 +94,8 @@ impl CountPlace {
         let Layout { members, processes } = kernel.ucounts.as_ref()?;
         let fields = [members.namespace, members.uid, *processes];
         let start = fields.iter().map(|field| field.offset).min()?;
-        let len = fields.iter().map(|field| field.end()).max()?.checked_sub(start).filter(|len| *len <= COUNT_BYTES_MAX)?;
+        let len =
+            fields.iter().map(|field| field.end()).max()?.checked_sub(start).filter(|len| *len <= COUNT_BYTES_MAX)?;
         let at = kernel.phys(user.address.checked_add(start as u64)?, len as u64)?;
         let [namespace, uid, processes] = fields.map(|field| Field { offset: field.offset - start, ..field });
         Some(Self { user: *user, at, len, namespace, uid, processes })
@@ -214,8 +215,7 @@ mod tests {
         let (address, namespace) = (KernelVirt::new(0xffff_8880_0000_1000), KernelVirt::new(0xffff_ffff_8200_0000));
         let user = UserCount { address, uid: 1000, namespace, is_initial: true, processes: 3 };
         let (at, len) = (GuestPhys::new(0x1010), 24);
-        let place =
-            CountPlace { user, at, len, namespace: field(0, 8), uid: field(8, 4), processes: field(16, 8) };
+        let place = CountPlace { user, at, len, namespace: field(0, 8), uid: field(8, 4), processes: field(16, 8) };
         let bytes = |namespace: u64, uid: u64, count: i64| {
             [namespace.to_le_bytes(), uid.to_le_bytes(), count.to_le_bytes()].concat()
         };

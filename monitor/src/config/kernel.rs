@@ -45,7 +45,8 @@ impl Checker<'_> {
                 self.source.error(spanned.span(), "target.kernel_sensor.name", what)
             })?;
             if class.is_some() || floor.is_some() {
-                let what = format!("{name} is ready-made and has its class; leave class and floor out, or add variable");
+                let what =
+                    format!("{name} is ready-made and has its class; leave class and floor out, or add variable");
                 return Err(self.source.error(table.span(), "target.kernel_sensor", what));
             }
             return Ok(ready);

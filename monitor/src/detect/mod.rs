@@ -280,7 +280,12 @@ impl Detector {
         for (sensor, track) in self.tracks.iter_mut().enumerate() {
             // Without a word on its sleep a sensor that may sleep says nothing.
             let sleep_ns = track.sleep.map_or(Some(0), value_of);
-            track.state.observe(begin_ns, end_ns, value_of(sensor).filter(|_| sleep_ns.is_some()), sleep_ns.unwrap_or(0));
+            track.state.observe(
+                begin_ns,
+                end_ns,
+                value_of(sensor).filter(|_| sleep_ns.is_some()),
+                sleep_ns.unwrap_or(0),
+            );
             let excess = track.state.excess();
             if let State::Progress(progress) = &track.state {
                 is_stalled |= excess.is_some();

@@ -146,6 +146,10 @@ pub const PRESSURE_WINDOW: Duration = Duration::from_secs(1);
 /// No deadline that a box claims is taken below this: a box full of garbage must not make every sample a verdict.
 pub const CLAIMED_DEADLINE_MIN: Duration = Duration::from_millis(1);
 
+/// Of a sensor that may sleep, so much of a sleep is kept as evidence. Stock kernels wake each processor every 4 s, for
+/// their own watchdog.
+const SLEEP_KEPT: Duration = Duration::from_secs(5);
+
 impl Plan {
     /// Joins the sensors of a box with the rules: the first rule whose pattern fits counts. A sensor without a rule is
     /// watched by what the box says of it, as a rule of its own that raises suspicions only; progress without a
@@ -186,10 +190,13 @@ impl Plan {
         })
     }
 
-    /// The longest deadline whose stall means a hang: how far back the evidence of a verdict can reach.
+    /// The longest deadline whose stall means a hang, with a sleep before it: how far back the evidence of a verdict can
+    /// reach.
     pub fn longest_deadline(&self) -> Duration {
         let deadline = |sensor: &PlannedSensor| match sensor.bound {
-            Bound::Progress { deadline_ns } if self.rules[sensor.rule].raises == Raises::Hang => deadline_ns,
+            Bound::Progress { deadline_ns } if self.rules[sensor.rule].raises == Raises::Hang => {
+                deadline_ns.saturating_add(sensor.sleep.map_or(0, |_| nanos(SLEEP_KEPT)))
+            }
             _ => 0,
         };
         Duration::from_nanos(self.sensors.iter().map(deadline).max().unwrap_or(0))
@@ -248,7 +255,8 @@ mod tests {
 
     #[test]
     fn a_sensor_that_may_sleep_knows_which_sensor_says_so_in_the_plan() {
-        let sleepy = DescribedSensor { sleep: Some("SLEEP.cpu0".into()), ..described("TICKS.cpu0", Class::Progress, 0, 0) };
+        let sleepy =
+            DescribedSensor { sleep: Some("SLEEP.cpu0".into()), ..described("TICKS.cpu0", Class::Progress, 0, 0) };
         let described = [
             described("unbounded", Class::Progress, 1, 0),
             sleepy,

@@ -197,7 +197,9 @@ impl KernelReader {
                 Life::Panicked => Some(PANICKED),
                 Life::Between => None,
                 Life::Runs if !cpu.is_none_or(|cpu| self.is_online(cpu)) => None,
-                Life::Runs => words.iter().try_fold(0, |sum: u64, word| Some(sum.wrapping_add(self.number(word)? as u64))),
+                Life::Runs => {
+                    words.iter().try_fold(0, |sum: u64, word| Some(sum.wrapping_add(self.number(word)? as u64)))
+                }
             },
             Source::Sleep(_) if life == Life::Panicked => Some(0),
             Source::Sleep(sleeps) => {

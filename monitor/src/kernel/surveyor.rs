@@ -242,7 +242,9 @@ impl Duty {
             return;
         };
         let Ok(ram) = link.region("ram") else { return }; // the watch sees a lost path by itself
-        let Ok((users, now)) = watched_users(kernel, link.memory(), RemoteKey::new(ram.key), Some(counts)) else { return };
+        let Ok((users, now)) = watched_users(kernel, link.memory(), RemoteKey::new(ram.key), Some(counts)) else {
+            return;
+        };
         *counts = now;
         let places = |users: &[WatchedUser]| users.iter().map(|user| user.place.at).collect::<Vec<_>>();
         let (mut before, mut after) = (places(&survey.users), places(&users));

@@ -250,7 +250,8 @@ mod tests {
     fn opened(bytes: &[u8], len: u64) -> (Image, Result<(BoxReader, Opened), FetchError>) {
         let mut image = Image::new();
         image.write_at(0, bytes);
-        let region = Region { name: super::super::REGION.into(), key: RemoteKey::new(1), base: 0, len, rights: Rights::READ };
+        let region =
+            Region { name: super::super::REGION.into(), key: RemoteKey::new(1), base: 0, len, rights: Rights::READ };
         let found = BoxReader::open(&mut image, region);
         (image, found)
     }

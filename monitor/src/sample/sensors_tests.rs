@@ -141,7 +141,10 @@ fn without_a_box_the_survey_is_waited_for_and_the_path_is_watched_meanwhile() {
     surveyor.say(Ok(made::survey()));
     let mut reader = sensors.open(&mut door).unwrap();
     let identity = made::survey().identity;
-    assert_eq!(reader.as_ref().map(|(_, opened)| (names(opened), opened.identity)), Some((OF_KERNEL.to_vec(), identity)));
+    assert_eq!(
+        reader.as_ref().map(|(_, opened)| (names(opened), opened.identity)),
+        Some((OF_KERNEL.to_vec(), identity))
+    );
     sensors.heed(&mut reader);
     assert!(reader.is_some(), "the survey that it was opened with");
 }

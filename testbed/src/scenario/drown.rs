@@ -8,7 +8,9 @@
 //! Without repair (`act = false`) the same is watched for a while: how long the useful work takes then.
 
 use std::{
-    fmt, fs,
+    fmt,
+    fs::{self, File},
+    io::BufReader,
     path::PathBuf,
     thread,
     time::{Duration, Instant},
@@ -19,10 +21,13 @@ use clap::ValueEnum;
 use monitor::{
     clock::{Clock, Monotonic},
     journal::{Event, Line, replay, timeline},
+    kernel::{Listing, recipe::READY_MADE},
+    recording::{self, Sample},
 };
 use serde::Serialize;
 
 use super::{
+    configuration::TARGET,
     incident,
     installation::{Installation, Order},
     progress::Progress,
@@ -247,6 +252,9 @@ fn carry_out(run: &Run, installation: &mut Installation, progress: Progress) -> 
         report.drowned_ms = all[alone_ms.len()..=drowned].to_vec();
         report.after_ms = all[drowned + 1..].to_vec();
         look_after(installation, &mut report)?;
+        if !run.order.agent {
+            look_at_sensors(installation, &mut report)?;
+        }
     } else {
         // A machine that does not answer any more has not done a piece either.
         report.drowned_ms = pieces(installation).map(|all| all[alone_ms.len()..].to_vec()).unwrap_or_default();
@@ -270,6 +278,28 @@ fn look_after(installation: &mut Installation, report: &mut Report) -> Result<()
     let most = if matches!(report.illness, Illness::MemHog { respawn: false, .. }) { 1 } else { 0 };
     if report.left > most {
         report.why.push(format!("{} processes of the user are left", report.left));
+    }
+    Ok(())
+}
+
+/// What an operator sees of a guest without an agent, once it is well: its kernel sensors, and a recording of them.
+fn look_at_sensors(installation: &Installation, report: &mut Report) -> Result<()> {
+    let said = installation.operate(&["sensors", TARGET, "--json"])?;
+    let listing: Listing = serde_json::from_str(&said).with_context(|| said.clone())?;
+    let has_value = |name: &str| listing.sensors.iter().any(|one| one.name == name && one.value.is_some());
+    if !listing.missing.is_empty()
+        || !READY_MADE.iter().all(|name| has_value(name) || has_value(&format!("{name}.cpu0")))
+    {
+        report.why.push(format!("kernel sensors are missing: {listing:?}"));
+    }
+    let file = installation.journal.with_file_name("sensors.jsonl");
+    let out = file.display().to_string();
+    installation.operate(&["record", "--target", TARGET, "--period-ms", "20", "--seconds", "1", "--out", &out])?;
+    let recordings = recording::read(BufReader::new(File::open(&file).context("the recording")?))?;
+    let whole = |Sample(_, _, values): &&Sample| values.as_ref().is_some_and(|all| all.iter().all(Option::is_some));
+    let samples: usize = recordings.iter().map(|one| one.samples.iter().filter(whole).count()).sum();
+    if samples == 0 {
+        report.why.push(format!("no sample of {out} has all values"));
     }
     Ok(())
 }
