@@ -96,7 +96,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         let illness = self.illnesses[chosen].name();
         let fresh = self.fresh_samples(self.illnesses[chosen].confirming_samples());
         match self.illnesses[chosen].confirm(alarm, &fresh) {
-            Diagnosis::Confirmed => self.verdict(chosen, alarm),
+            Diagnosis::Confirmed => self.decide(chosen, alarm),
             Diagnosis::Refuted { sensor } => {
                 tracing::warn!(target_name = %self.target.name, %sensor, illness, "refuted: the sensor moved");
                 self.tools.metrics.refuted.inc();
@@ -109,6 +109,20 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 self.note(self.tools.clock.now_ns(), Event::Undecided { illness: illness.to_owned(), why });
             }
         }
+    }
+
+    /// A verdict, unless what stands still is a life that the machine has left behind.
+    fn decide(&mut self, chosen: usize, alarm: &Alarm) {
+        let why = match self.sensors.are_of_this_life(&mut self.tools.door) {
+            Ok(true) => return self.verdict(chosen, alarm),
+            Ok(false) => "the machine was reset: what stands still is what it left in its memory".to_owned(),
+            Err(failure) => format!("whether the machine was reset cannot be asked: {failure}"),
+        };
+        let (illness, now_ns) = (self.illnesses[chosen].name(), self.tools.clock.now_ns());
+        tracing::warn!(target_name = %self.target.name, %why, illness, "undecided");
+        self.note(now_ns, Event::Undecided { illness: illness.to_owned(), why });
+        self.forget_box();
+        self.quiet_until_ns = now_ns + nanos(RETRY_AFTER);
     }
 
     fn fresh_samples(&mut self, count: usize) -> Vec<FreshSample> {

@@ -11,7 +11,7 @@ use sensorbox::layout::{CAPACITY_MAX, box_bytes};
 
 use crate::config::{Config, Target};
 use crate::kernel;
-use crate::sample::{Door, REGION};
+use crate::sample::{Door, Life, REGION};
 
 /// How long a control request may take; a fence waits for the hypervisor, which takes milliseconds.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(2);
@@ -90,6 +90,12 @@ impl Door for LinkDoor {
 
     fn ram(&mut self) -> Result<Region, LinkFailure> {
         Ok(self.open()?.region("ram")?.into())
+    }
+
+    fn life(&mut self) -> Result<Life, LinkFailure> {
+        let link = self.open()?;
+        let resets = link.stats()?.resets;
+        Ok(Life { incarnation: link.welcome().incarnation, resets })
     }
 
     fn memory(&mut self) -> Option<&mut dyn RemoteRead> {

@@ -126,7 +126,7 @@ pub struct Watch<D, C> {
     /// A hang that is left to the other monitor has been journaled.
     pub(crate) is_held: bool,
     reader: Option<(Reader, Opened)>,
-    sensors: Sensors,
+    pub(crate) sensors: Sensors,
     values: Vec<Option<u64>>,
     period_ns: u64,
     path_deadline: Duration,

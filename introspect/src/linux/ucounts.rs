@@ -108,6 +108,11 @@ impl CountPlace {
     }
 }
 
+/// Whether `kernel` counts in a way that is known here.
+pub fn is_known(kernel: &Kernel) -> bool {
+    kernel.ucounts.is_some() && kernel.symbol("ucounts_hashtable").is_some()
+}
+
 /// Reads the counts of all users, those with most processes first.
 ///
 /// # Errors

@@ -45,6 +45,13 @@ pub enum Formula {
     GrowthOfOneUser,
 }
 
+impl Formula {
+    /// Whether it is made of the counts of users.
+    pub fn is_of_users(&self) -> bool {
+        matches!(self, Self::MostOfOneUser | Self::GrowthOfOneUser)
+    }
+}
+
 /// One variable of a sum.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Term {

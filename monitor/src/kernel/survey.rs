@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use introspect::Kernel;
-use introspect::linux::ucounts::CountPlace;
+use introspect::linux::ucounts::{self, CountPlace};
 use introspect::linux::variable::{self, Variable, VariableError};
 use remote_memory::{GuestPhys, LinkError, Read, RemoteAddr, RemoteKey, RemoteRead};
 
@@ -194,6 +194,10 @@ pub fn survey(
     }
     for sensor in sensors {
         match found.sources(sensor, &cpus) {
+            Ok(_) if sensor.formula.is_of_users() && !ucounts::is_known(kernel) => {
+                let why = "how this kernel counts the processes of users is not known: no ucounts".to_owned();
+                survey.missing.push((sensor.name.clone(), why));
+            }
             Ok(surveyed) => survey.sensors.extend(surveyed),
             Err(why) => survey.missing.push((sensor.name.clone(), why)),
         }

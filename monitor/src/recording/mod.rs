@@ -109,7 +109,7 @@ pub fn record(
 }
 
 fn open(
-    (target, sensors): (&str, &Sensors),
+    (target, sensors): (&str, &mut Sensors),
     door: &mut impl Door,
     period_ns: u64,
     out: &mut impl Write,

@@ -48,6 +48,14 @@ pub trait Door {
         Err(LinkFailure::NoRegion("ram".to_owned()))
     }
 
+    /// Which life of the machine this is.
+    ///
+    /// # Errors
+    /// See [`LinkFailure`].
+    fn life(&mut self) -> Result<Life, LinkFailure> {
+        Ok(Life::default())
+    }
+
     /// Its memory; `None` while there is no connection.
     fn memory(&mut self) -> Option<&mut dyn RemoteRead>;
 
@@ -97,7 +105,23 @@ pub trait Door {
     fn plug(&mut self, token: &FenceToken) -> Result<(), LinkFailure>;
 }
 
-/// What one look at a box brought.
+/// What tells one life of a machine from the next, as far as its backdoor knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Life {
+    /// Of the backdoor: a new one knows nothing of what was before.
+    pub incarnation: u64,
+    /// How often it has seen the machine reset.
+    pub resets: u64,
+}
+
+impl Life {
+    /// Whether the machine was reset since `earlier`, for certain.
+    pub fn is_after(self, earlier: Self) -> bool {
+        self.incarnation == earlier.incarnation && self.resets != earlier.resets
+    }
+}
+
+/// What one look at a target brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Glance {
     /// Values have been filled in.

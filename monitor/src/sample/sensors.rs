@@ -1,11 +1,15 @@
 //! Where a target's sensors come from: its agent's box, the surveyor of its kernel, or both.
+//!
+//! A machine that is reset leaves its memory as it was until its next kernel has written over it: the old one looks as if
+//! it stood still. A box is forgotten by the backdoor then; where there is none, the backdoor is asked how often it has
+//! seen the machine reset, when sensors are opened and before a hang is acted on.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use link::LinkFailure;
 
-use super::{Door, OpenError, Opened, Reader};
+use super::{Door, Life, OpenError, Opened, Reader};
 use crate::config::Target;
 use crate::kernel::{Answer, Survey, Surveyor};
 
@@ -36,12 +40,27 @@ pub struct Sensors {
     surveyor: Surveyor,
     /// The newest answer of the surveyor that was heard.
     heard: u64,
+    /// Without a box: the life of the machine and of its kernel in which sensors were opened last.
+    opened_in: Option<(Life, u64)>,
+    /// A kernel that has ended with a reset, whatever its memory looks like.
+    dead: Option<u64>,
 }
 
 impl Sensors {
     /// Those of `target`.
     pub fn new(target: &Target, surveyor: Surveyor) -> Self {
-        Self { has_box: target.agent, surveyor, heard: 0 }
+        Self { has_box: target.agent, surveyor, heard: 0, opened_in: None, dead: None }
+    }
+
+    /// Whether what is read is of the life that the machine has now.
+    ///
+    /// # Errors
+    /// [`LinkFailure`], if nobody could say.
+    pub fn are_of_this_life(&self, door: &mut impl Door) -> Result<bool, LinkFailure> {
+        match self.opened_in {
+            Some((earlier, _)) if !self.has_box => Ok(!door.life()?.is_after(earlier)),
+            _ => Ok(true),
+        }
     }
 
     /// Waits until the surveyor has come to an end.
@@ -80,7 +99,7 @@ impl Sensors {
     ///
     /// # Errors
     /// [`Unreached`].
-    pub fn open(&self, door: &mut impl Door) -> Result<Option<(Reader, Opened)>, Unreached> {
+    pub fn open(&mut self, door: &mut impl Door) -> Result<Option<(Reader, Opened)>, Unreached> {
         let sb = if self.has_box { Some(door.region()?) } else { None };
         let survey: Option<Arc<Survey>> = match self.surveyor.answer() {
             Some(Answer::Found(survey)) => Some(survey),
@@ -92,12 +111,26 @@ impl Sensors {
         if sb.is_none() && survey.is_none() {
             return Ok(None);
         }
+        let life = if sb.is_none() { Some(door.life()?) } else { None };
+        if let (Some(now), Some((earlier, kernel))) = (life, self.opened_in)
+            && now.is_after(earlier)
+        {
+            self.dead = Some(kernel);
+        }
+        if let Some(survey) = survey.as_ref().filter(|survey| Some(survey.identity) == self.dead) {
+            self.surveyor.refuse(survey.number);
+            let why = "the machine was reset, and its next kernel has not come yet".to_owned();
+            return Err(Unreached { is_path: false, why });
+        }
         let Some(memory) = door.memory() else {
             return Err(Unreached { is_path: true, why: "no connection".to_owned() });
         };
         let opened = Reader::open(memory, sb, survey.zip(ram));
         if let Ok((_, Opened { stale: Some(number), .. })) | Err(OpenError::Stale(number)) = &opened {
             self.surveyor.refuse(*number);
+        }
+        if let (Some(life), Ok((_, opened))) = (life, &opened) {
+            self.opened_in = Some((life, opened.identity));
         }
         opened.map(Some).map_err(|error| Unreached { is_path: error.is_path(), why: error.to_string() })
     }

@@ -21,6 +21,7 @@ const RECORDS: usize = 3;
 struct Memory {
     ram: Trace<Image>,
     is_up: bool,
+    life: Life,
 }
 
 impl Memory {
@@ -33,7 +34,7 @@ impl Memory {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
         let mut image = made::machine();
         image.write_at(BOX, &bytes);
-        Self { ram: Trace::new(image), is_up: true }
+        Self { ram: Trace::new(image), is_up: true, life: Life { incarnation: 4, resets: 2 } }
     }
 
     fn region(&self, name: &str, base: u64, len: u64) -> Result<Region, LinkFailure> {
@@ -63,6 +64,10 @@ impl Door for Memory {
         Self::region(self, "ram", 0, 1 << 32)
     }
 
+    fn life(&mut self) -> Result<Life, LinkFailure> {
+        Ok(self.life)
+    }
+
     fn memory(&mut self) -> Option<&mut dyn RemoteRead> {
         self.is_up.then_some(&mut self.ram as &mut dyn RemoteRead)
     }
@@ -89,7 +94,7 @@ fn names(opened: &Opened) -> Vec<&str> {
 }
 
 fn sensors(has_box: bool, surveyor: &Surveyor) -> Sensors {
-    Sensors { has_box, surveyor: surveyor.clone(), heard: 0 }
+    Sensors { has_box, surveyor: surveyor.clone(), heard: 0, opened_in: None, dead: None }
 }
 
 const OF_KERNEL: [&str; 4] = ["TICKS.cpu3", "OOM_KILLER_RUNNING", "AVAILABLE_PAGES", "SLEEP.cpu3"];
@@ -168,6 +173,27 @@ fn another_kernel_has_no_values_until_it_is_surveyed() {
     let glance = reader.as_mut().unwrap().0.look(&mut door.ram, 0, &mut values, false);
     assert_eq!(glance, Glance::Values { identity: 123, changed: false });
     assert_eq!(values[0], Some(1234));
+}
+
+#[test]
+fn a_kernel_that_a_reset_has_ended_is_not_believed_while_its_memory_is_still_there() {
+    let mut door = Memory::of_machine();
+    let surveyor = Surveyor::with(made::survey());
+    let mut sensors = sensors(false, &surveyor);
+    assert!(sensors.open(&mut door).unwrap().is_some() && sensors.are_of_this_life(&mut door).unwrap());
+    door.life.resets += 1;
+    assert!(!sensors.are_of_this_life(&mut door).unwrap());
+    for number in 1..3 {
+        assert!(sensors.open(&mut door).unwrap_err().why.contains("was reset"), "all words are as they were");
+        assert!(surveyor.is_wanted(), "survey {number}");
+        surveyor.say(Ok(made::survey()));
+    }
+    door.reboot();
+    surveyor.say(Ok(made::survey_of(123)));
+    assert!(sensors.open(&mut door).unwrap().is_some() && sensors.are_of_this_life(&mut door).unwrap());
+    // A backdoor that was started anew has seen no reset, and knows nothing.
+    door.life = Life { incarnation: 5, resets: 0 };
+    assert!(sensors.open(&mut door).unwrap().is_some() && sensors.are_of_this_life(&mut door).unwrap());
 }
 
 #[test]

@@ -25,6 +25,7 @@ use monitor::{
     recording::{self, Sample},
 };
 use serde::Serialize;
+use serde_json::json;
 
 use super::{
     configuration::TARGET,
@@ -194,6 +195,9 @@ pub struct Report {
     pub after_ms: Vec<f64>,
     /// Median of those after by the median of those alone.
     pub after_by_alone: Option<f64>,
+    /// Without an agent: how long one sample of every ready-made kernel sensor takes, in microseconds, at the median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample_us: Option<f64>,
     /// Processes of the user that are left.
     pub left: u64,
     /// Release of the guest's kernel.
@@ -254,6 +258,8 @@ fn carry_out(run: &Run, installation: &mut Installation, progress: Progress) -> 
         look_after(installation, &mut report)?;
         if !run.order.agent {
             look_at_sensors(installation, &mut report)?;
+            progress.step("the guest is reset: another kernel, elsewhere");
+            reset(installation, &mut report)?;
         }
     } else {
         // A machine that does not answer any more has not done a piece either.
@@ -282,6 +288,27 @@ fn look_after(installation: &mut Installation, report: &mut Report) -> Result<()
     Ok(())
 }
 
+/// A guest that is reset is found again in its new life, and not taken for one that hangs in its old one.
+fn reset(installation: &mut Installation, report: &mut Report) -> Result<()> {
+    installation.vm.qmp().execute("system_reset", json!({}))?;
+    installation.vm.wait_ready(BOUND)?;
+    let begin = Instant::now();
+    let lines = loop {
+        let lines = incident::read(&installation.journal)?;
+        if lines.iter().any(|line| matches!(line.event, Event::Restarted { .. })) {
+            break lines;
+        }
+        if begin.elapsed() > BOUND {
+            bail!("its new life was not seen within {BOUND:?}");
+        }
+        thread::sleep(Duration::from_millis(200));
+    };
+    if lines.iter().any(incident::is_act) {
+        report.why.push("a guest that was reset was taken for one that hangs".to_owned());
+    }
+    Ok(())
+}
+
 /// What an operator sees of a guest without an agent, once it is well: its kernel sensors, and a recording of them.
 fn look_at_sensors(installation: &Installation, report: &mut Report) -> Result<()> {
     let said = installation.operate(&["sensors", TARGET, "--json"])?;
@@ -297,8 +324,10 @@ fn look_at_sensors(installation: &Installation, report: &mut Report) -> Result<(
     installation.operate(&["record", "--target", TARGET, "--period-ms", "20", "--seconds", "1", "--out", &out])?;
     let recordings = recording::read(BufReader::new(File::open(&file).context("the recording")?))?;
     let whole = |Sample(_, _, values): &&Sample| values.as_ref().is_some_and(|all| all.iter().all(Option::is_some));
-    let samples: usize = recordings.iter().map(|one| one.samples.iter().filter(whole).count()).sum();
-    if samples == 0 {
+    let samples = recordings.iter().flat_map(|one| one.samples.iter().filter(whole));
+    let took_us: Vec<f64> = samples.map(|Sample(_, took_ns, _)| *took_ns as f64 / 1e3).collect();
+    report.sample_us = median(&took_us);
+    if took_us.is_empty() {
         report.why.push(format!("no sample of {out} has all values"));
     }
     Ok(())
@@ -379,6 +408,7 @@ fn judged(run: &Run, lines: &[Line], begin_ns: u64, kernel: String) -> Report {
         drowned_ms: Vec::new(),
         after_ms: Vec::new(),
         after_by_alone: None,
+        sample_us: None,
         left: 0,
         kernel,
         why,
