@@ -177,13 +177,13 @@ impl Ps {
 
 impl Sensors {
     fn run(&self, link: &mut Link, target: &Target) -> Result<()> {
-        let kernel = discover(link).map_err(anyhow::Error::msg)?;
-        let ram = RemoteKey::new(link.region("ram")?.key);
+        let ram = link.region("ram")?;
+        let (ram, extents) = (RemoteKey::new(ram.key), inspect::extents(&ram));
         let wanted = match target.kernel_sensors.as_slice() {
             [] => READY_MADE.iter().copied().filter_map(ready_made).collect(),
             some => some.to_vec(),
         };
-        let listing = Listing::take(&kernel, link.memory(), ram, &wanted).map_err(anyhow::Error::msg)?;
+        let listing = Listing::take(link.memory(), ram, &extents, &wanted).map_err(anyhow::Error::msg)?;
         match self.json {
             true => println!("{}", serde_json::to_string(&listing)?),
             false => print!("{}", listing.text()),

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use introspect::Kernel;
+use introspect::Extent;
 use remote_memory::{RemoteKey, RemoteRead};
 use serde::{Deserialize, Serialize};
 
 use super::recipe::KernelSensor;
-use super::{KernelReader, survey, watched_users};
+use super::{KernelReader, survey_the_living, watched_users};
 use crate::detect::Class;
 
 /// Between the two looks.
@@ -46,14 +46,14 @@ impl Listing {
     /// # Errors
     /// In a sentence.
     pub fn take(
-        kernel: &Kernel,
         memory: &mut dyn RemoteRead,
         ram: RemoteKey,
+        extents: &[Extent],
         sensors: &[KernelSensor],
     ) -> Result<Self, String> {
-        let mut survey = survey(kernel, memory, ram, sensors)?;
+        let (kernel, mut survey) = survey_the_living(memory, ram, extents, sensors)?;
         if survey.counts_users() {
-            let walked = watched_users(kernel, memory, ram, None).map_err(|error| error.to_string())?;
+            let walked = watched_users(&kernel, memory, ram, None).map_err(|error| error.to_string())?;
             survey.users = walked.0;
         }
         let missing = survey.missing.clone();
@@ -72,7 +72,7 @@ impl Listing {
                 .then(|| Some(value?.wrapping_sub(before?) as f64 / elapsed.as_secs_f64()))
                 .flatten(),
         });
-        Ok(Self { kernel: kernel.release.clone(), sensors: sensors.collect(), missing })
+        Ok(Self { kernel: kernel.release, sensors: sensors.collect(), missing })
     }
 
     /// As text for people.

@@ -9,7 +9,9 @@
 //! ```
 //!
 //! A place is good for one life of a kernel: whatever boots next has everything elsewhere. So each sample brings words
-//! along that differ in each life, and values are taken only beside the words that the survey has seen. What is read
+//! along that differ in each life, and values are taken only beside the words that the survey has seen. That is not
+//! enough: what a reset leaves of a kernel may lie in memory untouched, all words as they were. So a kernel is surveyed
+//! only if it moves, and the backdoor is asked for resets ([`crate::sample::Sensors`]). What is read
 //! is a claim of the target, as a box is: it can hide a hang, and it can raise an alarm that a second look must confirm.
 //!
 //! The tickless rule. A processor that idles takes no ticks; all its counters stand still, for seconds, in perfect
@@ -29,5 +31,5 @@ pub use reader::KernelReader;
 pub(crate) use reader::tests as made;
 pub(crate) use reader::{BYTES_MAX, STRETCHES_MAX};
 pub use recipe::KernelSensor;
-pub use survey::{Survey, WatchedUser, survey};
+pub use survey::{Survey, WatchedUser, survey, survey_the_living};
 pub use surveyor::{Answer, Surveyor, watched_users};

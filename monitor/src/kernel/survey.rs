@@ -4,10 +4,12 @@
 //! are read all the same.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use introspect::Kernel;
 use introspect::linux::ucounts::{self, CountPlace};
 use introspect::linux::variable::{self, Variable, VariableError};
+use introspect::{DiscoverError, Extent, Kernel};
 use remote_memory::{GuestPhys, LinkError, Read, RemoteAddr, RemoteKey, RemoteRead};
 
 use super::recipe::{Formula, KernelSensor, Term};
@@ -37,6 +39,18 @@ const SLEEP_TIMES: [&str; 2] = ["tick_cpu_sched.idle_entrytime", "tick_cpu_sched
 
 /// When its next timer of high resolution is due, which may be sooner, and whether it has such.
 const TIMERS: [&str; 2] = ["hrtimer_bases.hres_active", "hrtimer_bases.expires_next"];
+
+/// What moves in a kernel that lives, whatever it does: within seconds at most.
+const SIGNS: [&str; 3] = ["irq_stat.apic_timer_irqs", "runqueues.nr_switches", "jiffies"];
+
+/// A sign of life is waited for so long. An idle machine wakes every 4 s for its own watchdog.
+const ALIVE_WITHIN: Duration = Duration::from_secs(12);
+
+/// Between two looks for one.
+const SIGN_EVERY: Duration = Duration::from_millis(20);
+
+/// Kernels of earlier lives that are passed over.
+const LIVES_MAX: usize = 8;
 
 /// One number in the target's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +126,8 @@ pub struct Survey {
     pub missing: Vec<(String, String)>,
     pub(super) guards: Vec<Word>,
     pub(super) online: Word,
+    /// Counters of every processor.
+    pub(super) signs: Vec<Word>,
     /// -1 while all is well.
     pub(super) panic: Option<Word>,
     pub(super) state: Option<Word>,
@@ -134,6 +150,21 @@ impl Survey {
         self.sensors.iter().map(|sensor| &sensor.described)
     }
 
+    /// Whether its kernel does anything within [`ALIVE_WITHIN`].
+    ///
+    /// # Errors
+    /// [`LinkError`] if the path failed.
+    fn is_alive(&self, mem: &mut dyn RemoteRead, ram: RemoteKey) -> Result<bool, LinkError> {
+        let (begin, first) = (Instant::now(), read(mem, ram, &self.signs)?);
+        while begin.elapsed() < ALIVE_WITHIN {
+            if read(mem, ram, &self.signs)? != first {
+                return Ok(true);
+            }
+            thread::sleep(SIGN_EVERY);
+        }
+        Ok(false)
+    }
+
     /// The same with other users.
     #[must_use]
     pub fn with_users(self, users: Vec<WatchedUser>) -> Self {
@@ -149,6 +180,38 @@ impl Survey {
 /// What the words of `guards` say together.
 pub(super) fn identity(words: impl Iterator<Item = u64>) -> u64 {
     words.fold(0, |identity: u64, word| identity.rotate_left(17) ^ word)
+}
+
+/// Finds the kernel that lives in the RAM behind `ram`, and `sensors` in it. What is left of kernels before a reset looks
+/// as whole as the one that lives, and does nothing.
+///
+/// # Errors
+/// In a sentence: see [`survey`]; also if no kernel shows a sign of life, as that of a machine that hangs already.
+pub fn survey_the_living(
+    mem: &mut dyn RemoteRead,
+    ram: RemoteKey,
+    extents: &[Extent],
+    sensors: &[KernelSensor],
+) -> Result<(Kernel, Survey), String> {
+    let (mut dead, mut wrong) = (Vec::new(), None);
+    while dead.len() < LIVES_MAX {
+        let kernel = match Kernel::discover_other_than(mem, ram, extents, &dead) {
+            Err(DiscoverError::NoKernel { .. }) if !dead.is_empty() => break,
+            found => found.map_err(|error| error.to_string())?,
+        };
+        match survey(&kernel, mem, ram, sensors) {
+            Ok(survey) if survey.is_alive(mem, ram).map_err(|error| error.to_string())? => return Ok((kernel, survey)),
+            Ok(_) => {}
+            // What is left of a kernel may be damaged by the next one.
+            Err(why) => wrong = Some(why),
+        }
+        dead.push(kernel);
+    }
+    if let Some(wrong) = wrong {
+        return Err(wrong);
+    }
+    let why = "is what a reset has left, and the next one has not come yet, or the machine hangs";
+    Err(format!("no kernel in its memory has moved for {ALIVE_WITHIN:?}: what is there {why}"))
 }
 
 /// Finds `sensors` in a target that is healthy.
@@ -170,6 +233,8 @@ pub fn survey(
         return Err(format!("one life of its kernel cannot be told from the next: {}", found.why(GUARDS[0])));
     }
     let online = found.one(ONLINE)?;
+    let signs = SIGNS.iter().filter_map(|text| found.variable(text).ok()).flat_map(words);
+    let signs = signs.map(|(_, word)| word).collect();
     let mut wanted = guards.clone();
     wanted.push(online.clone());
     let words = read(mem, ram, &wanted).map_err(|error| error.to_string())?;
@@ -182,6 +247,7 @@ pub fn survey(
         missing: Vec::new(),
         guards,
         online,
+        signs,
         panic: found.one(PANIC).ok(),
         state: found.one(STATE).ok(),
         sensors: Vec::new(),
@@ -257,7 +323,7 @@ fn texts(sensors: &[KernelSensor]) -> BTreeSet<&str> {
         };
         texts.extend(terms.iter().flat_map(|term| term.variables.iter().map(String::as_str)));
     }
-    let own = GUARDS.iter().chain(&SLEEP_BITS).chain(&SLEEP_TIMES).chain(&TIMERS);
+    let own = GUARDS.iter().chain(&SIGNS).chain(&SLEEP_BITS).chain(&SLEEP_TIMES).chain(&TIMERS);
     texts.extend(own.copied().chain([ONLINE, PANIC, STATE, SLEEP_FLAGS]));
     texts
 }

@@ -15,11 +15,10 @@ use introspect::linux::ucounts::{self, CountPlace};
 use link::Link;
 use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
 
-use super::survey::{Survey, WatchedUser, survey};
+use super::survey::{Survey, WatchedUser, survey_the_living};
 use crate::config::{Config, Target};
 use crate::inspect;
 use crate::metrics::TargetMetrics;
-use crate::repair::discover;
 
 /// How often a waiting surveyor looks whether there is something to do.
 const NOTICE: Duration = Duration::from_millis(50);
@@ -225,10 +224,10 @@ impl Duty {
 
     fn surveyed(&self) -> Result<(Survey, Patient), String> {
         let mut link = inspect::connect(&self.config, &self.target).map_err(|error| format!("{error:#}"))?;
-        let kernel = discover(&mut link)?;
-        let ram = link.region("ram").map_err(|failure| failure.to_string())?;
-        let ram = RemoteKey::new(ram.key);
-        let mut survey = survey(&kernel, link.memory(), ram, &self.target.kernel_sensors)?;
+        let region = link.region("ram").map_err(|failure| failure.to_string())?;
+        let (ram, extents) = (RemoteKey::new(region.key), inspect::extents(&region));
+        let found = survey_the_living(link.memory(), ram, &extents, &self.target.kernel_sensors)?;
+        let (kernel, mut survey) = found;
         let mut counts = Counts::new();
         if survey.counts_users() {
             let walked = watched_users(&kernel, link.memory(), ram, None).map_err(|error| error.to_string())?;
