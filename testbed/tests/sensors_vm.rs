@@ -230,7 +230,7 @@ fn its_next_life_is_told_from_this_one(guest: &mut Watched) {
     println!("Linux {}: the old kernel can still be read: {}", guest.survey.release, old.is_ok());
     let extents = [Extent { start: 0, len: guest.ram.0.metadata().unwrap().len() }];
     let sensors = [ready_made("TICKS").unwrap()];
-    let (_, next) = survey_the_living(&mut guest.ram, KEY, &extents, &sensors).unwrap();
+    let (_, next) = survey_the_living(&mut guest.ram, KEY, &extents, &sensors, &|| false).unwrap();
     assert_ne!(next.identity, guest.survey.identity);
 }
 

@@ -6,8 +6,8 @@ use toml::Spanned;
 
 use super::{Checker, ConfigError, file};
 use crate::detect::{Class, Raises, Rule};
-use crate::kernel::KernelSensor;
 use crate::kernel::recipe::{Formula, READY_MADE, Term, ready_made};
+use crate::kernel::{KernelSensor, SLEEP};
 
 /// Sensors of one target: what one sample has room for.
 const SENSORS_MAX: usize = 64;
@@ -36,6 +36,10 @@ impl Checker<'_> {
     fn kernel_sensor(&self, table: &Spanned<file::KernelSensor>) -> Result<KernelSensor, ConfigError> {
         let file::KernelSensor { name: spanned, class, variable, floor } = table.get_ref();
         let name = self.name(spanned, "target.kernel_sensor.name")?;
+        if name.starts_with(SLEEP) {
+            let what = format!("{SLEEP} is made by itself, of what progress sensors need; choose another name");
+            return Err(self.source.error(spanned.span(), "target.kernel_sensor.name", what));
+        }
         let Some(variable) = variable else {
             let ready = ready_made(&name).ok_or_else(|| {
                 let what = format!(

@@ -367,6 +367,10 @@ fn a_kernel_sensor_that_is_nothing_to_read_is_refused() {
         "m.toml:12: target.kernel_sensor.floor: has a meaning with class = \"level\" only; leave it out",
     );
     with(
+        "{ name = \"SLEEP.cpu0\", class = \"level\", variable = \"x\" }",
+        "m.toml:12: target.kernel_sensor.name: SLEEP is made by itself, of what progress sensors need; choose another name",
+    );
+    with(
         "{ name = \"FORKS\" }, { name = \"FORKS\" }",
         "m.toml:12: target.kernel_sensor.name: FORKS stands twice; give each its own name",
     );

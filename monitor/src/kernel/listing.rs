@@ -51,7 +51,7 @@ impl Listing {
         extents: &[Extent],
         sensors: &[KernelSensor],
     ) -> Result<Self, String> {
-        let (kernel, mut survey) = survey_the_living(memory, ram, extents, sensors)?;
+        let (kernel, mut survey) = survey_the_living(memory, ram, extents, sensors, &|| false)?;
         if survey.counts_users() {
             let walked = watched_users(&kernel, memory, ram, None).map_err(|error| error.to_string())?;
             survey.users = walked.0;

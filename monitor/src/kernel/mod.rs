@@ -31,5 +31,6 @@ pub use reader::KernelReader;
 pub(crate) use reader::tests as made;
 pub(crate) use reader::{BYTES_MAX, STRETCHES_MAX};
 pub use recipe::KernelSensor;
+pub(crate) use survey::SLEEP;
 pub use survey::{Survey, WatchedUser, survey, survey_the_living};
 pub use surveyor::{Answer, Surveyor, watched_users};

@@ -46,6 +46,9 @@ const SIGNS: [&str; 3] = ["irq_stat.apic_timer_irqs", "runqueues.nr_switches", "
 /// A sign of life is waited for so long. An idle machine wakes every 4 s for its own watchdog.
 const ALIVE_WITHIN: Duration = Duration::from_secs(12);
 
+/// Switches and interrupts of a processor until a sign of life is seen, which is soon.
+const COUNTED_MAX: u64 = 100_000_000;
+
 /// Between two looks for one.
 const SIGN_EVERY: Duration = Duration::from_millis(20);
 
@@ -150,15 +153,21 @@ impl Survey {
         self.sensors.iter().map(|sensor| &sensor.described)
     }
 
-    /// Whether its kernel does anything within [`ALIVE_WITHIN`].
+    /// Whether its kernel does anything within [`ALIVE_WITHIN`], or until `is_over` says that nobody wants to know.
     ///
     /// # Errors
     /// [`LinkError`] if the path failed.
-    fn is_alive(&self, mem: &mut dyn RemoteRead, ram: RemoteKey) -> Result<bool, LinkError> {
+    fn is_alive(
+        &self,
+        mem: &mut dyn RemoteRead,
+        ram: RemoteKey,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<bool, LinkError> {
         let (begin, first) = (Instant::now(), read(mem, ram, &self.signs)?);
-        while begin.elapsed() < ALIVE_WITHIN {
-            if read(mem, ram, &self.signs)? != first {
-                return Ok(true);
+        while begin.elapsed() < ALIVE_WITHIN && !is_over() {
+            let now = read(mem, ram, &self.signs)?;
+            if now != first {
+                return Ok(have_counted(&first, &now));
             }
             thread::sleep(SIGN_EVERY);
         }
@@ -177,13 +186,18 @@ impl Survey {
     }
 }
 
+/// Whether counters have gone on counting. Memory of an earlier life that is used anew holds anything.
+fn have_counted(first: &[u64], now: &[u64]) -> bool {
+    first.iter().zip(now).all(|(first, now)| now.checked_sub(*first).is_some_and(|growth| growth <= COUNTED_MAX))
+}
+
 /// What the words of `guards` say together.
 pub(super) fn identity(words: impl Iterator<Item = u64>) -> u64 {
     words.fold(0, |identity: u64, word| identity.rotate_left(17) ^ word)
 }
 
 /// Finds the kernel that lives in the RAM behind `ram`, and `sensors` in it. What is left of kernels before a reset looks
-/// as whole as the one that lives, and does nothing.
+/// as whole as the one that lives, and does nothing. `is_over` is asked now and then whether to give up.
 ///
 /// # Errors
 /// In a sentence: see [`survey`]; also if no kernel shows a sign of life, as that of a machine that hangs already.
@@ -192,16 +206,20 @@ pub fn survey_the_living(
     ram: RemoteKey,
     extents: &[Extent],
     sensors: &[KernelSensor],
+    is_over: &dyn Fn() -> bool,
 ) -> Result<(Kernel, Survey), String> {
     let (mut dead, mut wrong) = (Vec::new(), None);
-    while dead.len() < LIVES_MAX {
+    while dead.len() < LIVES_MAX && !is_over() {
         let kernel = match Kernel::discover_other_than(mem, ram, extents, &dead) {
             Err(DiscoverError::NoKernel { .. }) if !dead.is_empty() => break,
             found => found.map_err(|error| error.to_string())?,
         };
         match survey(&kernel, mem, ram, sensors) {
-            Ok(survey) if survey.is_alive(mem, ram).map_err(|error| error.to_string())? => return Ok((kernel, survey)),
-            Ok(_) => {}
+            Ok(survey) => {
+                if survey.is_alive(mem, ram, is_over).map_err(|error| error.to_string())? {
+                    return Ok((kernel, survey));
+                }
+            }
             // What is left of a kernel may be damaged by the next one.
             Err(why) => wrong = Some(why),
         }
@@ -300,7 +318,7 @@ impl Survey {
 }
 
 /// Name of the sensor that says how long a processor, or the machine, may be silent.
-const SLEEP: &str = "SLEEP";
+pub(crate) const SLEEP: &str = "SLEEP";
 
 fn of_cpu(name: &str, cpu: u32) -> String {
     format!("{name}.cpu{cpu}")
@@ -431,4 +449,16 @@ fn read(mem: &mut dyn RemoteRead, ram: RemoteKey, words: &[Word]) -> Result<Vec<
     mem.read(&mut batch)?;
     drop(batch);
     Ok(words.iter().zip(&bytes).map(|(word, bytes)| word.value(bytes) as u64).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_that_go_on_are_a_sign_of_life_and_anything_else_in_their_place_is_not() {
+        assert!(have_counted(&[10, 20, 30], &[10, 21, 30]));
+        assert!(!have_counted(&[10, 20, 30], &[11, 0, 30]), "they never count back");
+        assert!(!have_counted(&[10, 20, 30], &[11, 0x6b6b_6b6b_6b6b_6b6b, 31]), "nor so far");
+    }
 }

@@ -191,7 +191,7 @@ impl Duty {
                 continue;
             }
             if self.shared.is_wanted() {
-                self.survey();
+                self.survey(stop);
             } else if self.shared.newest().is_some_and(|survey| survey.counts_users()) {
                 self.count_users();
             }
@@ -199,9 +199,9 @@ impl Duty {
         }
     }
 
-    fn survey(&mut self) {
+    fn survey(&mut self, stop: &AtomicBool) {
         let name = &self.target.name;
-        match self.surveyed() {
+        match self.surveyed(stop) {
             Ok((survey, patient)) => {
                 let (found, missing) = (survey.described().count(), survey.missing.len());
                 tracing::info!(target_name = %name, kernel = %survey.release, found, missing, "kernel sensors found");
@@ -222,12 +222,12 @@ impl Duty {
         }
     }
 
-    fn surveyed(&self) -> Result<(Survey, Patient), String> {
+    fn surveyed(&self, stop: &AtomicBool) -> Result<(Survey, Patient), String> {
         let mut link = inspect::connect(&self.config, &self.target).map_err(|error| format!("{error:#}"))?;
         let region = link.region("ram").map_err(|failure| failure.to_string())?;
         let (ram, extents) = (RemoteKey::new(region.key), inspect::extents(&region));
-        let found = survey_the_living(link.memory(), ram, &extents, &self.target.kernel_sensors)?;
-        let (kernel, mut survey) = found;
+        let (sensors, is_over) = (&self.target.kernel_sensors, || stop.load(Ordering::Relaxed));
+        let (kernel, mut survey) = survey_the_living(link.memory(), ram, &extents, sensors, &is_over)?;
         let mut counts = Counts::new();
         if survey.counts_users() {
             let walked = watched_users(&kernel, link.memory(), ram, None).map_err(|error| error.to_string())?;
