@@ -104,8 +104,8 @@ impl Kernel {
         Self::discover_other_than(mem, ram, extents, &[])
     }
 
-    /// [`Kernel::discover`] of a kernel that is none of `others`: of a machine that was reset, memory may hold what is left
-    /// of its earlier lives, since each has another place. Only time tells which of them lives.
+    /// [`Kernel::discover`] of a kernel that is none of `others`: of a machine that was reset, memory may hold what is
+    /// left of its earlier lives, since each has another place. Only time tells which of them lives.
     ///
     /// # Errors
     /// [`DiscoverError`]

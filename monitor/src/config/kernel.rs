@@ -87,8 +87,8 @@ impl Checker<'_> {
             rule.raises == Raises::Hang && names.any(|name| fits(&rule.pattern, &name))
         };
         if !rules.iter().any(|rule| can_see(&rule)) {
-            let what = "without an agent only kernel sensors can show a hang, and no rule that raises one fits any; add \
-                        a [[target.kernel_sensor]] with name = \"TICKS\" and a rule for \"TICKS.cpu*\"";
+            let what = "without an agent only kernel sensors can show a hang, and no rule that raises one fits any; \
+                        add a [[target.kernel_sensor]] with name = \"TICKS\" and a rule for \"TICKS.cpu*\"";
             return Err(self.source.error(without.span(), "target.agent", what));
         }
         Ok(false)

@@ -332,8 +332,8 @@ fn a_target_without_an_agent_has_kernel_sensors_and_a_rule_that_sees_it_hang() {
     check(
         "[[target]]",
         "[[target]]\nagent = false\nkernel_sensor = [{ name = \"TICKS\" }]",
-        "m.toml:12: target.agent: without an agent only kernel sensors can show a hang, and no rule that raises one fits \
-         any; add a [[target.kernel_sensor]] with name = \"TICKS\" and a rule for \"TICKS.cpu*\"",
+        "m.toml:12: target.agent: without an agent only kernel sensors can show a hang, and no rule that raises one \
+         fits any; add a [[target.kernel_sensor]] with name = \"TICKS\" and a rule for \"TICKS.cpu*\"",
     );
 }
 
@@ -368,7 +368,8 @@ fn a_kernel_sensor_that_is_nothing_to_read_is_refused() {
     );
     with(
         "{ name = \"SLEEP.cpu0\", class = \"level\", variable = \"x\" }",
-        "m.toml:12: target.kernel_sensor.name: SLEEP is made by itself, of what progress sensors need; choose another name",
+        "m.toml:12: target.kernel_sensor.name: SLEEP is made by itself, of what progress sensors need; choose another \
+         name",
     );
     with(
         "{ name = \"FORKS\" }, { name = \"FORKS\" }",

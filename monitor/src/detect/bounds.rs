@@ -66,8 +66,8 @@ impl Progress {
         Self { deadline_ns, seen: None }
     }
 
-    /// Takes in the value that a read from `begin_ns` to `end_ns` brought; `sleep_ns` is for how long the value may stand
-    /// still with good reason, 0 for a source that never sleeps.
+    /// Takes in the value that a read from `begin_ns` to `end_ns` brought; `sleep_ns` is for how long the value may
+    /// stand still with good reason, 0 for a source that never sleeps.
     pub fn observe(&mut self, begin_ns: u64, end_ns: u64, value: u64, sleep_ns: u64) {
         match &mut self.seen {
             Some(seen) if (seen.value, seen.sleep_ns) == (value, sleep_ns) => {

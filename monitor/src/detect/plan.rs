@@ -190,8 +190,8 @@ impl Plan {
         })
     }
 
-    /// The longest deadline whose stall means a hang, with a sleep before it: how far back the evidence of a verdict can
-    /// reach.
+    /// The longest deadline whose stall means a hang, with a sleep before it: how far back the evidence of a verdict
+    /// can reach.
     pub fn longest_deadline(&self) -> Duration {
         let deadline = |sensor: &PlannedSensor| match sensor.bound {
             Bound::Progress { deadline_ns } if self.rules[sensor.rule].raises == Raises::Hang => {

@@ -12,7 +12,8 @@
 //! along that differ in each life, and values are taken only beside the words that the survey has seen. That is not
 //! enough: what a reset leaves of a kernel may lie in memory untouched, all words as they were. So a kernel is surveyed
 //! only if it moves, and the backdoor is asked for resets ([`crate::sample::Sensors`]). What is read
-//! is a claim of the target, as a box is: it can hide a hang, and it can raise an alarm that a second look must confirm.
+//! is a claim of the target, as a box is: it can hide a hang, and it can raise an alarm that a second look must
+//! confirm.
 //!
 //! The tickless rule. A processor that idles takes no ticks; all its counters stand still, for seconds, in perfect
 //! health. Its kernel keeps for how long: until the next timer. Each progress sensor of a processor has that beside it

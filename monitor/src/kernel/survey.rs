@@ -196,8 +196,8 @@ pub(super) fn identity(words: impl Iterator<Item = u64>) -> u64 {
     words.fold(0, |identity: u64, word| identity.rotate_left(17) ^ word)
 }
 
-/// Finds the kernel that lives in the RAM behind `ram`, and `sensors` in it. What is left of kernels before a reset looks
-/// as whole as the one that lives, and does nothing. `is_over` is asked now and then whether to give up.
+/// Finds the kernel that lives in the RAM behind `ram`, and `sensors` in it. What is left of kernels before a reset
+/// looks as whole as the one that lives, and does nothing. `is_over` is asked now and then whether to give up.
 ///
 /// # Errors
 /// In a sentence: see [`survey`]; also if no kernel shows a sign of life, as that of a machine that hangs already.

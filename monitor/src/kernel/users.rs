@@ -1,8 +1,8 @@
 //! Processes of users, sample by sample: how many the user that has most has, and by how many one has grown in a
 //! second.
 //!
-//! What is read is the kernel's own count of each user ([`introspect::linux::ucounts`]). Where the counts are is found by
-//! a walk once a second, beside the watch; a user of whom that walk hears first is taken to have grown by all that it
+//! What is read is the kernel's own count of each user ([`introspect::linux::ucounts`]). Where the counts are is found
+//! by a walk once a second, beside the watch; a user of whom that walk hears first is taken to have grown by all that it
 //! has, since it had nothing a second before.
 
 use std::collections::VecDeque;

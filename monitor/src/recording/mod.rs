@@ -73,8 +73,8 @@ pub enum RecordingError {
 /// says so.
 ///
 /// # Errors
-/// [`RecordingError::Unreachable`] if there are no sensors at the beginning, [`RecordingError::File`] if `out` fails. A path
-/// that is lost later is part of the recording.
+/// [`RecordingError::Unreachable`] if there are no sensors at the beginning, [`RecordingError::File`] if `out` fails. A
+/// path that is lost later is part of the recording.
 pub fn record(
     (target, sensors): (&str, &mut Sensors),
     door: &mut impl Door,

@@ -140,7 +140,8 @@ impl Illness {
         };
         let sensor = self.sensor(agent);
         format!(
-            "\n[[target.rule]]\nsensors = \"{sensor}\"\nlimit = {limit}\nwindow_ms = {HOLD_MS}\n\n[target.repair]\nact = {act}\nspare_uids = [0]\n\n\
+            "\n[[target.rule]]\nsensors = \"{sensor}\"\nlimit = {limit}\nwindow_ms = {HOLD_MS}\n\n\
+             [target.repair]\nact = {act}\nspare_uids = [0]\n\n\
              [[target.repair.module]]\nsensors = [\"{sensor}\"]\n{module}"
         )
     }
