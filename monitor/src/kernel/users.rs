@@ -2,8 +2,8 @@
 //! second.
 //!
 //! What is read is the kernel's own count of each user ([`introspect::linux::ucounts`]). Where the counts are is found
-//! by a walk once a second, beside the watch; a user of whom that walk hears first is taken to have grown by all that it
-//! has, since it had nothing a second before.
+//! by a walk once a second, beside the watch; a user of whom that walk hears first is taken to have grown by all that
+//! it has, since it had nothing a second before.
 
 use std::collections::VecDeque;
 

@@ -1,8 +1,8 @@
 //! Where a target's sensors come from: its agent's box, the surveyor of its kernel, or both.
 //!
 //! A machine that is reset leaves its memory as it was until its next kernel has written over it: the old one looks as
-//! if it stood still. A box is forgotten by the backdoor then; where there is none, the backdoor is asked how often it has
-//! seen the machine reset, when sensors are opened and before a hang is acted on.
+//! if it stood still. A box is forgotten by the backdoor then; where there is none, the backdoor is asked how often it
+//! has seen the machine reset, when sensors are opened and before a hang is acted on.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
