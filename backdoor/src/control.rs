@@ -134,6 +134,7 @@ impl Plane {
             dropped: rdma.dropped + rdma.work.dropped,
             queue_pairs: rdma.queue_pairs,
             fences: self.target.fences(),
+            resets: self.target.resets(),
         }
     }
 

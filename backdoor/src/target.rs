@@ -124,6 +124,7 @@ pub struct Target {
     wake: EventFd,
     incarnation: AtomicU64,
     fences: AtomicU64,
+    resets: AtomicU64,
     fence_took_us: AtomicU64,
 }
 
@@ -152,6 +153,7 @@ impl Target {
             wake: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).expect("a descriptor is left"),
             incarnation: AtomicU64::new(rand::random()),
             fences: AtomicU64::new(0),
+            resets: AtomicU64::new(0),
             fence_took_us: AtomicU64::new(0),
         })
     }
@@ -174,6 +176,11 @@ impl Target {
     /// Fences so far.
     pub fn fences(&self) -> u64 {
         self.fences.load(Ordering::Relaxed)
+    }
+
+    /// Resets of the machine so far.
+    pub fn resets(&self) -> u64 {
+        self.resets.load(Ordering::Relaxed)
     }
 
     /// How long the last fence took.

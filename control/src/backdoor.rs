@@ -346,4 +346,8 @@ pub struct Stats {
     pub queue_pairs: u64,
     /// Fences so far.
     pub fences: u64,
+    /// Resets of the target's machine that its hypervisor has told of: what was in its memory before one is of an
+    /// earlier life, also where it is still to be read.
+    #[serde(default)]
+    pub resets: u64,
 }

@@ -82,12 +82,20 @@ impl From<&'static str> for Dead {
 }
 
 /// See [`Kernel::discover`].
-pub(crate) fn discover(memory: &mut Memory<'_>, extents: &[Extent]) -> Result<Kernel, DiscoverError> {
+pub(crate) fn discover(
+    memory: &mut Memory<'_>,
+    extents: &[Extent],
+    others: &[Kernel],
+) -> Result<Kernel, DiscoverError> {
     let mut candidates = 0;
     let mut last = String::from("none");
     let found = scan(memory, extents, |memory, note| {
         candidates += 1;
         match follow(memory, note, extents) {
+            Ok(kernel) if others.contains(&kernel) => {
+                last = format!("Linux {}: not one of those that were found before is wanted", note.release());
+                Ok(None)
+            }
             Ok(kernel) => Ok(Some(kernel)),
             Err(Dead::Link(error)) => Err(error),
             Err(Dead::Note(what)) => {

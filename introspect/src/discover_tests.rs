@@ -218,9 +218,11 @@ pub(crate) fn plain_machine() -> (Kernel, Image, [u64; 3]) {
     (kernel, image, [40, 64, 20].map(|page| phys(TEXT + page * 0x1000)))
 }
 
+/// With a hole, as every machine of more than a few gigabytes has one.
+const EXTENTS: [Extent; 2] = [Extent { start: 0, len: 0x4000 }, Extent { start: 0x5000, len: RAM - 0x5000 }];
+
 fn discover(image: &mut Image) -> Result<Kernel, DiscoverError> {
-    // With a hole, as every machine of more than a few gigabytes has one.
-    Kernel::discover(image, KEY, &[Extent { start: 0, len: 0x4000 }, Extent { start: 0x5000, len: RAM - 0x5000 }])
+    Kernel::discover(image, KEY, &EXTENTS)
 }
 
 #[test]
@@ -251,6 +253,16 @@ fn a_table_in_vmalloc_is_read_without_its_page_tables_once_walked() {
     image.write_at(phys(TEXT + 50 * 0x1000), &[0; 4096]);
     let (_, damage) = tcp::walk(&kernel, &mut image, KEY, &TcpFilter::default()).unwrap();
     assert_eq!(damage, []);
+}
+
+#[test]
+fn a_kernel_that_is_not_wanted_is_passed_over_and_told() {
+    let mut image = build(PLAIN);
+    let first = discover(&mut image).unwrap();
+    let other = Kernel { release: "another".into(), ..first.clone() };
+    assert_eq!(Kernel::discover_other_than(&mut image, KEY, &EXTENTS, std::slice::from_ref(&other)), Ok(first.clone()));
+    let error = Kernel::discover_other_than(&mut image, KEY, &EXTENTS, &[other, first]).unwrap_err();
+    assert!(matches!(error, DiscoverError::NoKernel { candidates: 1, .. }), "{error}");
 }
 
 #[test]

@@ -101,7 +101,21 @@ impl Kernel {
     /// # Errors
     /// [`DiscoverError`]
     pub fn discover(mem: &mut dyn RemoteRead, ram: RemoteKey, extents: &[Extent]) -> Result<Self, DiscoverError> {
-        crate::discover::discover(&mut Memory::new(mem, ram, extents), extents)
+        Self::discover_other_than(mem, ram, extents, &[])
+    }
+
+    /// [`Kernel::discover`] of a kernel that is none of `others`: of a machine that was reset, memory may hold what is
+    /// left of its earlier lives, since each has another place. Only time tells which of them lives.
+    ///
+    /// # Errors
+    /// [`DiscoverError`]
+    pub fn discover_other_than(
+        mem: &mut dyn RemoteRead,
+        ram: RemoteKey,
+        extents: &[Extent],
+        others: &[Self],
+    ) -> Result<Self, DiscoverError> {
+        crate::discover::discover(&mut Memory::new(mem, ram, extents), extents, others)
     }
 
     /// Page-table levels of the target: 4 or 5.

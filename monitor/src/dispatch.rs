@@ -83,7 +83,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 self.note(now_ns, Event::PathBack { after_ns: nanos(after) });
             }
             Finding::Unreadable { since_ns } => {
-                tracing::error!(target_name = %name, "the path works and brings no sensor box");
+                tracing::error!(target_name = %name, "the path works and brings no sensors");
                 self.note(now_ns, Event::Unreadable { since_ns });
             }
             Finding::Restarted { .. } if self.has_reset_it() => {}
@@ -104,7 +104,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         let fresh = self.fresh_samples(self.illnesses[chosen].confirming_samples());
         match self.illnesses[chosen].confirm(alarm, &fresh) {
             Diagnosis::Confirmed if self.is_locked_by_other() => {}
-            Diagnosis::Confirmed => self.verdict(chosen, alarm),
+            Diagnosis::Confirmed => self.decide(chosen, alarm),
             Diagnosis::Refuted { sensor } => {
                 tracing::warn!(target_name = %self.target.name, %sensor, illness, "refuted: the sensor moved");
                 self.tools.metrics.refuted.inc();
@@ -140,6 +140,20 @@ impl<D: Door, C: Clock> Watch<D, C> {
         }
         self.tools.ward.excuse(now_ns, Duration::from_millis(left_ms).min(LOCK_ASKED_EVERY));
         true
+    }
+
+    /// A verdict, unless what stands still is a life that the machine has left behind.
+    fn decide(&mut self, chosen: usize, alarm: &Alarm) {
+        let why = match self.sensors.are_of_this_life(&mut self.tools.door) {
+            Ok(true) => return self.verdict(chosen, alarm),
+            Ok(false) => "the machine was reset: what stands still is what it left in its memory".to_owned(),
+            Err(failure) => format!("whether the machine was reset cannot be asked: {failure}"),
+        };
+        let (illness, now_ns) = (self.illnesses[chosen].name(), self.tools.clock.now_ns());
+        tracing::warn!(target_name = %self.target.name, %why, illness, "undecided");
+        self.note(now_ns, Event::Undecided { illness: illness.to_owned(), why });
+        self.forget_box();
+        self.quiet_until_ns = now_ns + nanos(RETRY_AFTER);
     }
 
     fn fresh_samples(&mut self, count: usize) -> Vec<FreshSample> {

@@ -10,7 +10,8 @@ use remote_memory::{Queue, Region, RemoteRead};
 use sensorbox::layout::{CAPACITY_MAX, box_bytes};
 
 use crate::config::{Config, Target};
-use crate::sample::{Door, REGION};
+use crate::kernel;
+use crate::sample::{Door, Life, REGION};
 
 /// How long a control request may take; a fence waits for the hypervisor, which takes milliseconds.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(2);
@@ -18,8 +19,11 @@ const CONTROL_PATIENCE: Duration = Duration::from_secs(2);
 /// The shortest patience with one read: a scheduler's delay at either end is no lost sample.
 const READ_PATIENCE_MIN: Duration = Duration::from_millis(20);
 
-/// Reads on the way at the same time: a sample is a few, and a thousand doors must not cost gigabytes.
+/// Reads on the way at the same time: a sample of a box is a few, and a thousand doors must not cost gigabytes.
 const DEPTH: usize = 64;
+
+/// What a box may have, as a landing buffer.
+const BOX_BYTES: usize = box_bytes(CAPACITY_MAX) as usize;
 
 /// How long a sample may take before it counts as lost.
 pub fn read_patience(config: &Config) -> Duration {
@@ -39,11 +43,13 @@ pub struct LinkDoor {
 impl LinkDoor {
     /// The door to `target`, not opened yet.
     pub fn new(config: &Config, target: &Target) -> Self {
+        let reads_kernel = !target.kernel_sensors.is_empty();
+        let (more_bytes, more_reads) = if reads_kernel { (kernel::BYTES_MAX, kernel::STRETCHES_MAX) } else { (0, 0) };
         let options = Options {
             control_patience: CONTROL_PATIENCE,
             memory_patience: read_patience(config),
-            landing_bytes: box_bytes(CAPACITY_MAX) as usize,
-            depth: DEPTH,
+            landing_bytes: BOX_BYTES + more_bytes,
+            depth: DEPTH + more_reads,
             spin: Duration::ZERO, // a sample may come some ten microseconds later; spinning would cost more than it
             ..Options::new(&config.name)
         };
@@ -80,6 +86,16 @@ impl LinkDoor {
 impl Door for LinkDoor {
     fn region(&mut self) -> Result<Region, LinkFailure> {
         Ok(self.open()?.region(REGION)?.into())
+    }
+
+    fn ram(&mut self) -> Result<Region, LinkFailure> {
+        Ok(self.open()?.region("ram")?.into())
+    }
+
+    fn life(&mut self) -> Result<Life, LinkFailure> {
+        let link = self.open()?;
+        let resets = link.stats()?.resets;
+        Ok(Life { incarnation: link.welcome().incarnation, resets })
     }
 
     fn memory(&mut self) -> Option<&mut dyn RemoteRead> {

@@ -29,6 +29,7 @@ pub mod fence;
 pub mod fleet;
 pub mod inspect;
 pub mod journal;
+pub mod kernel;
 pub mod metrics;
 pub mod operate;
 pub mod partner;

@@ -22,11 +22,13 @@ use monitor::fleet::Fleet;
 use monitor::inspect;
 use monitor::journal::replay::Again;
 use monitor::journal::{Journal, Line, heritage, replay, timeline};
+use monitor::kernel::Surveyor;
 use monitor::metrics::{Metrics, TargetMetrics};
 use monitor::operate;
 use monitor::partner::{Deputy, Herald, Partner};
 use monitor::recording;
 use monitor::repair::Ward;
+use monitor::sample::Sensors;
 use monitor::watch::{Tools, Watch};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::prctl;
@@ -38,6 +40,9 @@ use service::metrics::Endpoint;
 
 /// How often spares that are not ready are asked again.
 const PREPARE_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a recording waits for the kernel's sensors: some megabytes are read for them.
+const SURVEY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often a sleeping thread looks whether the daemon is to end.
 const STOP_POLL: Duration = Duration::from_millis(100);
@@ -224,10 +229,23 @@ fn record(config: &Config, target: &str, period: Option<Duration>, time: Duratio
     let file = File::create(out).with_context(|| format!("{} cannot be written", out.display()))?;
     let period_ns = u64::try_from(period.unwrap_or(config.period).as_nanos()).context("a period of centuries")?;
     let mut door = LinkDoor::new(config, named);
+    let metrics = Metrics::default().of(target);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (surveyor, surveying) = Surveyor::open(config, named, &metrics, &stop).context("no thread")?;
+    let mut sensors = Sensors::new(named, surveyor);
+    if surveying.is_some() {
+        sensors.wait(SURVEY_PATIENCE).map_err(anyhow::Error::msg)?;
+    }
     let begin = Instant::now();
     let is_over = || begin.elapsed() >= time;
     let mut out = BufWriter::new(file);
-    let count = recording::record(target, &mut door, &Monotonic, period_ns.max(1), &mut out, is_over)?;
+    let recorded =
+        recording::record((target, &mut sensors), &mut door, &Monotonic, period_ns.max(1), &mut out, is_over);
+    stop.store(true, Ordering::Relaxed);
+    if surveying.is_some_and(|thread| thread.join().is_err()) {
+        bail!("a thread panicked; its message is above");
+    }
+    let count = recorded?;
     println!("{count} samples");
     Ok(())
 }
@@ -307,9 +325,11 @@ fn watch_all(config: &Config) -> Result<()> {
         let ward = Ward::open(config, target, &journal, &metrics, &partner, &stop);
         let (ward, treating) = ward.context("no thread")?;
         threads.extend(treating);
+        let (surveyor, surveying) = Surveyor::open(config, target, &metrics, &stop).context("no thread")?;
+        threads.extend(surveying);
         let tools = Tools { door, clock: Monotonic, journal, metrics, standby, partner, ward };
         let watch = Watch::succeed(config, target, tools, inherited.remove(&target.name).unwrap_or_default());
-        share.watches.push(watch);
+        share.watches.push(watch.with_surveyor(surveyor));
     }
     for share in shares {
         threads.push(watch_in_background(share, config, &stop)?);

@@ -24,7 +24,7 @@ pub struct TargetMetrics {
     pub samples: Counter,
     /// Samples without an answer.
     pub lost_samples: Counter,
-    /// Samples that brought no Sensor Box.
+    /// Samples that brought no sensors.
     pub unreadable_samples: Counter,
     /// Samples that began more than half a period late.
     pub late_samples: Counter,
@@ -38,6 +38,10 @@ pub struct TargetMetrics {
     pub path_lossy: Gauge,
     /// Sensors beyond their bounds now.
     pub suspicious_sensors: Gauge,
+    /// Sensors that are kernel variables, found in the kernel that lives now.
+    pub kernel_sensors: Gauge,
+    /// Those that it does not have.
+    pub kernel_sensors_missing: Gauge,
     /// 1 while the path is lost.
     pub path_lost: Gauge,
     /// Verdicts.
@@ -111,11 +115,13 @@ macro_rules! families {
 families! {
     samples: Counter, "Samples that brought values";
     lost_samples: Counter, "Samples without an answer";
-    unreadable_samples: Counter, "Samples that brought no Sensor Box";
+    unreadable_samples: Counter, "Samples that brought no sensors";
     late_samples: Counter, "Samples that began more than half a period late";
     repetitions: Counter, "Requests for samples that had to be sent again: the path lost a packet, or an end was busy";
     path_lossy: Gauge, "1 while more samples need that than a busy machine explains; says nothing about the target";
     suspicious_sensors: Gauge, "Sensors beyond their bounds now";
+    kernel_sensors: Gauge, "Sensors that are variables of the target's kernel, found";
+    kernel_sensors_missing: Gauge, "Those that the configuration asks for and this kernel does not have";
     path_lost: Gauge, "1 while no sample succeeds; says nothing about the target";
     verdicts: Counter, "Targets found hung";
     refuted: Counter, "Alarms that a second look refuted";

@@ -23,6 +23,8 @@ use serde::Serialize;
 
 use crate::config::{Config, Target};
 use crate::inspect;
+use crate::kernel::Listing;
+use crate::kernel::recipe::{READY_MADE, ready_made};
 use crate::repair::{Findings, Operation, PATIENCE, discover, look, look_at, operate, survivors};
 
 /// A lock that is held is renewed so many times before its lease would end.
@@ -33,6 +35,9 @@ const RENEWALS_PER_LEASE: u32 = 4;
 pub enum Action {
     /// List the processes of a target, as its memory has them.
     Ps(Ps),
+    /// Read the kernel sensors of a target once: those configured, or every ready-made one if none is; and say what its
+    /// kernel lacks. Nothing runs in the target for that.
+    Sensors(Sensors),
     /// Stop a target for as long as this runs, or for a lease; it goes on by itself should this die.
     Lock(Lock),
     /// End a lock that was left with `lock --leave`.
@@ -74,6 +79,16 @@ pub struct Ps {
     /// Threads of the kernel, too.
     #[arg(long)]
     all: bool,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `monitor sensors`
+#[derive(Args)]
+pub struct Sensors {
+    #[command(flatten)]
+    place: Place,
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -121,6 +136,7 @@ impl Action {
         match self {
             Self::Ps(Ps { place, .. }) | Self::Lock(Lock { place, .. }) => place,
             Self::Unlock(Unlock { place, .. }) | Self::Kill(Kill { place, .. }) => place,
+            Self::Sensors(Sensors { place, .. }) => place,
         }
     }
 
@@ -132,6 +148,7 @@ impl Action {
         let mut link = inspect::connect(config, target)?;
         match self {
             Self::Ps(ps) => ps.run(&mut link),
+            Self::Sensors(sensors) => sensors.run(&mut link, target),
             Self::Lock(lock) => lock.run(&mut link),
             Self::Unlock(unlock) => unlock.run(&mut link),
             Self::Kill(kill) => kill.run(&mut link),
@@ -154,6 +171,23 @@ impl Ps {
             false => print!("{}", table(&evidence)),
         }
         damage.iter().take(10).for_each(|damage| eprintln!("damage: {damage}"));
+        Ok(())
+    }
+}
+
+impl Sensors {
+    fn run(&self, link: &mut Link, target: &Target) -> Result<()> {
+        let ram = link.region("ram")?;
+        let (ram, extents) = (RemoteKey::new(ram.key), inspect::extents(&ram));
+        let wanted = match target.kernel_sensors.as_slice() {
+            [] => READY_MADE.iter().copied().filter_map(ready_made).collect(),
+            some => some.to_vec(),
+        };
+        let listing = Listing::take(link.memory(), ram, &extents, &wanted).map_err(anyhow::Error::msg)?;
+        match self.json {
+            true => println!("{}", serde_json::to_string(&listing)?),
+            false => print!("{}", listing.text()),
+        }
         Ok(())
     }
 }

@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use control::backdoor::FenceToken;
 use healing_modules::Illness;
-use link::LinkFailure;
 
 use crate::after::After;
 use crate::clock::Clock;
@@ -28,11 +27,12 @@ use crate::config::{Config, OnHang, Target};
 use crate::detect::{Detector, Finding, Look, Observation, Plan};
 use crate::evacuate::Standby;
 use crate::journal::{Event, Heritage, Incident, Journal, Ring};
+use crate::kernel::Surveyor;
 use crate::metrics::TargetMetrics;
 use crate::partner::Partner;
 use crate::quality::{Noted, Quality};
 use crate::repair::Ward;
-use crate::sample::{BoxReader, Door, Flight, Glance, Opened};
+use crate::sample::{Door, Flight, Glance, Opened, Reader, Sensors, Unreached};
 
 /// How often a target is looked at that needs no detection any more, and how often a failed action is tried again.
 const INSPECT_EVERY: Duration = Duration::from_secs(1);
@@ -127,7 +127,8 @@ pub struct Watch<D, C> {
     pub(crate) is_held: bool,
     /// Somebody else's lock that has been journaled, by holder and reason.
     pub(crate) lock_told: Option<(String, String)>,
-    reader: Option<(BoxReader, Opened)>,
+    reader: Option<(Reader, Opened)>,
+    pub(crate) sensors: Sensors,
     values: Vec<Option<u64>>,
     period_ns: u64,
     path_deadline: Duration,
@@ -172,6 +173,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
             lock_told: None,
             is_aloft: false,
             reader: None,
+            sensors: Sensors::new(target, Surveyor::default()),
             values: Vec::new(),
             period_ns,
             path_deadline: config.path_deadline,
@@ -183,6 +185,13 @@ impl<D: Door, C: Clock> Watch<D, C> {
         };
         watch.tell_partner();
         watch
+    }
+
+    /// The same with kernel sensors, which `surveyor` finds.
+    #[must_use]
+    pub fn with_surveyor(mut self, surveyor: Surveyor) -> Self {
+        self.sensors = Sensors::new(&self.target, surveyor);
+        self
     }
 
     /// Where the incident stands, if there is one.
@@ -213,6 +222,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         if self.inherited.is_some() && self.tools.clock.now_ns() >= self.quiet_until_ns {
             self.take_up_heritage();
         }
+        self.sensors.heed(&mut self.reader);
         let begin_ns = self.tools.clock.now_ns();
         self.advance_tick(begin_ns, planned_ns);
         let findings = if self.reader.is_some() { self.look() } else { self.open() };
@@ -275,7 +285,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         let begin_ns = self.tools.clock.now_ns();
         let whole = begin_ns >= self.replan_ns;
         let glance = match (&mut self.reader, self.tools.door.memory()) {
-            (Some((reader, _)), Some(memory)) => reader.look(memory, &mut self.values, whole),
+            (Some((reader, _)), Some(memory)) => reader.look(memory, begin_ns, &mut self.values, whole),
             _ => Glance::Lost,
         };
         self.take(begin_ns, self.tools.clock.now_ns(), glance, whole)
@@ -283,6 +293,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
 
     /// Posts a sample without waiting for it, at `now_ns`, if one is due and nothing stands in the way.
     pub(crate) fn post(&mut self, now_ns: u64) -> Option<Flight> {
+        self.sensors.heed(&mut self.reader);
         if !self.is_calm() {
             return None;
         }
@@ -301,7 +312,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
         let (Some((reader, _)), Some(queue)) = (&mut self.reader, self.tools.door.queue()) else {
             return Some(self.take(begin_ns, end_ns, Glance::Lost, false));
         };
-        let glance = reader.collect(queue, flight, &mut self.values)?;
+        let glance = reader.collect(queue, flight, begin_ns, &mut self.values)?;
         Some(self.take(begin_ns, end_ns, glance, flight.is_whole()))
     }
 
@@ -396,36 +407,32 @@ impl<D: Door, C: Clock> Watch<D, C> {
         findings
     }
 
-    /// Finds the box and makes a plan for it.
+    /// Finds the sensors and makes a plan for them.
     fn open(&mut self) -> Vec<Finding> {
         let begin_ns = self.tools.clock.now_ns();
-        let found = match self.tools.door.region() {
-            Ok(region) => match self.tools.door.memory() {
-                Some(memory) => BoxReader::open(memory, region).map_err(|error| {
-                    let is_path = matches!(error, sensorbox::FetchError::Link(_));
-                    (is_path, error.to_string())
-                }),
-                None => Err((true, "no connection".to_owned())),
-            },
-            Err(failure) => Err((is_path(&failure), failure.to_string())),
-        };
+        let found = self.sensors.open(&mut self.tools.door);
         let end_ns = self.tools.clock.now_ns();
         match found {
-            Ok((reader, opened)) => {
+            Ok(Some((reader, opened))) => {
                 self.failures = 0;
                 self.adopt(reader, opened, end_ns);
                 Vec::new()
             }
-            Err((is_path, why)) => {
+            // The path works, and its surveyor is at it: nothing to be told, and nothing to hurry for.
+            Ok(None) => {
+                self.failures = self.failures.saturating_add(1);
+                Vec::new()
+            }
+            Err(Unreached { is_path, why }) => {
                 if self.failures == 0 {
-                    tracing::warn!(target_name = %self.target.name, %why, "the sensor box cannot be reached");
+                    tracing::warn!(target_name = %self.target.name, %why, "the sensors cannot be reached");
                 }
                 self.fail(begin_ns, end_ns, is_path)
             }
         }
     }
 
-    fn adopt(&mut self, mut reader: BoxReader, opened: Opened, now_ns: u64) {
+    fn adopt(&mut self, mut reader: Reader, opened: Opened, now_ns: u64) {
         let (plan, places) = Plan::new(&opened.described, &self.target.rules, self.path_deadline);
         reader.keep(&places);
         if *self.detector.plan() != plan {
@@ -433,7 +440,7 @@ impl<D: Door, C: Clock> Watch<D, C> {
                 let sensors: Vec<_> = opened.described.iter().map(|sensor| sensor.name.as_str()).collect();
                 tracing::error!(
                     target_name = %self.target.name, ?sensors,
-                    "no sensor of this box fits a rule that raises a hang: the target is watched in vain"
+                    "no sensor fits a rule that raises a hang: the target is watched in vain"
                 );
             }
             let event = Event::Watching { identity: opened.identity, plan: plan.clone() };
@@ -483,11 +490,6 @@ impl<D: Door, C: Clock> Watch<D, C> {
     pub(crate) fn note(&self, mono_ns: u64, event: Event) {
         self.tools.journal.note(&self.target.name, mono_ns, event);
     }
-}
-
-/// A link that says so is lost; so is one that this machine cannot open. Anything else came over a working path.
-fn is_path(failure: &LinkFailure) -> bool {
-    failure.is_path() || matches!(failure, LinkFailure::Local(_))
 }
 
 pub(crate) fn nanos(duration: Duration) -> u64 {

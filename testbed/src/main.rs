@@ -189,6 +189,9 @@ struct Drowning {
     /// A fork bomb is treated by this program, which takes the settings of `crowd.py`, and not by the monitor's module.
     #[arg(long)]
     own_module: Option<PathBuf>,
+    /// Nothing of ours runs in the guest: it is watched by variables of its kernel.
+    #[arg(long)]
+    no_agent: bool,
     /// How long a piece of useful work takes alone, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     piece_ms: u64,
@@ -210,6 +213,9 @@ struct RepairSeries {
     /// How long a guest that is not repaired is watched, in seconds.
     #[arg(long, default_value_t = 20)]
     unrepaired_s: u64,
+    /// Nothing of ours runs in the guests: they are watched by variables of their kernels.
+    #[arg(long)]
+    no_agent: bool,
     /// How long a piece of useful work takes alone, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     piece_ms: u64,
@@ -448,8 +454,8 @@ fn run_hang_download(arguments: HangDownload) -> Result<ExitCode> {
 }
 
 fn repair_series(arguments: RepairSeries) -> Result<ExitCode> {
-    let RepairSeries { kinds, procs, unrepaired_s, piece_ms, guest, out } = arguments;
-    let order = guest.order();
+    let RepairSeries { kinds, procs, unrepaired_s, no_agent, piece_ms, guest, out } = arguments;
+    let order = Order { agent: !no_agent, ..guest.order() };
     let (unrepaired_for, piece) = (Duration::from_secs(unrepaired_s), Duration::from_millis(piece_ms));
     let series = series::Series { illnesses: kinds, procs, unrepaired_for, piece, order, out };
     let points = series::run(&series)?;
@@ -458,9 +464,9 @@ fn repair_series(arguments: RepairSeries) -> Result<ExitCode> {
 }
 
 fn drown(illness: drown::Illness, drowning: Drowning) -> Result<ExitCode> {
-    let Drowning { unrepaired_s, own_module, piece_ms, guest, out } = drowning;
+    let Drowning { unrepaired_s, no_agent, own_module, piece_ms, guest, out } = drowning;
     let own_module = own_module.map(fs::canonicalize).transpose().context("the module's program")?;
-    let order = Order { rogue: true, ..guest.order() };
+    let order = Order { rogue: true, agent: !no_agent, ..guest.order() };
     let (unrepaired_for, piece) = (unrepaired_s.map(Duration::from_secs), Duration::from_millis(piece_ms));
     let run = drown::Run { illness, unrepaired_for, own_module, piece, order, out };
     let (report, timeline) = drown::run(&run, Progress::begin())?;

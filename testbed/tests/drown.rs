@@ -63,6 +63,20 @@ fn a_memory_hog_whose_controller_starts_its_children_anew_is_ended_with_it() {
 }
 
 #[test]
+fn with_nothing_of_ours_in_the_guest_a_fork_bomb_is_seen_in_its_kernel_and_ended() {
+    let result = run("bomb-no-agent", &["forkbomb", "--variant", "cpu", "--procs", "80", "--no-agent"]);
+    check(&result);
+    assert_eq!(result["left"], 0, "{result}");
+}
+
+#[test]
+fn with_nothing_of_ours_in_the_guest_a_memory_hog_is_seen_in_its_kernel_and_ended() {
+    let result = run("hog-no-agent", &["memhog", "--procs", "3", "--mib", "48", "--respawn", "--no-agent"]);
+    check(&result);
+    assert_eq!(result["left"], 0, "{result}");
+}
+
+#[test]
 fn without_leave_to_act_nothing_is_written() {
     let result = run("withheld", &["forkbomb", "--variant", "cpu", "--procs", "60", "--unrepaired-s", "6"]);
     assert_eq!((&result["pass"], result["culprits"].as_array().unwrap().len()), (&Value::Bool(true), 0), "{result}");

@@ -155,6 +155,7 @@ impl Target {
             "RESET" => {
                 tracing::info!(target = self.name, "the machine was reset, its boxes are forgotten");
                 self.memory.change().guard.machine_reset();
+                self.resets.fetch_add(1, Ordering::Relaxed);
             }
             "SHUTDOWN" => machine.shut_down = true,
             "STOP" if self.is_fenced() && !machine.is_reset => self.close_links(machine),

@@ -8,7 +8,7 @@
 
 use std::collections::HashSet;
 
-use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
+use remote_memory::{GuestPhys, KernelVirt, LinkError, RemoteKey, RemoteRead};
 use serde::{Deserialize, Serialize};
 
 use super::walk::Walk;
@@ -24,6 +24,9 @@ const CHAIN_MAX: usize = 1024;
 
 /// Users in all, over all namespaces.
 const USERS_MAX: usize = 256 * 1024;
+
+/// What identifies a user and the count, in one stretch: some 200 bytes in the kernels of 2026.
+const COUNT_BYTES_MAX: usize = 1024;
 
 layout! {
     pub(crate) struct UcountsLayout {
@@ -68,6 +71,46 @@ pub struct UserCount {
     pub is_initial: bool,
     /// Processes and threads.
     pub processes: u64,
+}
+
+/// Where the count of one user is kept, to be read again and again without a walk. Valid as long as the user has
+/// processes: [`CountPlace::count`] notices when somebody else has the memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CountPlace {
+    /// As the walk found it.
+    pub user: UserCount,
+    /// Where to read.
+    pub at: GuestPhys,
+    /// How many bytes.
+    pub len: usize,
+    namespace: Field,
+    uid: Field,
+    processes: Field,
+}
+
+impl CountPlace {
+    /// The place of what a walk of `kernel` has found; `None` if it is not in memory that can be told by arithmetic.
+    pub fn of(kernel: &Kernel, user: &UserCount) -> Option<Self> {
+        let Layout { members, processes } = kernel.ucounts.as_ref()?;
+        let fields = [members.namespace, members.uid, *processes];
+        let start = fields.iter().map(|field| field.offset).min()?;
+        let len =
+            fields.iter().map(|field| field.end()).max()?.checked_sub(start).filter(|len| *len <= COUNT_BYTES_MAX)?;
+        let at = kernel.phys(user.address.checked_add(start as u64)?, len as u64)?;
+        let [namespace, uid, processes] = fields.map(|field| Field { offset: field.offset - start, ..field });
+        Some(Self { user: *user, at, len, namespace, uid, processes })
+    }
+
+    /// How many processes and threads the user has by the bytes that were read; `None` if they are not this user's.
+    pub fn count(&self, read: &[u8]) -> Option<u64> {
+        let is_his = self.namespace.of(read) == self.user.namespace.raw() && self.uid.of(read) as u32 == self.user.uid;
+        is_his.then(|| self.processes.of(read).cast_signed().max(0).cast_unsigned())
+    }
+}
+
+/// Whether `kernel` counts in a way that is known here.
+pub fn is_known(kernel: &Kernel) -> bool {
+    kernel.ucounts.is_some() && kernel.symbol("ucounts_hashtable").is_some()
 }
 
 /// Reads the counts of all users, those with most processes first.
@@ -165,4 +208,26 @@ impl Walk<'_> {
 /// Null, or the odd end marker of a list that is walked without locks.
 fn is_end(link: u64) -> bool {
     link == 0 || link & 1 == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_is_a_user_s_only_while_the_memory_is() {
+        let field = |offset, size| Field { offset, size, bits: None };
+        let (address, namespace) = (KernelVirt::new(0xffff_8880_0000_1000), KernelVirt::new(0xffff_ffff_8200_0000));
+        let user = UserCount { address, uid: 1000, namespace, is_initial: true, processes: 3 };
+        let (at, len) = (GuestPhys::new(0x1010), 24);
+        let place = CountPlace { user, at, len, namespace: field(0, 8), uid: field(8, 4), processes: field(16, 8) };
+        let bytes = |namespace: u64, uid: u64, count: i64| {
+            [namespace.to_le_bytes(), uid.to_le_bytes(), count.to_le_bytes()].concat()
+        };
+        assert_eq!(place.count(&bytes(namespace.raw(), 1000, 17)), Some(17));
+        assert_eq!(place.count(&bytes(namespace.raw(), 1000, -1)), Some(0));
+        assert_eq!(place.count(&bytes(namespace.raw(), 1001, 17)), None);
+        assert_eq!(place.count(&bytes(0x6b6b, 1000, 17)), None);
+        assert_eq!(place.count(&[]), None);
+    }
 }

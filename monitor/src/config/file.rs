@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::detect::{Quorum, Raises};
+use crate::detect::{Class, Quorum, Raises};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,6 +77,18 @@ pub(super) struct Target {
     pub evacuation_patience_s: Option<Spanned<f64>>,
     pub after: Option<After>,
     pub repair: Option<Spanned<Repair>>,
+    pub agent: Option<Spanned<bool>>,
+    #[serde(default)]
+    pub kernel_sensor: Vec<Spanned<KernelSensor>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KernelSensor {
+    pub name: Spanned<String>,
+    pub class: Option<Spanned<Class>>,
+    pub variable: Option<Spanned<String>>,
+    pub floor: Option<Spanned<bool>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -8,6 +8,7 @@
 //! See `monitor.example.toml` for every key; a test keeps that file valid.
 
 mod file;
+mod kernel;
 mod repair;
 
 use std::collections::{HashMap, HashSet};
@@ -25,6 +26,7 @@ use toml::Spanned;
 pub use repair::{Module, Repair};
 
 use crate::detect::{Quorum, Raises, Rule, samples_per_deadline};
+use crate::kernel::KernelSensor;
 
 /// The shortest sampling period: below it a round trip over a software path no longer fits.
 pub const PERIOD_MIN: Duration = Duration::from_micros(100);
@@ -178,6 +180,10 @@ pub struct Target {
     pub after: After,
     /// What is cured in place, if anything is.
     pub repair: Option<Repair>,
+    /// Whether an agent runs in it, which makes a Sensor Box.
+    pub agent: bool,
+    /// What is read of its kernel itself.
+    pub kernel_sensors: Vec<KernelSensor>,
 }
 
 /// A node that can take sessions over.
@@ -383,7 +389,10 @@ impl Checker<'_> {
             Some(value) => self.time(value, 1.0, key),
             None => Ok(Duration::from_secs(default)),
         };
+        let kernel_sensors = self.kernel_sensors(&table.kernel_sensor)?;
         Ok(Target {
+            agent: self.agent(table.agent.as_ref(), &kernel_sensors, &rules)?,
+            kernel_sensors,
             name: self.name(&table.name, "target.name")?,
             backdoor: *table.backdoor.get_ref(),
             on_hang,

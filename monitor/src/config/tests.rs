@@ -66,7 +66,7 @@ fn a_thread_with_many_targets_gets_the_time_for_their_samples() {
 fn the_example_file_is_valid_and_names_every_key() {
     let text = include_str!("../../monitor.example.toml");
     let config = parse(Path::new("monitor.example.toml"), text).unwrap();
-    assert_eq!(config.targets.len(), 2);
+    assert_eq!(config.targets.len(), 3);
     for key in [
         "name",
         "local",
@@ -109,6 +109,11 @@ fn the_example_file_is_valid_and_names_every_key() {
         "max_rssuid_mib",
         "max_rssuid_saveuid_mib",
         "only_below_free_mib",
+        "agent",
+        "kernel_sensor",
+        "class",
+        "variable",
+        "floor",
     ] {
         assert!(text.contains(key), "the example does not show {key}");
     }
@@ -335,4 +340,70 @@ fn a_dry_run_neither_fences_nor_writes() {
     config.touch_nothing();
     assert!(config.targets.iter().all(|target| target.on_hang == OnHang::Report));
     assert!(config.targets.iter().filter_map(|target| target.repair.as_ref()).all(|repair| !repair.act));
+}
+
+/// The good file with its target having no agent, and these kernel sensors.
+fn without_agent(sensors: &str) -> (String, String) {
+    let table = format!("[[target]]\nagent = false\nkernel_sensor = [{sensors}]");
+    let rule = "[[rule]]\nsensors = \"TICKS.cpu*\"\ndeadline_ms = 100\nraises = \"hang\"\n";
+    (table, format!("{rule}\n[[rule]]"))
+}
+
+#[test]
+fn a_target_without_an_agent_has_kernel_sensors_and_a_rule_that_sees_it_hang() {
+    let (table, rules) = without_agent("{ name = \"TICKS\" }, { name = \"NPROCS\" }");
+    let text = GOOD.replacen("[[target]]", &table, 1).replacen("[[rule]]", &rules, 1);
+    let target = &parsed(&text).unwrap().targets[0];
+    assert_eq!((target.agent, target.kernel_sensors.len()), (false, 2));
+    assert!(parsed(GOOD).unwrap().targets[0].agent);
+    let own = "{ name = \"beat\", class = \"progress\", variable = \"jiffies\" }";
+    let (table, _) = without_agent(own);
+    let text = GOOD.replacen("[[target]]", &table, 1).replacen("tick.cpu*", "beat", 1);
+    assert_eq!(parsed(&text).unwrap().targets[0].kernel_sensors[0].name, "beat");
+    check(
+        "[[target]]",
+        "[[target]]\nagent = false\nkernel_sensor = [{ name = \"TICKS\" }]",
+        "m.toml:12: target.agent: without an agent only kernel sensors can show a hang, and no rule that raises one \
+         fits any; add a [[target.kernel_sensor]] with name = \"TICKS\" and a rule for \"TICKS.cpu*\"",
+    );
+}
+
+#[test]
+fn a_kernel_sensor_that_is_nothing_to_read_is_refused() {
+    let with = |sensor: &str, expected: &str| {
+        check("[[target]]", &format!("[[target]]\nkernel_sensor = [{sensor}]"), expected);
+    };
+    with(
+        "{ name = \"NPROC\" }",
+        "m.toml:12: target.kernel_sensor.name: no ready-made sensor \"NPROC\"; there are NPROCS, MAXPROCS_PERUID, \
+         MAXPROCRATE_PERUID, FORKS, OOM_KILLER_RUNNING, OOM_KILLS, FREE_PAGES, AVAILABLE_PAGES, CONTEXT_SWITCHES, \
+         TIMER_INTERRUPTS, TICKS, SWITCHES. Or say which variable it is (variable) and its class",
+    );
+    with(
+        "{ name = \"NPROCS\", class = \"level\" }",
+        "m.toml:12: target.kernel_sensor: NPROCS is ready-made and has its class; leave class and floor out, or add \
+         variable",
+    );
+    with(
+        "{ name = \"dirty\", class = \"level\", variable = \"vm_node_stat[NR\" }",
+        "m.toml:12: target.kernel_sensor.variable: \"vm_node_stat[NR\": expected `]`, found ``; an example: \
+         runqueues.nr_switches",
+    );
+    with(
+        "{ name = \"dirty\", variable = \"vm_node_stat[NR_FILE_DIRTY]\" }",
+        "m.toml:12: target.kernel_sensor.class: say how it is judged: class = \"progress\", \"level\" or \"pressure\"",
+    );
+    with(
+        "{ name = \"x\", class = \"pressure\", variable = \"x\", floor = true }",
+        "m.toml:12: target.kernel_sensor.floor: has a meaning with class = \"level\" only; leave it out",
+    );
+    with(
+        "{ name = \"SLEEP.cpu0\", class = \"level\", variable = \"x\" }",
+        "m.toml:12: target.kernel_sensor.name: SLEEP is made by itself, of what progress sensors need; choose another \
+         name",
+    );
+    with(
+        "{ name = \"FORKS\" }, { name = \"FORKS\" }",
+        "m.toml:12: target.kernel_sensor.name: FORKS stands twice; give each its own name",
+    );
 }

@@ -12,6 +12,10 @@
 //! The value moved after the begin of the read that still brought 6 and before the end of the first that brought 7.
 //! Nothing is known of the target while no read succeeds, so one stretch between two successful reads counts for half
 //! the deadline at most: no blind stretch, however long, makes a verdict by itself.
+//!
+//! A processor that idles without ticks says for how long it may be silent: that is added to the deadline, counted from
+//! the sample that saw it first, so that no clock of the target is needed. What it says changes only when it does
+//! something, which is a move as good as any.
 
 use std::collections::VecDeque;
 
@@ -29,6 +33,8 @@ pub struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seen {
     value: u64,
+    /// For how long it may stand still beyond the deadline.
+    sleep_ns: u64,
     /// `None` if it has not moved since the first sample: nobody saw when it did.
     moved_after_ns: Option<u64>,
     moved_before_ns: u64,
@@ -60,10 +66,11 @@ impl Progress {
         Self { deadline_ns, seen: None }
     }
 
-    /// Takes in the value that a read from `begin_ns` to `end_ns` brought.
-    pub fn observe(&mut self, begin_ns: u64, end_ns: u64, value: u64) {
+    /// Takes in the value that a read from `begin_ns` to `end_ns` brought; `sleep_ns` is for how long the value may
+    /// stand still with good reason, 0 for a source that never sleeps.
+    pub fn observe(&mut self, begin_ns: u64, end_ns: u64, value: u64, sleep_ns: u64) {
         match &mut self.seen {
-            Some(seen) if seen.value == value => {
+            Some(seen) if (seen.value, seen.sleep_ns) == (value, sleep_ns) => {
                 let from_ns = seen.counted_until_ns.unwrap_or(begin_ns);
                 let stretch = begin_ns.saturating_sub(from_ns);
                 seen.stalled_ns = seen.stalled_ns.saturating_add(stretch.min(self.deadline_ns / 2));
@@ -74,6 +81,7 @@ impl Progress {
                 let moved_after_ns = earlier.map(|seen| seen.newest_begin_ns);
                 *earlier = Some(Seen {
                     value,
+                    sleep_ns,
                     moved_after_ns,
                     moved_before_ns: end_ns,
                     counted_until_ns: Some(end_ns),
@@ -87,7 +95,7 @@ impl Progress {
 
     /// Whether it stands still beyond its deadline.
     pub fn stall(&self) -> Option<Stall> {
-        let seen = self.seen.filter(|seen| seen.alive_once && seen.stalled_ns >= self.deadline_ns)?;
+        let seen = self.seen.filter(|seen| seen.alive_once && seen.stalled_ns >= self.patience_ns(seen))?;
         Some(Stall {
             value: seen.value,
             moved_after_ns: seen.moved_after_ns,
@@ -99,8 +107,13 @@ impl Progress {
     /// The earliest begin of a read that could complete a stall, if the next one can.
     pub fn due_ns(&self) -> Option<u64> {
         let seen = self.seen.filter(|seen| seen.alive_once)?;
-        let missing = self.deadline_ns.checked_sub(seen.stalled_ns).filter(|missing| *missing > 0)?;
+        let missing = self.patience_ns(&seen).checked_sub(seen.stalled_ns).filter(|missing| *missing > 0)?;
         seen.counted_until_ns.filter(|_| missing <= self.deadline_ns / 2)?.checked_add(missing)
+    }
+
+    /// How long it may stand still: the deadline, and what it said before it fell asleep.
+    fn patience_ns(&self, seen: &Seen) -> u64 {
+        self.deadline_ns.saturating_add(seen.sleep_ns)
     }
 
     /// Begins a new stall, keeping what is known of the last move: for a path that was lost and came back.
@@ -188,7 +201,7 @@ mod tests {
     fn observed(deadline_ns: u64, samples: &[(u64, u64)]) -> Progress {
         let mut progress = Progress::new(deadline_ns);
         for (at, value) in samples {
-            progress.observe(*at, at + 2, *value);
+            progress.observe(*at, at + 2, *value, 0);
         }
         progress
     }
@@ -212,10 +225,10 @@ mod tests {
         let mut progress = observed(40, &[(0, 6), (10, 7), (30, 7), (50, 7)]);
         progress.rebase();
         for at in [5000, 5010, 5030] {
-            progress.observe(at, at + 2, 7);
+            progress.observe(at, at + 2, 7, 0);
             assert_eq!(progress.stall(), None);
         }
-        progress.observe(5040, 5042, 7);
+        progress.observe(5040, 5042, 7, 0);
         assert_eq!(progress.stall().unwrap().moved_after_ns, Some(0));
     }
 
@@ -232,6 +245,34 @@ mod tests {
         let standing: Vec<_> = (0..20).map(|step| (step * 10, 9)).collect();
         let stall = observed(40, &standing).stall().expect("it moved before we came");
         assert_eq!(stall.moved_after_ns, None);
+    }
+
+    #[test]
+    fn a_sleep_that_was_announced_is_waited_for_and_not_longer() {
+        let mut progress = Progress::new(40);
+        progress.observe(0, 2, 6, 0);
+        progress.observe(10, 12, 7, 1000);
+        for at in (20..1052).step_by(12) {
+            progress.observe(at, at + 2, 7, 1000);
+            assert_eq!(progress.stall(), None, "at {at}");
+        }
+        assert_eq!(progress.due_ns(), Some(12 + 1040));
+        progress.observe(1052, 1054, 7, 1000);
+        assert_eq!(progress.stall().unwrap().stalled_ns, 1040);
+    }
+
+    #[test]
+    fn a_processor_that_wakes_and_has_not_ticked_yet_is_not_judged_by_its_sleep() {
+        let mut progress = Progress::new(40);
+        progress.observe(0, 2, 6, 0);
+        for at in (10..900).step_by(10) {
+            progress.observe(at, at + 2, 7, 1000);
+        }
+        // Something else than its timer woke it: the same count, and no sleep any more.
+        for (at, is_stalled) in [(900, false), (920, false), (940, false), (942, true)] {
+            progress.observe(at, at + 2, 7, 0);
+            assert_eq!(progress.stall().is_some(), is_stalled, "at {at}");
+        }
     }
 
     #[test]

@@ -102,10 +102,10 @@ enum State {
 }
 
 impl State {
-    fn observe(&mut self, begin_ns: u64, end_ns: u64, value: Option<u64>) {
+    fn observe(&mut self, begin_ns: u64, end_ns: u64, value: Option<u64>, sleep_ns: u64) {
         match (self, value) {
             (_, None) => {}
-            (Self::Progress(progress), Some(value)) => progress.observe(begin_ns, end_ns, value),
+            (Self::Progress(progress), Some(value)) => progress.observe(begin_ns, end_ns, value, sleep_ns),
             (Self::Level(level), Some(value)) => level.observe(end_ns, value),
             (Self::Pressure(pressure), Some(value)) => pressure.observe(end_ns, value),
         }
@@ -128,6 +128,8 @@ struct Track {
     is_suspicious: bool,
     /// Whether its rule means a hang.
     is_grave: bool,
+    /// The sensor that says how long it may sleep.
+    sleep: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -274,9 +276,16 @@ impl Detector {
     fn judge(&mut self, begin_ns: u64, end_ns: u64, values: &[Option<u64>], findings: &mut Vec<Finding>) {
         let mut is_stalled = false;
         (self.suspicions, self.due_ns) = (0, None);
-        let values = values.iter().copied().chain(std::iter::repeat(None));
-        for ((sensor, track), value) in self.tracks.iter_mut().enumerate().zip(values) {
-            track.state.observe(begin_ns, end_ns, value);
+        let value_of = |sensor: usize| values.get(sensor).copied().flatten();
+        for (sensor, track) in self.tracks.iter_mut().enumerate() {
+            // Without a word on its sleep a sensor that may sleep says nothing.
+            let sleep_ns = track.sleep.map_or(Some(0), value_of);
+            track.state.observe(
+                begin_ns,
+                end_ns,
+                value_of(sensor).filter(|_| sleep_ns.is_some()),
+                sleep_ns.unwrap_or(0),
+            );
             let excess = track.state.excess();
             if let State::Progress(progress) = &track.state {
                 is_stalled |= excess.is_some();
@@ -338,7 +347,7 @@ fn baselines(plan: &Plan) -> Vec<Track> {
             Bound::Pressure { limit, window_ns } => State::Pressure(Pressure::new(limit, window_ns)),
         };
         let is_grave = plan.rules.get(sensor.rule).is_some_and(|rule| rule.raises == Raises::Hang);
-        Track { state, is_suspicious: false, is_grave }
+        Track { state, is_suspicious: false, is_grave, sleep: sensor.sleep }
     };
     plan.sensors.iter().map(track).collect()
 }

@@ -76,6 +76,10 @@ pub struct PlannedSensor {
     pub bound: Bound,
     /// Index of its rule in [`Plan::rules`].
     pub rule: usize,
+    /// Index of the sensor that says for how many nanoseconds this one may stand still with good reason, beyond its
+    /// deadline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sleep: Option<usize>,
 }
 
 /// A rule as it takes part in the plan.
@@ -130,6 +134,10 @@ pub struct DescribedSensor {
     pub period_ns: u64,
     /// For a level: the limit is a floor.
     pub floor: bool,
+    /// Name of the sensor that says for how many nanoseconds this one may stand still with good reason: processors
+    /// that idle without ticks count nothing until they are next due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sleep: Option<String>,
 }
 
 /// The window of pressure sensors that no rule names.
@@ -137,6 +145,10 @@ pub const PRESSURE_WINDOW: Duration = Duration::from_secs(1);
 
 /// No deadline that a box claims is taken below this: a box full of garbage must not make every sample a verdict.
 pub const CLAIMED_DEADLINE_MIN: Duration = Duration::from_millis(1);
+
+/// Of a sensor that may sleep, so much of a sleep is kept as evidence. Stock kernels wake each processor every 4 s, for
+/// their own watchdog.
+const SLEEP_KEPT: Duration = Duration::from_secs(5);
 
 impl Plan {
     /// Joins the sensors of a box with the rules: the first rule whose pattern fits counts. A sensor without a rule is
@@ -161,8 +173,12 @@ impl Plan {
                 });
                 plan.rules.len() - 1
             });
-            plan.sensors.push(PlannedSensor { name: sensor.name.clone(), bound, rule });
+            plan.sensors.push(PlannedSensor { name: sensor.name.clone(), bound, rule, sleep: None });
             places.push(place);
+        }
+        for (at, place) in places.iter().enumerate() {
+            let Some(sleep) = &described[*place].sleep else { continue };
+            plan.sensors[at].sleep = places.iter().position(|other| described[*other].name == *sleep);
         }
         (plan, places)
     }
@@ -174,10 +190,13 @@ impl Plan {
         })
     }
 
-    /// The longest deadline whose stall means a hang: how far back the evidence of a verdict can reach.
+    /// The longest deadline whose stall means a hang, with a sleep before it: how far back the evidence of a verdict
+    /// can reach.
     pub fn longest_deadline(&self) -> Duration {
         let deadline = |sensor: &PlannedSensor| match sensor.bound {
-            Bound::Progress { deadline_ns } if self.rules[sensor.rule].raises == Raises::Hang => deadline_ns,
+            Bound::Progress { deadline_ns } if self.rules[sensor.rule].raises == Raises::Hang => {
+                deadline_ns.saturating_add(sensor.sleep.map_or(0, |_| nanos(SLEEP_KEPT)))
+            }
             _ => 0,
         };
         Duration::from_nanos(self.sensors.iter().map(deadline).max().unwrap_or(0))
@@ -231,7 +250,22 @@ mod tests {
     }
 
     fn described(name: &str, class: Class, limit: u64, period_ns: u64) -> DescribedSensor {
-        DescribedSensor { name: name.into(), class, limit, period_ns, floor: false }
+        DescribedSensor { name: name.into(), class, limit, period_ns, floor: false, sleep: None }
+    }
+
+    #[test]
+    fn a_sensor_that_may_sleep_knows_which_sensor_says_so_in_the_plan() {
+        let sleepy =
+            DescribedSensor { sleep: Some("SLEEP.cpu0".into()), ..described("TICKS.cpu0", Class::Progress, 0, 0) };
+        let described = [
+            described("unbounded", Class::Progress, 1, 0),
+            sleepy,
+            described("FORKS", Class::Pressure, u64::MAX, 0),
+            described("SLEEP.cpu0", Class::Level, u64::MAX, 0),
+        ];
+        let (plan, places) = Plan::new(&described, &[rule("TICKS.cpu*", Raises::Hang)], Duration::from_secs(1));
+        assert_eq!(places, [1, 2, 3]);
+        assert_eq!(plan.sensors.iter().map(|sensor| sensor.sleep).collect::<Vec<_>>(), [Some(2), None, None]);
     }
 
     #[test]

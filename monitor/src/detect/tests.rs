@@ -18,6 +18,7 @@ fn plan(sensors: usize, quorum: Quorum) -> Plan {
                 name: format!("tick.cpu{cpu}"),
                 bound: Bound::Progress { deadline_ns: DEADLINE },
                 rule: 0,
+                sleep: None,
             })
             .collect(),
         rules: vec![PlannedRule { pattern: "tick.cpu*".into(), quorum, raises: Raises::Hang }],
@@ -208,4 +209,42 @@ fn equal_observations_give_equal_findings() {
         simulate(plan(1, Quorum::Any), &cpus, path, 400 * MS)
     };
     assert_eq!(run(), run());
+}
+
+/// A sensor, and how long it may sleep.
+fn sleepy() -> Plan {
+    let mut plan = plan(1, Quorum::Any);
+    plan.sensors[0].sleep = Some(1);
+    let bound = Bound::Level { limit: u64::MAX, hold_ns: 0, floor: false };
+    plan.sensors.push(PlannedSensor { name: "SLEEP.cpu0".into(), bound, rule: 0, sleep: None });
+    plan
+}
+
+/// Samples each millisecond: the sensor's value and its sleep are those of `values`; when an alarm is raised first.
+fn first_alarm(until_ms: u64, values: impl Fn(u64) -> [Option<u64>; 2]) -> Option<u64> {
+    let mut detector = Detector::new(sleepy());
+    (0..until_ms).find(|at_ms| {
+        let values = values(*at_ms);
+        let look = Look::Values { identity: 1, values: &values };
+        let found = detector.observe(Observation { begin_ns: at_ms * MS, end_ns: at_ms * MS + 1, look });
+        found.iter().any(|finding| matches!(finding, Finding::Hung(_)))
+    })
+}
+
+#[test]
+fn a_processor_that_sleeps_as_long_as_it_said_is_no_hang_and_one_that_does_not_wake_is() {
+    let sleeps = |at_ms: u64| [Some(100 + at_ms / 700), Some(800 * MS)];
+    assert_eq!(first_alarm(5_000, sleeps), None);
+    let never_wakes = |at_ms: u64| [Some(100 + at_ms.min(1400) / 700), Some(800 * MS)];
+    assert_eq!(first_alarm(5_000, never_wakes), Some(1400 + 800 + DEADLINE / MS + 1));
+    // Awake, it is judged by its deadline alone.
+    let stops_awake = |at_ms: u64| [Some(100 + at_ms.min(1000)), Some(0)];
+    assert_eq!(first_alarm(5_000, stops_awake), Some(1000 + DEADLINE / MS + 1));
+}
+
+#[test]
+fn a_sensor_that_may_sleep_says_nothing_without_a_word_on_its_sleep() {
+    assert_eq!(first_alarm(1_000, |_| [Some(7), None]), None);
+    assert_eq!(first_alarm(1_000, |_| [None, Some(0)]), None);
+    assert_eq!(first_alarm(1_000, |_| [Some(7), Some(u64::MAX)]), None);
 }

@@ -90,7 +90,7 @@ mod tests {
     /// A tick each 5 ms that pauses once, from 1000 ms on, for `pause_ms`; sampled each millisecond for two seconds.
     fn recording(pause_ms: u64) -> Recording {
         let name = "tick.cpu0".to_owned();
-        let tick = DescribedSensor { name, class: Class::Progress, limit: 1, period_ns: 0, floor: false };
+        let tick = DescribedSensor { name, class: Class::Progress, limit: 1, period_ns: 0, floor: false, sleep: None };
         let value = |ms: u64| 1 + if ms < 1000 { ms } else { ms.max(1000 + pause_ms) - pause_ms } / 5;
         let samples = (0..2000).map(|ms| Sample(ms * MS, 20_000, Some(vec![Some(value(ms))]))).collect();
         Recording { head: Head { target: "web".into(), period_ns: MS, sensors: vec![tick] }, samples }

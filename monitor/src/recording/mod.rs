@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
 use crate::detect::DescribedSensor;
-use crate::sample::{BoxReader, Door, Glance};
+use crate::sample::{Door, Glance, Opened, Reader, Sensors};
 
 pub use false_verdicts::{Tally, false_verdicts};
 pub use motion::{Motion, motions};
@@ -69,30 +69,32 @@ pub enum RecordingError {
     Unreachable(String),
 }
 
-/// Samples every sensor behind `door` each `period_ns` and writes them to `out` until `is_over` says so.
+/// Samples every one of `sensors` of `target` behind `door` each `period_ns` and writes them to `out` until `is_over`
+/// says so.
 ///
 /// # Errors
-/// [`RecordingError::Unreachable`] if there is no box at the beginning, [`RecordingError::File`] if `out` fails. A path
-/// that is lost later is part of the recording.
+/// [`RecordingError::Unreachable`] if there are no sensors at the beginning, [`RecordingError::File`] if `out` fails. A
+/// path that is lost later is part of the recording.
 pub fn record(
-    target: &str,
+    (target, sensors): (&str, &mut Sensors),
     door: &mut impl Door,
     clock: &impl Clock,
     period_ns: u64,
     out: &mut impl Write,
     is_over: impl Fn() -> bool,
 ) -> Result<u64, RecordingError> {
-    let mut reader = Some(open(target, door, period_ns, out).map_err(RecordingError::Unreachable)?);
+    let mut reader = Some(open((target, sensors), door, period_ns, out).map_err(RecordingError::Unreachable)?);
     let (mut values, mut count, mut next_ns) = (Vec::new(), 0, clock.now_ns());
     while !is_over() {
         clock.sleep_until(next_ns);
         let begin_ns = clock.now_ns();
         next_ns = begin_ns.max(next_ns + period_ns);
+        sensors.heed(&mut reader);
         if reader.is_none() {
-            reader = open(target, door, period_ns, out).ok();
+            reader = open((target, sensors), door, period_ns, out).ok();
         }
         let glance = match (&mut reader, door.memory()) {
-            (Some(reader), Some(memory)) => reader.look(memory, &mut values, false),
+            (Some((reader, _)), Some(memory)) => reader.look(memory, begin_ns, &mut values, false),
             _ => Glance::Lost,
         };
         let brought = matches!(glance, Glance::Values { .. }).then(|| values.clone());
@@ -106,14 +108,18 @@ pub fn record(
     Ok(count)
 }
 
-fn open(target: &str, door: &mut impl Door, period_ns: u64, out: &mut impl Write) -> Result<BoxReader, String> {
-    let region = door.region().map_err(|failure| failure.to_string())?;
-    let memory = door.memory().ok_or("no connection")?;
-    let (mut reader, opened) = BoxReader::open(memory, region).map_err(|error| error.to_string())?;
+fn open(
+    (target, sensors): (&str, &mut Sensors),
+    door: &mut impl Door,
+    period_ns: u64,
+    out: &mut impl Write,
+) -> Result<(Reader, Opened), String> {
+    let found = sensors.open(door).map_err(|unreached| unreached.why)?;
+    let (mut reader, opened) = found.ok_or("the sensors of its kernel have not been found yet")?;
     reader.keep(&(0..opened.described.len()).collect::<Vec<_>>());
-    let head = Head { target: target.to_owned(), period_ns, sensors: opened.described };
+    let head = Head { target: target.to_owned(), period_ns, sensors: opened.described.clone() };
     write_line(out, &head).map_err(|error| error.to_string())?;
-    Ok(reader)
+    Ok((reader, opened))
 }
 
 fn write_line(out: &mut impl Write, line: &impl Serialize) -> std::io::Result<()> {

@@ -56,8 +56,14 @@ mod tests {
 
     #[test]
     fn counters_show_their_rate_and_levels_what_they_are() {
-        let sensor =
-            |name: &str, class| DescribedSensor { name: name.into(), class, limit: 1, period_ns: 0, floor: false };
+        let sensor = |name: &str, class| DescribedSensor {
+            name: name.into(),
+            class,
+            limit: 1,
+            period_ns: 0,
+            floor: false,
+            sleep: None,
+        };
         let sensors = vec![sensor("tick", Class::Progress), sensor("tasks", Class::Level)];
         let samples =
             (0..=20).map(|step| Sample(step * 100_000_000, 1, Some(vec![Some(step * 20), Some(7)]))).collect();

@@ -6,6 +6,8 @@ use std::{
     path::Path,
 };
 
+use monitor::kernel::recipe::READY_MADE;
+
 use crate::{
     guest::Service,
     topology::{
@@ -45,7 +47,9 @@ pub(super) fn backdoor(vm: &Vm) -> String {
     )
 }
 
-pub(super) fn monitor(journal: &Path, deadline_ms: u64) -> String {
+pub(super) fn monitor(journal: &Path, deadline_ms: u64, agent: bool) -> String {
+    let [ticks, switches] = if agent { ["tick", "switches"] } else { ["TICKS", "SWITCHES"] };
+    let sensors = if agent { String::new() } else { kernel_sensors() };
     format!(
         r#"[monitor]
 name = "monitor"
@@ -58,15 +62,15 @@ period_ms = {period_ms}
 
 # An interrupt-level tick on every CPU: stops in a panic, a hard lock-up, and when the virtual CPUs stop.
 [[rule]]
-sensors = "tick.cpu*"
+sensors = "{ticks}.cpu*"
 deadline_ms = {deadline_ms}
 quorum = "any"
 raises = "hang"
 
 # Context switches: stop in a soft lock-up, which leaves the ticks running.
 [[rule]]
-sensors = "switches.cpu*"
-deadline_ms = {SWITCH_DEADLINE_MS}
+sensors = "{switches}.cpu*"
+deadline_ms = {switch_deadline_ms}
 quorum = "all"
 raises = "hang"
 
@@ -74,7 +78,7 @@ raises = "hang"
 name = "{TARGET}"
 backdoor = "{BACKDOOR_CONTROL}"
 on_hang = "evacuate"
-
+{sensors}
 [[target.spare]]
 name = "spare"
 control = "{SPARE_CONTROL}"
@@ -88,11 +92,18 @@ address = "{v6}"
 ports = [{FILE_PORT}]
 "#,
         local = rdma_v4(MONITOR),
+        switch_deadline_ms = if agent { SWITCH_DEADLINE_MS } else { SWITCH_DEADLINE_MS.max(deadline_ms) },
         journal = journal.display(),
         period_ms = (deadline_ms as f64 / SAMPLES_PER_DEADLINE).clamp(0.5, 1.5),
         v4 = service_v4(SERVICE),
         v6 = service_v6(SERVICE),
     )
+}
+
+/// Nothing of ours runs in the guest: all that the monitor can see of it is its kernel.
+fn kernel_sensors() -> String {
+    let names: Vec<_> = READY_MADE.iter().map(|name| format!("{{ name = \"{name}\" }}")).collect();
+    format!("agent = false\nkernel_sensor = [{}]\n", names.join(", "))
 }
 
 /// More than detection asks for: a verdict is late by up to one period, and a sample costs the guest nothing.

@@ -8,7 +8,9 @@
 //! Without repair (`act = false`) the same is watched for a while: how long the useful work takes then.
 
 use std::{
-    fmt, fs,
+    fmt,
+    fs::{self, File},
+    io::BufReader,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -19,10 +21,14 @@ use clap::ValueEnum;
 use monitor::{
     clock::{Clock, Monotonic},
     journal::{Event, Line, replay, timeline},
+    kernel::{Listing, recipe::READY_MADE},
+    recording::{self, Sample},
 };
 use serde::Serialize;
+use serde_json::json;
 
 use super::{
+    configuration::TARGET,
     incident,
     installation::{Installation, Order},
     progress::Progress,
@@ -110,21 +116,21 @@ impl Illness {
         }
     }
 
-    /// The sensor that shows it.
-    fn sensor(self) -> &'static str {
-        match self {
-            Self::ForkBomb { .. } => "tasks",
-            Self::MemHog { .. } => "free-pages",
+    /// The sensor that shows it: the agent's, or the kernel's own.
+    fn sensor(self, agent: bool) -> &'static str {
+        match (self, agent) {
+            (Self::ForkBomb { .. }, true) => "tasks",
+            (Self::ForkBomb { .. }, false) => "NPROCS",
+            (Self::MemHog { .. }, true) => "free-pages",
+            (Self::MemHog { .. }, false) => "FREE_PAGES",
         }
     }
 
     /// What an operator would configure against it.
-    fn policy(self, act: bool, own_module: Option<&Path>) -> String {
-        let rule = match self {
-            Self::ForkBomb { .. } => format!("sensors = \"tasks\"\nlimit = {TASKS_MAX}\nwindow_ms = {HOLD_MS}\n"),
-            Self::MemHog { .. } => {
-                format!("sensors = \"free-pages\"\nlimit = {FREE_PAGES_MIN}\nwindow_ms = {HOLD_MS}\n")
-            }
+    fn policy(self, act: bool, agent: bool, own_module: Option<&Path>) -> String {
+        let limit = match self {
+            Self::ForkBomb { .. } => u64::from(TASKS_MAX),
+            Self::MemHog { .. } => FREE_PAGES_MIN,
         };
         let module = match (self, own_module) {
             (Self::ForkBomb { .. }, Some(program)) => {
@@ -135,9 +141,10 @@ impl Illness {
             (Self::MemHog { respawn: true, .. }, _) => format!("use = \"memhog\"\nmax_rssuid_mib = {RSS_MAX_MIB}\n"),
             (Self::MemHog { .. }, _) => format!("use = \"memhog\"\nmax_rss_mib = {RSS_MAX_MIB}\n"),
         };
-        let sensor = self.sensor();
+        let sensor = self.sensor(agent);
         format!(
-            "\n[[target.rule]]\n{rule}\n[target.repair]\nact = {act}\nspare_uids = [0]\n\n\
+            "\n[[target.rule]]\nsensors = \"{sensor}\"\nlimit = {limit}\nwindow_ms = {HOLD_MS}\n\n\
+             [target.repair]\nact = {act}\nspare_uids = [0]\n\n\
              [[target.repair.module]]\nsensors = [\"{sensor}\"]\n{module}"
         )
     }
@@ -194,6 +201,9 @@ pub struct Report {
     pub after_ms: Vec<f64>,
     /// Median of those after by the median of those alone.
     pub after_by_alone: Option<f64>,
+    /// Without an agent: how long one sample of every ready-made kernel sensor takes, in microseconds, at the median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample_us: Option<f64>,
     /// Processes of the user that are left.
     pub left: u64,
     /// Release of the guest's kernel.
@@ -210,7 +220,7 @@ pub struct Report {
 pub fn run(run: &Run, progress: Progress) -> Result<(Report, String)> {
     fs::create_dir_all(&run.out).with_context(|| format!("cannot make {}", run.out.display()))?;
     let mut installation = Installation::build(&run.order, progress)?;
-    let policy = run.illness.policy(run.unrepaired_for.is_none(), run.own_module.as_deref());
+    let policy = run.illness.policy(run.unrepaired_for.is_none(), run.order.agent, run.own_module.as_deref());
     let ready = installation.ready_with(&run.order, &policy, progress);
     let result = ready.and_then(|()| carry_out(run, &mut installation, progress));
     if !result.as_ref().is_ok_and(|(report, _)| report.pass) {
@@ -252,6 +262,13 @@ fn carry_out(run: &Run, installation: &mut Installation, progress: Progress) -> 
         report.drowned_ms = all[alone_ms.len()..=drowned].to_vec();
         report.after_ms = all[drowned + 1..].to_vec();
         look_after(installation, &mut report)?;
+        if !run.order.agent {
+            look_at_sensors(installation, &mut report)?;
+            if matches!(run.illness, Illness::ForkBomb { .. }) {
+                progress.step("the guest is reset: another kernel, elsewhere");
+                reset(installation, &mut report)?;
+            }
+        }
     } else {
         // A machine that does not answer any more has not done a piece either.
         report.drowned_ms = pieces(installation).map(|all| all[alone_ms.len()..].to_vec()).unwrap_or_default();
@@ -275,6 +292,51 @@ fn look_after(installation: &mut Installation, report: &mut Report) -> Result<()
     let most = if matches!(report.illness, Illness::MemHog { respawn: false, .. }) { 1 } else { 0 };
     if report.left > most {
         report.why.push(format!("{} processes of the user are left", report.left));
+    }
+    Ok(())
+}
+
+/// A guest that is reset is found again in its new life, and not taken for one that hangs in its old one.
+fn reset(installation: &mut Installation, report: &mut Report) -> Result<()> {
+    installation.vm.qmp().execute("system_reset", json!({}))?;
+    installation.vm.wait_ready(BOUND)?;
+    let begin = Instant::now();
+    let lines = loop {
+        let lines = incident::read(&installation.journal)?;
+        if lines.iter().any(|line| matches!(line.event, Event::Restarted { .. })) {
+            break lines;
+        }
+        if begin.elapsed() > BOUND {
+            bail!("its new life was not seen within {BOUND:?}");
+        }
+        thread::sleep(Duration::from_millis(200));
+    };
+    if lines.iter().any(incident::is_act) {
+        report.why.push("a guest that was reset was taken for one that hangs".to_owned());
+    }
+    Ok(())
+}
+
+/// What an operator sees of a guest without an agent, once it is well: its kernel sensors, and a recording of them.
+fn look_at_sensors(installation: &Installation, report: &mut Report) -> Result<()> {
+    let said = installation.operate(&["sensors", TARGET, "--json"])?;
+    let listing: Listing = serde_json::from_str(&said).with_context(|| said.clone())?;
+    let has_value = |name: &str| listing.sensors.iter().any(|one| one.name == name && one.value.is_some());
+    if !listing.missing.is_empty()
+        || !READY_MADE.iter().all(|name| has_value(name) || has_value(&format!("{name}.cpu0")))
+    {
+        report.why.push(format!("kernel sensors are missing: {listing:?}"));
+    }
+    let file = installation.journal.with_file_name("sensors.jsonl");
+    let out = file.display().to_string();
+    installation.operate(&["record", "--target", TARGET, "--period-ms", "20", "--seconds", "1", "--out", &out])?;
+    let recordings = recording::read(BufReader::new(File::open(&file).context("the recording")?))?;
+    let whole = |Sample(_, _, values): &&Sample| values.as_ref().is_some_and(|all| all.iter().all(Option::is_some));
+    let samples = recordings.iter().flat_map(|one| one.samples.iter().filter(whole));
+    let took_us: Vec<f64> = samples.map(|Sample(_, took_ns, _)| *took_ns as f64 / 1e3).collect();
+    report.sample_us = median(&took_us);
+    if took_us.is_empty() {
+        report.why.push(format!("no sample of {out} has all values"));
     }
     Ok(())
 }
@@ -330,7 +392,7 @@ fn judged(run: &Run, lines: &[Line], begin_ns: u64, kernel: String) -> Report {
         why.push("the journal does not give the decisions again".to_owned());
     }
     let after = || lines.iter().filter(|line| line.mono_ns >= begin_ns);
-    let sensor = run.illness.sensor();
+    let sensor = run.illness.sensor(run.order.agent);
     let noticed = after().find(|line| matches!(&line.event, Event::Suspicious { sensor: name, .. } if name == sensor));
     let cured = after().find(|line| matches!(line.event, Event::Cured { .. }));
     let ms = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
@@ -354,6 +416,7 @@ fn judged(run: &Run, lines: &[Line], begin_ns: u64, kernel: String) -> Report {
         drowned_ms: Vec::new(),
         after_ms: Vec::new(),
         after_by_alone: None,
+        sample_us: None,
         left: 0,
         kernel,
         why,

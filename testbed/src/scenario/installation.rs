@@ -59,6 +59,8 @@ pub struct Order {
     pub lockup_module: bool,
     /// Whether the guest has what drowns it.
     pub rogue: bool,
+    /// Whether target-agent and a service run in the guest; without them nothing of ours is in it.
+    pub agent: bool,
     /// Where the spare dies, if it does, and the seed of the moment; there is a second one then.
     pub spare_dies: Option<(Stage, u64)>,
     /// Continuation Boxes in the guest's pool.
@@ -83,6 +85,7 @@ impl Order {
             deadline_ms,
             lockup_module: false,
             rogue: false,
+            agent: true,
             pool_slots: POOL_SLOTS,
             connections_max: None,
             wire: Wire::Good,
@@ -207,6 +210,9 @@ impl Installation {
     }
 
     fn serve(&mut self, order: &Order) -> Result<()> {
+        if !order.agent {
+            return Ok(());
+        }
         let served = self.vm.run(&configuration::guest_serve(order.connections_max))?;
         ensure!(served.status == 0, "the guest does not serve: {}", served.text());
         Ok(())
@@ -298,8 +304,9 @@ impl Installation {
         if let Some(death) = order.spare_dies {
             self.doom(death)?;
         }
-        progress.step("the monitor looks for the Sensor Box");
-        let text = configuration::monitor(&self.journal, order.deadline_ms) + &second + more;
+        let what = if order.agent { "the Sensor Box" } else { "the variables of the guest's kernel" };
+        progress.step(format_args!("the monitor looks for {what}"));
+        let text = configuration::monitor(&self.journal, order.deadline_ms, order.agent) + &second + more;
         let arguments = configured(&self.folder, "monitor", &text)?;
         self.daemons.push(Daemon::start(&monitor, "monitor", arguments, &self.folder)?);
         let journal = self.journal.clone();
@@ -424,17 +431,20 @@ fn configured(folder: &Path, name: &str, text: &str) -> Result<Vec<String>> {
 }
 
 fn image(kernel: &Kernel, order: &Order) -> Result<PathBuf> {
-    let mut image = ImageSpec::new(kernel.clone())
-        .program("target-agent", &program("target-agent")?)
-        .program("file-server", &program("file-server")?);
+    let mut image = ImageSpec::new(kernel.clone());
+    if order.agent {
+        for name in ["target-agent", "file-server"] {
+            image = image.program(name, &program(name)?);
+        }
+        for service in configuration::guest_services(order.pool_slots) {
+            image = image.service(service);
+        }
+    }
     if order.rogue {
         image = image.program("rogue", &program("rogue")?);
     }
     if order.lockup_module {
         image = image.extra_module(&fault::build_lockup_module(kernel)?);
-    }
-    for service in configuration::guest_services(order.pool_slots) {
-        image = image.service(service);
     }
     image.build(&images())
 }

@@ -24,6 +24,7 @@ mod tests;
 use remote_memory::{GuestPhys, LinkError, RemoteKey, RemoteRead};
 
 pub use error::VariableError;
+use expression::Expression;
 use find::Finder;
 
 use crate::Kernel;
@@ -72,6 +73,14 @@ impl Variable {
         }
         if self.signed { raw.cast_signed().into() } else { raw.into() }
     }
+}
+
+/// Whether `text` can be read as a variable, in any kernel.
+///
+/// # Errors
+/// [`VariableError::Syntax`].
+pub fn check(text: &str) -> Result<(), VariableError> {
+    Expression::parse(text).map(drop)
 }
 
 /// Finds each of `texts` in the target, while it is healthy.

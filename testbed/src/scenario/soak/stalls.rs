@@ -94,8 +94,14 @@ mod tests {
 
     #[test]
     fn the_longest_stall_comes_first_also_when_it_lasts_to_the_end() {
-        let sensor =
-            DescribedSensor { name: "tick.cpu0".into(), class: Class::Progress, limit: 1, period_ns: 0, floor: false };
+        let sensor = DescribedSensor {
+            name: "tick.cpu0".into(),
+            class: Class::Progress,
+            limit: 1,
+            period_ns: 0,
+            floor: false,
+            sleep: None,
+        };
         // Moves with every sample, each 10 ms, but stands from 100 to 150 ms and from 400 ms on.
         let value = |step: u64| if step < 10 { step } else { step.clamp(15, 40) };
         let samples = (0..=60).map(|step| Sample(step * 10_000_000, 1, Some(vec![Some(value(step))]))).collect();

@@ -1,4 +1,4 @@
-//! Sampling: one batch of READs of a target's Sensor Box, and the values of the planned sensors out of it.
+//! The Sensor Box as a sampler reads it: the values of the planned sensors, out of few READs.
 //!
 //! A box is taken apart once, to make a plan; from then on only the header and the planned records are fetched, those
 //! that lie close together in one READ, all in one round trip. A record that no
@@ -6,108 +6,17 @@
 //! value.
 
 use std::ops::Range;
-use std::time::Duration;
 
-use control::backdoor::{FenceState, FenceToken, LockHolder};
-use link::LinkFailure;
-use remote_memory::{AccessError, Completion, LinkError, Queue, Read, Region, RemoteRead, Request, Work};
+use remote_memory::{Read, Region, RemoteAddr, RemoteRead};
 use sensorbox::layout::{RECORD_BYTES, RECORD_WORDS, State, record, state_and_id};
 use sensorbox::{Class as BoxClass, Damage, Description, FetchError, Header, Reading, SensorBox, fetch_sb, reader};
 
+use super::Glance;
 use crate::detect::{Class, DescribedSensor};
-
-/// Name of the region that holds the Sensor Box.
-pub const REGION: &str = "sb";
 
 /// Bytes between two records that are fetched along rather than asked for in a READ of their own: a request and a
 /// response header cost about as much.
 const GAP_BYTES_MAX: usize = 256;
-
-/// Reads of one sample that may be on their way at the same time: a plan of more scattered records is read by waiting.
-const FLIGHT_READS_MAX: usize = 32;
-
-/// The way to one target: its memory, and the fence.
-pub trait Door {
-    /// The region of its Sensor Box, as registered now.
-    ///
-    /// # Errors
-    /// [`LinkFailure`]; one that [`LinkFailure::is_path`] says nothing about the target.
-    fn region(&mut self) -> Result<Region, LinkFailure>;
-
-    /// Its memory; `None` while there is no connection.
-    fn memory(&mut self) -> Option<&mut dyn RemoteRead>;
-
-    /// Its memory as a queue, to read many targets at once without waiting; `None` where that is not offered.
-    fn queue(&mut self) -> Option<&mut dyn Queue> {
-        None
-    }
-
-    /// How often something had to be sent again on its way so far: what a path that loses packets shows.
-    fn repetitions(&self) -> u64 {
-        0
-    }
-
-    /// Makes the connection anew after a read was given up: its late answers must not be taken for later ones'.
-    fn renew(&mut self) {}
-
-    /// Who holds it locked, if anybody does; `None` where there are no locks.
-    ///
-    /// # Errors
-    /// [`LinkFailure`], if nobody could say.
-    fn lock_holder(&mut self) -> Result<Option<LockHolder>, LinkFailure> {
-        Ok(None)
-    }
-
-    /// Stops it. A fence that stands under the same `claim` is answered again.
-    ///
-    /// # Errors
-    /// [`LinkFailure`]; after a lost answer it may be asked again.
-    fn fence(&mut self, reason: &str, claim: u64) -> Result<FenceToken, LinkFailure>;
-
-    /// Whether the fence of `token` stands.
-    ///
-    /// # Errors
-    /// [`LinkFailure`], if nobody could say.
-    fn stands(&mut self, token: &FenceToken) -> Result<bool, LinkFailure> {
-        Ok(self.fence_state(token)? != FenceState::Ended)
-    }
-
-    /// How the fence of `token` stands.
-    ///
-    /// # Errors
-    /// [`LinkFailure`], if nobody could say.
-    fn fence_state(&mut self, token: &FenceToken) -> Result<FenceState, LinkFailure>;
-
-    /// Resets it behind its fence; one that was reset under this fence is left alone.
-    ///
-    /// # Errors
-    /// [`LinkFailure`]; may be repeated.
-    fn reset(&mut self, token: &FenceToken) -> Result<(), LinkFailure>;
-
-    /// Ends the fence of a target that was reset: its links come up.
-    ///
-    /// # Errors
-    /// [`LinkFailure`]; may be repeated.
-    fn plug(&mut self, token: &FenceToken) -> Result<(), LinkFailure>;
-}
-
-/// What one look at a box brought.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Glance {
-    /// Values have been filled in.
-    Values {
-        /// Identity of the box.
-        identity: u64,
-        /// Whether a planned record holds something else now: a new plan is due.
-        changed: bool,
-    },
-    /// The server refused: the region was registered anew or its epoch has passed.
-    Refused,
-    /// No Sensor Box in the bytes.
-    Unreadable,
-    /// No answer.
-    Lost,
-}
 
 /// Reads one target's box over and over.
 #[derive(Debug)]
@@ -129,7 +38,7 @@ impl BoxReader {
         let found = fetch_sb(memory, &region, &mut buffer)?;
         buffer.truncate(usize::try_from(found.header.len_bytes()).unwrap_or(buffer.len()));
         let described = found.readings.iter().map(|reading| described(&reading.description)).collect();
-        let opened = Opened { identity: identity(&found.header), described, damaged: found.damage.len() };
+        let opened = Opened { identity: identity(&found.header), described, damaged: found.damage.len(), stale: None };
         let planned = records(&found);
         Ok((Self { region, buffer, planned, stretches: Vec::new() }, opened))
     }
@@ -140,69 +49,43 @@ impl BoxReader {
         self.stretches = stretches(self.planned.iter().map(|planned| planned.id), self.buffer.len());
     }
 
-    /// Takes one sample in one round trip; fills `values`, one for each sensor kept. `whole` fetches the records in
-    /// between too, for [`BoxReader::differs_from`].
-    pub fn look(&mut self, memory: &mut dyn RemoteRead, values: &mut Vec<Option<u64>>, whole: bool) -> Glance {
-        values.clear();
-        match self.fetch(memory, whole) {
-            Err(_) => Glance::Lost,
-            Ok(false) => Glance::Refused,
-            Ok(true) => self.parse(values),
+    /// Bytes of the box.
+    pub(super) fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// The READs of one sample: from where, `None` if that is no longer in the region, and where in the box. `whole` is
+    /// everything, for [`BoxReader::differs_from`].
+    pub(super) fn reads(&self, whole: bool) -> impl Iterator<Item = (Option<RemoteAddr>, Range<usize>)> {
+        let stretches = chosen(&self.stretches, self.buffer.len(), whole);
+        stretches.map(|stretch| (self.region.at(stretch.start as u64, stretch.len() as u64), stretch))
+    }
+
+    /// Adds the READs of one sample, which bring the bytes into this reader's buffer; false if they leave the region.
+    pub(super) fn ask<'b>(&'b mut self, batch: &mut Vec<Read<'b>>, whole: bool) -> bool {
+        let Self { region, buffer, stretches, .. } = self;
+        let len = buffer.len();
+        let (mut rest, mut passed) = (&mut buffer[..], 0);
+        for stretch in chosen(stretches, len, whole) {
+            let (_, from_here) = rest.split_at_mut(stretch.start - passed);
+            let (into, behind) = from_here.split_at_mut(stretch.len());
+            let Some(at) = region.at(stretch.start as u64, stretch.len() as u64) else { return false };
+            batch.push(Read::new(at, into));
+            (rest, passed) = (behind, stretch.end);
+        }
+        true
+    }
+
+    /// Takes in what has landed elsewhere.
+    pub(super) fn land(&mut self, landing: &[u8], whole: bool) {
+        let Self { buffer, stretches, .. } = self;
+        for stretch in chosen(stretches, buffer.len(), whole) {
+            buffer[stretch.clone()].copy_from_slice(&landing[stretch]);
         }
     }
 
-    /// Posts the reads of one sample and does not wait; [`BoxReader::collect`] has the rest. `None` if the queue does
-    /// not take all of them.
-    pub fn post(&self, queue: &mut dyn Queue, whole: bool) -> Option<Flight> {
-        let all = 0..self.buffer.len();
-        let stretches = if whole { std::slice::from_ref(&all) } else { &self.stretches };
-        let mut requests =
-            [Request { id: 0, work: Work::FetchAdd { at: self.region.at(0, 8)?, add: 0 } }; FLIGHT_READS_MAX];
-        let requests = requests.get_mut(..stretches.len())?;
-        for ((index, stretch), request) in stretches.iter().enumerate().zip(requests.iter_mut()) {
-            let at = self.region.at(stretch.start as u64, stretch.len() as u64)?;
-            let (len, landing) = (u32::try_from(stretch.len()).ok()?, u32::try_from(stretch.start).ok()?);
-            *request = Request { id: index as u64, work: Work::Read { at, len, landing } };
-        }
-        match queue.post(requests) {
-            Ok(posted) if posted == requests.len() => {
-                Some(Flight { outstanding: posted, is_refused: false, is_whole: whole })
-            }
-            _ => None,
-        }
-    }
-
-    /// Takes what has come back of `flight`; the sample once all has. `None` while something is missing.
-    pub fn collect(
-        &mut self,
-        queue: &mut dyn Queue,
-        flight: &mut Flight,
-        values: &mut Vec<Option<u64>>,
-    ) -> Option<Glance> {
-        let mut completions = [Completion { id: 0, outcome: Err(AccessError::Flushed) }; FLIGHT_READS_MAX];
-        match queue.poll(&mut completions, Duration::ZERO) {
-            Err(_) => return Some(Glance::Lost),
-            Ok(taken) => {
-                flight.outstanding = flight.outstanding.saturating_sub(taken);
-                flight.is_refused |= completions[..taken].iter().any(|completion| completion.outcome.is_err());
-            }
-        }
-        if flight.outstanding > 0 {
-            return None;
-        }
-        if flight.is_refused {
-            return Some(Glance::Refused);
-        }
-        let all = 0..self.buffer.len();
-        let stretches = if flight.is_whole { std::slice::from_ref(&all) } else { &self.stretches };
-        for stretch in stretches {
-            self.buffer[stretch.clone()].copy_from_slice(&queue.landing()[stretch.clone()]);
-        }
-        Some(self.parse(values))
-    }
-
-    fn parse(&self, values: &mut Vec<Option<u64>>) -> Glance {
-        values.clear();
+    /// Adds the values of what was fetched to `values`, one for each sensor kept.
+    pub(super) fn parse(&self, values: &mut Vec<Option<u64>>) -> Glance {
         let Ok(header) = Header::parse(&self.buffer) else { return Glance::Unreadable };
         let mut changed = header.len_bytes() != self.buffer.len() as u64;
         for planned in &self.planned {
@@ -218,44 +101,12 @@ impl BoxReader {
         Glance::Values { identity: identity(&header), changed }
     }
 
-    /// Whether every stretch was granted.
-    fn fetch(&mut self, memory: &mut dyn RemoteRead, whole: bool) -> Result<bool, LinkError> {
-        let all = 0..self.buffer.len();
-        let stretches = if whole { std::slice::from_ref(&all) } else { &self.stretches };
-        let mut batch = Vec::with_capacity(stretches.len());
-        let (mut rest, mut passed) = (&mut self.buffer[..], 0);
-        for stretch in stretches {
-            let (_, from_here) = rest.split_at_mut(stretch.start - passed);
-            let (into, behind) = from_here.split_at_mut(stretch.len());
-            let Some(at) = self.region.at(stretch.start as u64, stretch.len() as u64) else { return Ok(false) };
-            batch.push(Read::new(at, into));
-            (rest, passed) = (behind, stretch.end);
-        }
-        memory.read(&mut batch)?;
-        Ok(batch.iter().all(|read| read.outcome.is_ok()))
-    }
-
-    /// Whether the bytes of the last whole look hold other sensors than those of `opened`: new ones are found this way.
-    pub fn differs_from(&self, opened: &Opened) -> bool {
+    /// Whether the bytes of the last whole look hold other sensors than those `opened`: new ones are found this way.
+    pub(super) fn differs_from(&self, opened: &[DescribedSensor]) -> bool {
         let Ok(now) = SensorBox::parse(&self.buffer) else { return false };
         // Damage hides sensors for a moment; a plan is not thrown away for that.
         now.damage.is_empty()
-            && !now.readings.iter().map(|reading| described(&reading.description)).eq(opened.described.iter().cloned())
-    }
-}
-
-/// Reads of one sample that are on their way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flight {
-    outstanding: usize,
-    is_refused: bool,
-    is_whole: bool,
-}
-
-impl Flight {
-    /// Whether the whole box is read, and not the planned records only.
-    pub fn is_whole(&self) -> bool {
-        self.is_whole
+            && !now.readings.iter().map(|reading| described(&reading.description)).eq(opened.iter().cloned())
     }
 }
 
@@ -268,6 +119,14 @@ pub struct Opened {
     pub described: Vec<DescribedSensor>,
     /// Records that did not hold.
     pub damaged: usize,
+    /// A survey of that number is of an earlier life of the kernel; its sensors are not among those described.
+    pub stale: Option<u64>,
+}
+
+/// The stretches of a sample.
+fn chosen(stretches: &[Range<usize>], len: usize, whole: bool) -> impl Iterator<Item = Range<usize>> {
+    let some: &[Range<usize>] = if whole { &[] } else { stretches };
+    some.iter().cloned().chain(whole.then_some(0..len))
 }
 
 /// The stretches that hold the header and the records `ids`, joined where the gap costs less than another READ.
@@ -335,7 +194,7 @@ fn described(description: &Description) -> DescribedSensor {
         BoxClass::Pressure => Class::Pressure,
     };
     let Description { limit, period_ns, floor, .. } = *description;
-    DescribedSensor { name, class, limit, period_ns, floor }
+    DescribedSensor { name, class, limit, period_ns, floor, sleep: None }
 }
 
 /// Folds the boot id into one word for journals and comparisons.
@@ -379,10 +238,20 @@ mod tests {
         words.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect()
     }
 
+    fn look(reader: &mut BoxReader, memory: &mut Image, values: &mut Vec<Option<u64>>, whole: bool) -> Glance {
+        values.clear();
+        let mut batch = Vec::new();
+        assert!(reader.ask(&mut batch, whole));
+        memory.read(&mut batch).unwrap();
+        drop(batch);
+        reader.parse(values)
+    }
+
     fn opened(bytes: &[u8], len: u64) -> (Image, Result<(BoxReader, Opened), FetchError>) {
         let mut image = Image::new();
         image.write_at(0, bytes);
-        let region = Region { name: REGION.into(), key: RemoteKey::new(1), base: 0, len, rights: Rights::READ };
+        let region =
+            Region { name: super::super::REGION.into(), key: RemoteKey::new(1), base: 0, len, rights: Rights::READ };
         let found = BoxReader::open(&mut image, region);
         (image, found)
     }
@@ -396,11 +265,11 @@ mod tests {
         reader.keep(&[5, 0]);
         let mut values = Vec::new();
         for whole in [false, true] {
-            let glance = reader.look(&mut image, &mut values, whole);
+            let glance = look(&mut reader, &mut image, &mut values, whole);
             assert_eq!(glance, Glance::Values { identity: opened.identity, changed: false });
             assert_eq!(values, [Some(15), Some(10)]);
         }
-        assert!(!reader.differs_from(&opened));
+        assert!(!reader.differs_from(&opened.described));
     }
 
     proptest! {
@@ -418,11 +287,11 @@ mod tests {
                 reader.keep(&places);
                 later.iter().for_each(|(at, byte)| image.write_at(*at as u64, &[*byte]));
                 let mut values = Vec::new();
-                if let Glance::Values { .. } = reader.look(&mut image, &mut values, false) {
+                if let Glance::Values { .. } = look(&mut reader, &mut image, &mut values, false) {
                     prop_assert_eq!(values.len(), places.len());
                 }
-                reader.look(&mut image, &mut values, true);
-                reader.differs_from(&opened);
+                look(&mut reader, &mut image, &mut values, true);
+                reader.differs_from(&opened.described);
             }
         }
     }
