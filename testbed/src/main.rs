@@ -183,6 +183,9 @@ struct Memhog {
 
 #[derive(Args)]
 struct Drowning {
+    /// By what the monitor ends processes.
+    #[arg(long, value_enum, default_value = "raw")]
+    hook: drown::Hook,
     /// Repair nothing and watch for so many seconds.
     #[arg(long)]
     unrepaired_s: Option<u64>,
@@ -455,10 +458,10 @@ fn repair_series(arguments: RepairSeries) -> Result<ExitCode> {
 }
 
 fn drown(illness: drown::Illness, drowning: Drowning) -> Result<ExitCode> {
-    let Drowning { unrepaired_s, piece_ms, guest, out } = drowning;
+    let Drowning { hook, unrepaired_s, piece_ms, guest, out } = drowning;
     let order = Order { rogue: true, ..guest.order() };
     let (unrepaired_for, piece) = (unrepaired_s.map(Duration::from_secs), Duration::from_millis(piece_ms));
-    let run = drown::Run { illness, unrepaired_for, piece, order, out };
+    let run = drown::Run { illness, hook, unrepaired_for, piece, order, out };
     let (report, timeline) = drown::run(&run, Progress::begin())?;
     eprint!("{timeline}");
     println!("{}", serde_json::to_string(&report)?);

@@ -5,7 +5,8 @@ use std::time::Duration;
 use healing_modules::{Culprit, Evidence, Healer, Plan, Safety};
 use introspect::Kernel;
 
-use super::{Findings, Operation, PATIENCE, RepairError, Table, look_at, operate, survivors};
+use super::{Findings, Operation, PATIENCE, RepairError, Table, conclude, look_at, operate_by, survivors};
+use crate::config::Hook;
 
 /// Repairs of one treatment. A bomb is over after one, a hog whose controller starts it anew after a few; what needs
 /// more than this is not cured by more of it.
@@ -46,6 +47,7 @@ pub fn treat(
     kernel: &Kernel,
     healer: &dyn Healer,
     safety: &Safety,
+    hook: Hook,
     is_dry_run: bool,
     mut note: impl FnMut(&Treated),
 ) -> Result<Cure, RepairError> {
@@ -59,9 +61,12 @@ pub fn treat(
             return Ok(Cure::DryRun(plan));
         }
         let mut decide = |evidence: &Evidence| healer.diagnose(evidence, earlier.as_ref(), safety);
-        let operation = operate(table, kernel, healer.name(), safety, &mut decide)?;
+        let mut operation = operate_by(hook, table, kernel, healer.name(), safety, &mut decide)?;
         let Some(plan) = &operation.plan else { continue }; // it has passed before the target stood still
         let left = survivors(table, kernel, &plan.culprits, PATIENCE)?;
+        if let Some(order) = &mut operation.order {
+            conclude(table, order)?;
+        }
         let treated = Treated { earlier, operation, survivors: left };
         note(&treated);
         if !treated.survivors.is_empty() {

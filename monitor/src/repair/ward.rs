@@ -17,7 +17,7 @@ use link::Link;
 
 use super::{Cure, Treated, discover, treat};
 use crate::clock::{Clock, Monotonic};
-use crate::config::{Config, Module, Partner, Repair, Target};
+use crate::config::{Config, Hook, Module, Partner, Repair, Target};
 use crate::inspect;
 use crate::journal::{Event, Journal, RepairLine};
 use crate::metrics::TargetMetrics;
@@ -186,9 +186,11 @@ impl Duty {
         let name = healer.name().to_owned();
         let mut repairs = 0;
         let is_dry_run = !self.repair.act;
-        self.is_operating.store(!is_dry_run, Ordering::Release);
+        let hook = self.repair.hook;
+        // An order stops nothing: whoever hangs meanwhile hangs.
+        self.is_operating.store(!is_dry_run && hook != Hook::Table, Ordering::Release);
         let safety = &self.repair.safety;
-        let outcome = treat(&mut link, &kernel, healer, safety, is_dry_run, |treated| {
+        let outcome = treat(&mut link, &kernel, healer, safety, hook, is_dry_run, |treated| {
             repairs += 1;
             self.note_repair(policies, treated);
         });
@@ -239,6 +241,8 @@ impl Duty {
             plan: operation.plan.clone(),
             kill: operation.kill.clone(),
             locked_ns: operation.locked.as_nanos() as u64,
+            order: operation.order.clone(),
+            not_by_table: operation.not_by_table.clone(),
             survivors: treated.survivors.clone(),
         };
         self.journal.note(&self.target.name, Monotonic.now_ns(), Event::Repaired(Box::new(line)));
