@@ -17,9 +17,7 @@ use link::LinkFailure;
 use monitor::config::Hook;
 use monitor::repair::{Operation, RepairError, Table, conclude, operate_by};
 use remote_memory::image::Image;
-use remote_memory::{
-    LinkError, Read, RemoteAddr, RemoteKey, RemoteRead, RemoteWrite, Rights, Warrant, WriteError,
-};
+use remote_memory::{LinkError, Read, RemoteAddr, RemoteKey, RemoteRead, RemoteWrite, Rights, Warrant, WriteError};
 
 const MACHINE: &str = "linux-6.1-processes";
 
@@ -221,7 +219,11 @@ fn an_order_names_a_user_whom_it_ends_as_a_whole_and_others_one_by_one() {
             assert_eq!(marks, each.collect::<Vec<_>>());
         }
         assert!(operation.kill.edits.is_empty() && operation.locked.is_zero());
-        assert_eq!((patient.locks, patient.raw_writes), (0, 0), "it stood not still, and its kernel was not written to");
+        assert_eq!(
+            (patient.locks, patient.raw_writes),
+            (0, 0),
+            "it stood not still, and its kernel was not written to"
+        );
         // The first write withdraws, the last one alone commits.
         assert_eq!((patient.ordered[0], *patient.ordered.last().unwrap()), ((0, 8), (0, 8)));
         assert!(patient.ordered[1..patient.ordered.len() - 1].iter().all(|(offset, _)| *offset >= 8));

@@ -88,7 +88,8 @@ pub fn keep(ledger: Ledger<'_>, lister: &Path) {
     let (mut finished, mut said) = (None, String::new());
     loop {
         ledger.beat();
-        let rests = |number| finished.is_some_and(|(last, at): (u64, Instant)| last == number && at.elapsed() < AGAIN_AFTER);
+        let rests =
+            |number| finished.is_some_and(|(last, at): (u64, Instant)| last == number && at.elapsed() < AGAIN_AFTER);
         if let Some(number) = ledger.armed().filter(|number| !rests(*number)) {
             match sweep(&ledger, &lister, number) {
                 Ok(Swept { left: 0, .. }) => finished = Some((number, Instant::now())),

@@ -235,7 +235,8 @@ pub struct Report {
 pub fn run(run: &Run, progress: Progress) -> Result<(Report, String)> {
     fs::create_dir_all(&run.out).with_context(|| format!("cannot make {}", run.out.display()))?;
     let mut installation = Installation::build(&run.order, progress)?;
-    let ready = installation.ready_with(&run.order, &run.illness.policy(run.unrepaired_for.is_none(), run.hook), progress);
+    let ready =
+        installation.ready_with(&run.order, &run.illness.policy(run.unrepaired_for.is_none(), run.hook), progress);
     let result = ready.and_then(|()| carry_out(run, &mut installation, progress));
     if !result.as_ref().is_ok_and(|(report, _)| report.pass) {
         installation.save_logs(&run.out)?;
@@ -371,7 +372,9 @@ fn judged(run: &Run, lines: &[Line], begin_ns: u64, kernel: String) -> Report {
     let by_table = repairs.iter().filter(|repair| repair.order.is_some()).count();
     let is_as_told = match run.hook {
         Hook::Raw => by_table == 0,
-        Hook::Table => repairs.iter().all(|repair| repair.order.is_some() == repair.plan.is_some() && repair.locked_ns == 0),
+        Hook::Table => {
+            repairs.iter().all(|repair| repair.order.is_some() == repair.plan.is_some() && repair.locked_ns == 0)
+        }
         Hook::Auto => true,
     };
     if !is_as_told {
