@@ -123,9 +123,18 @@ fn sweep(ledger: &Ledger<'_>, lister: &Link, number: u64) -> Result<Swept> {
     // Listed again also where nobody was found: an empty list is also what an order that was just laid down gives.
     let second = condemned(lister)?;
     let still = second.iter().filter(|one| first.contains(one));
-    let reachable = still.filter_map(|one| Some((one, processes.get(&one.pid)?)));
-    let within_bounds = reachable.filter(|(one, _)| ledger.count(number, one.slot));
-    let ended = within_bounds.filter(|(_, process)| shared::kill(process).is_ok()).count();
+    let mut ended = 0;
+    for (one, process) in still.filter_map(|one| Some((one, processes.get(&one.pid)?))) {
+        if !ledger.count(number, one.slot) {
+            continue;
+        }
+        match shared::kill(process) {
+            Ok(()) => ended += 1,
+            // It has ended by itself.
+            Err(why) if why.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(why) => return Err(why).with_context(|| format!("process {} cannot be ended", one.pid)),
+        }
+    }
     ledger.swept(number, second.is_empty() && ledger.armed() == Some(number));
     Ok(Swept { left: second.len(), ended })
 }

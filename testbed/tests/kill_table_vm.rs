@@ -225,6 +225,19 @@ fn pid_mark(task: &Task) -> Mark {
     Mark::Pid { pid: task.tgid, start_ns: task.start_time_ns }
 }
 
+/// What keeps the agent alive, and its sweeping thread before all others, in a machine that drowns.
+fn the_agent_is_protected(patient: &mut Patient) {
+    let said =
+        patient.vm.run("cd /proc/$(pidof target-agent) && cat oom_score_adj && grep VmLck status").unwrap().text();
+    let mut words = said.split_whitespace();
+    assert_eq!(words.next(), Some("-1000"), "{said}");
+    assert!(words.nth(1).is_some_and(|kib| kib != "0"), "{said}");
+    // Source: proc_pid_stat(5), the 41st field; 1 is SCHED_FIFO.
+    let policy =
+        "for t in /proc/$(pidof target-agent)/task/*; do [ $(cat $t/comm) = sweep ] && cut -d' ' -f41 $t/stat; done";
+    assert_eq!(patient.vm.run(policy).unwrap().text().trim(), "1");
+}
+
 /// Running ones die by the kernel's programs alone, sleepers when the agent can run again.
 fn the_kernel_ends_what_runs_and_the_agent_what_sleeps(patient: &mut Patient) {
     patient.spawn(USER, "md5sum /dev/zero", 3);
@@ -364,6 +377,7 @@ fn orders_are_carried_out_by_the_guest_itself_and_nobody_else_is_ended() {
     for line in guest::Kernel::lines().unwrap() {
         println!("kernel {line}");
         let mut patient = Patient::boot(&line);
+        the_agent_is_protected(&mut patient);
         the_kernel_ends_what_runs_and_the_agent_what_sleeps(&mut patient);
         an_id_alone_is_not_enough(&mut patient);
         whom_nobody_may_end_lives_on(&mut patient);

@@ -230,8 +230,11 @@ static __noinline int inherit(struct task_struct *child)
 static __always_inline void take_up(struct kt_orders *orders, struct kt_answers *answers, kt_u64 now)
 {
 	kt_u64 number = KT_READ(orders->head.number), seen = KT_READ(answers->seen);
-	kt_u32 refusal;
+	kt_u32 refusal, lease_ms;
 
+	/* The order of an earlier build of these programs stands on. */
+	if (!armed && number && KT_READ(answers->armed) == number && now < KT_READ(answers->until_ns))
+		armed = number;
 	if (armed && (number != armed || now >= KT_READ(answers->until_ns))) {
 		armed = 0;
 		*(volatile kt_u64 *)&answers->armed = 0;
@@ -247,7 +250,11 @@ static __always_inline void take_up(struct kt_orders *orders, struct kt_answers 
 	answers->ended = 0;
 	answers->ended_asleep = 0;
 	answers->declined = 0;
-	*(volatile kt_u64 *)&answers->until_ns = now + NS_OF_MS * *(volatile kt_u32 *)&orders->head.lease_ms;
+	/* Read once more: it may have been changed since it was checked. */
+	lease_ms = *(volatile kt_u32 *)&orders->head.lease_ms;
+	if (lease_ms > KT_LEASE_MS_MAX)
+		lease_ms = KT_LEASE_MS_MAX;
+	*(volatile kt_u64 *)&answers->until_ns = now + NS_OF_MS * lease_ms;
 	armed = number;
 	*(volatile kt_u64 *)&answers->armed = number;
 }
