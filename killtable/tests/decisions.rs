@@ -300,6 +300,25 @@ fn answers_read_back_and_damaged_ones_do_not() {
     assert!(Answers::parse(&vec![0xff; ANSWERS_BYTES]).is_err());
 }
 
+/// A target may answer what it likes.
+#[test]
+fn whatever_a_target_answers_is_read_within_bounds() {
+    let good = answers(&Spared { uids: vec![0, 33], agent: 400 });
+    let changes = prop::collection::vec((8..ANSWERS_BYTES / 8, prop::num::u64::ANY), 0..60);
+    let mut runner = TestRunner::new(Config { cases: 200, failure_persistence: None, ..Config::default() });
+    let check = |changes: Vec<(usize, u64)>| {
+        let mut bytes = good.clone();
+        for (word, value) in changes {
+            bytes[word * 8..][..8].copy_from_slice(&value.to_le_bytes());
+        }
+        let read = Answers::parse(&bytes).unwrap();
+        prop_assert!(read.spared_uids.len() <= layout::SPARED_MAX);
+        prop_assert_eq!((read.target, read.ended_by(1, usize::MAX)), (TARGET, 0));
+        Ok(())
+    };
+    runner.run(&changes, check).unwrap();
+}
+
 #[test]
 fn the_agent_counts_within_both_bounds() {
     let words = |len| (0..len / 8).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();

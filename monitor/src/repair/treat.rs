@@ -65,7 +65,10 @@ pub fn treat(
         let Some(plan) = &operation.plan else { continue }; // it has passed before the target stood still
         let left = survivors(table, kernel, &plan.culprits, PATIENCE)?;
         if let Some(order) = &mut operation.order {
-            conclude(table, order)?;
+            // What was done is done, and is told all the same.
+            if let Err(why) = conclude(table, order) {
+                tracing::warn!(%why, "an order could not be withdrawn; it ends with its lease");
+            }
         }
         let treated = Treated { earlier, operation, survivors: left };
         note(&treated);
