@@ -7,7 +7,7 @@
 //!     pages 1..33   4096 slots by process id: a hash table that the writer fills and the kernel probes
 //!
 //!   kill_answers  9 pages    the target writes, the monitor reads
-//!     who it is │ whom it spares │ which order is in force and how many it ended │ what the agent did │ a tally for each slot
+//!     who it is │ whom it spares │ the order in force, how many it ended │ what the agent did │ a tally for each slot
 //! ```
 //!
 //! Two regions, because rights are a page's: what the target answers cannot be forged by who gives orders.

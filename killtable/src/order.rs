@@ -87,8 +87,8 @@ pub struct Order {
 impl Order {
     /// Makes an order for the machine `target`, which its answers name.
     ///
-    /// `number` should be drawn at random; it is changed if process ids do not fit with it. `most` bounds what the order
-    /// ends in all, each mark what it ends by itself: a process and its later children count as one mark's.
+    /// `number` should be drawn at random; it is changed if process ids do not fit with it. `most` bounds what the
+    /// order ends in all, each mark what it ends by itself: a process and its later children count as one mark's.
     ///
     /// # Errors
     /// See [`OrderError`].

@@ -1,6 +1,6 @@
-//! Repair by orders, of a recorded machine (Linux 6.1 with processes of several users) with a kill table beside it: what
-//! is written, in which sequence, what is not, and when raw writes take its place. The table's target takes orders up, or
-//! does not, as the test wants it.
+//! Repair by orders, of a recorded machine (Linux 6.1 with processes of several users) with a kill table beside it:
+//! what is written, in which sequence, what is not, and when raw writes take its place. The table's target takes orders
+//! up, or does not, as the test wants it.
 
 use std::fs;
 use std::io::Read as _;

@@ -1,6 +1,6 @@
-//! The kill table in real guests: whom an order names is ended by the guest's own kernel, in its own context, and by the
-//! agent where it sleeps; whom nobody may end lives on, whatever stands in the table. Seen from where a backdoor sits:
-//! the host's end of the agent's port, and raw RAM. Slow.
+//! The kill table in real guests: whom an order names is ended by the guest's own kernel, in its own context, and by
+//! the agent where it sleeps; whom nobody may end lives on, whatever stands in the table. Seen from where a backdoor
+//! sits: the host's end of the agent's port, and raw RAM. Slow.
 
 mod ram;
 

@@ -2,13 +2,14 @@
 //! kernel ends them, each in its own context, while everything else of it runs on.
 //!
 //! ```text
-//!   look ──► decide ──► bounds ──► order ──► withdrawn, slots, read back, number ──► acknowledged? ──► gone? ──► withdrawn
-//!     of a target that runs                     the only writes, into a registered region            └── no: raw, if auto
+//!   look ──► decide ──► bounds ──► slots, read back, number ──► acknowledged? ──► gone? ──► withdrawn
+//!     of a target that runs            the only writes,               └── no: withdrawn, raw if auto
+//!                                   into a registered region
 //! ```
-//! Nothing stands still, so the look and the order are of different moments. Between them a culprit may end, and another
-//! process may have its id: the order names each by id *and* start. And a bomb may have made children: those of culprits
-//! that are born after the order is in force are ended with them; where *all* of a user's processes are culprits the
-//! order names the user, and nobody slips through.
+//! Nothing stands still, so the look and the order are of different moments. Between them a culprit may end, and
+//! another process may have its id: the order names each by id *and* start. And a bomb may have made children: those of
+//! culprits that are born after the order is in force are ended with them; where *all* of a user's processes are
+//! culprits the order names the user, and nobody slips through.
 //!
 //! Invariants: a plan that leaves its bounds is not ordered, not even in part; the order itself is bounded by the same
 //! number; it is withdrawn when the repair is over, and ends with its lease should this monitor die.

@@ -156,7 +156,8 @@ static __always_inline int count(kt_u64 *word, kt_u64 tag, kt_u64 most)
 }
 
 /* Counts a process that is about to be ended; 0 if a bound forbids it. */
-static __always_inline int is_within_bounds(struct kt_orders *orders, struct kt_answers *answers, kt_u64 number, kt_u32 slot)
+static __always_inline int is_within_bounds(struct kt_orders *orders, struct kt_answers *answers, kt_u64 number,
+					    kt_u32 slot)
 {
 	kt_u64 most;
 

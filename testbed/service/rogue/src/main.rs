@@ -1,5 +1,5 @@
-//! What drowns a machine (a fork bomb, a memory hog), the useful work that suffers from it, and what a context switch costs.
-//! Bombs and hogs run in guests only.
+//! What drowns a machine (a fork bomb, a memory hog), the useful work that suffers from it, and what a context switch
+//! costs. Bombs and hogs run in guests only.
 
 mod bomb;
 mod hog;
