@@ -13,8 +13,8 @@
 //! the first byte, and read back after the last.
 //!
 //! Invariants: nothing but orders is written without a lock; a plan that leaves its bounds is not carried out, not even
-//! in part (`tests/repair.rs`, `tests/kill_table.rs`); every edit is harmless by itself and after those before it, so that
-//! a path that breaks half-way leaves a healthy kernel.
+//! in part (`tests/repair.rs`, `tests/kill_table.rs`); every edit is harmless by itself and after those before it, so
+//! that a path that breaks half-way leaves a healthy kernel.
 
 mod evidence;
 mod surgery;
