@@ -82,7 +82,7 @@ struct kt_answers {
 	kt_u32 spared_count;
 	kt_u32 agent_pid;
 	kt_u32 spared[KT_SPARED_MAX];
-	/* The kernel's. */
+	/* The kernel's. Counts bear the low half of the order's number in their high half. */
 	kt_u64 seen;
 	kt_u64 armed;
 	kt_u64 refused;

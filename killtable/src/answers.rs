@@ -39,16 +39,14 @@ pub struct Answers {
     pub armed: u64,
     /// Number of the order refused last, and why.
     pub refused: Option<(u64, Refusal)>,
-    /// Processes that the order in force, or the last one, has ended.
-    pub ended: u64,
-    /// Those of them that were ended by the agent.
-    pub ended_asleep: u64,
-    /// How often a process of the table was met and not ended.
+    /// How often a process of the table was met and not ended, ever.
     pub declined: u64,
     /// Number for which the agent found nobody left.
     pub swept: u64,
     /// When a processor last looked, in nanoseconds of the target's monotonic clock.
     pub beat_ns: u64,
+    ended: u64,
+    ended_asleep: u64,
     tallies: Vec<u64>,
 }
 
@@ -89,11 +87,25 @@ impl Answers {
         })
     }
 
+    /// How many processes were ended by order `number`.
+    pub fn ended(&self, number: u64) -> u32 {
+        counted(self.ended, number)
+    }
+
+    /// Those of them that were asleep, and ended by the agent.
+    pub fn ended_asleep(&self, number: u64) -> u32 {
+        counted(self.ended_asleep, number)
+    }
+
     /// How many processes were ended by slot `slot` of order `number`.
     pub fn ended_by(&self, number: u64, slot: usize) -> u32 {
-        let tally = self.tallies.get(slot).copied().unwrap_or(0);
-        if (tally >> 32) as u32 == number as u32 { tally as u32 } else { 0 }
+        counted(self.tallies.get(slot).copied().unwrap_or(0), number)
     }
+}
+
+/// What `word` counts for order `number`.
+pub(crate) const fn counted(word: u64, number: u64) -> u32 {
+    if (word >> 32) as u32 == number as u32 { word as u32 } else { 0 }
 }
 
 /// The word that says how many slots there are.

@@ -99,7 +99,7 @@ pub mod answer {
     pub const SPARED_AND_AGENT: usize = 8;
     /// First of the words with the spared users, two in each.
     pub const SPARED: usize = 9;
-    /// Number that the kernel looked at last.
+    /// Number of the order that was refused last, or whose lease ended last: it is not taken up again.
     pub const SEEN: usize = 16;
     /// Number of the order in force, 0 if none is.
     pub const ARMED: usize = 17;
@@ -109,9 +109,11 @@ pub mod answer {
     pub const WHY: usize = 19;
     /// When the order in force ends by itself, in nanoseconds of the target's monotonic clock.
     pub const UNTIL_NS: usize = 20;
-    /// Processes that the order has ended.
+    /// Low half: how many processes the order has ended. High half: the low half of its number, so that nothing need
+    /// be reset, and of several processors none resets what another one has counted.
     pub const ENDED: usize = 21;
-    /// How often a process of the table was met and not ended: it is spared, or a bound was reached.
+    /// How often a process of the table was met and not ended since the agent started: it is spared, or a bound was
+    /// reached.
     pub const DECLINED: usize = 22;
     /// When a processor last looked at the orders, in nanoseconds of the target's monotonic clock.
     pub const BEAT_NS: usize = 23;
@@ -119,7 +121,7 @@ pub mod answer {
     pub const SWEPT: usize = 24;
     /// How often the agent has been through all processes.
     pub const SWEEPS: usize = 25;
-    /// Processes of the order in force that the agent ended, of those in [`ENDED`].
+    /// Those of [`ENDED`] that the agent ended, counted likewise.
     pub const ENDED_ASLEEP: usize = 26;
     /// Advanced by the agent whenever it looks whether there is an order.
     pub const SWEEP_BEAT: usize = 27;

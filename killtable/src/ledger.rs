@@ -5,7 +5,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::answers::slots_word;
+use crate::answers::{counted, slots_word};
 use crate::layout::{
     ANSWERS_BYTES, ANSWERS_MAGIC, BROAD_AT, BROAD_SLOTS, BY_PID_AT, MOST_MAX, ORDERS_BYTES, PID_SLOTS, SPARED_MAX,
     VERSION_WORD, answer, checksum, head, slot,
@@ -97,23 +97,25 @@ impl<'a> Ledger<'a> {
     pub fn count(&self, number: u64, slot: u32) -> bool {
         let slot = slot as usize;
         let Some(most) = self.most_of_slot(slot) else { return false };
-        let tally = &self.answers[answer::TALLY + slot];
-        let counted = tally.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
-            let ended = if (word >> 32) as u32 == number as u32 { word as u32 } else { 0 };
-            (ended < most).then(|| u64::from(number as u32) << 32 | u64::from(ended + 1))
-        });
-        let most = self.orders[head::BOUNDS].load(Ordering::Relaxed) & u64::from(u32::MAX);
-        let within = |ended: u64| (ended < most).then_some(ended + 1);
-        let ended = &self.answers[answer::ENDED];
-        if counted.is_ok() && ended.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within).is_ok() {
-            self.answers[answer::ENDED_ASLEEP].fetch_add(1, Ordering::Relaxed);
+        let most_in_all = self.orders[head::BOUNDS].load(Ordering::Relaxed) as u32;
+        let is_within = self.one_more(answer::TALLY + slot, number, most);
+        if is_within && self.one_more(answer::ENDED, number, most_in_all) {
+            self.one_more(answer::ENDED_ASLEEP, number, u32::MAX);
             return true;
         }
-        if counted.is_ok() {
-            tally.fetch_sub(1, Ordering::Relaxed);
+        if is_within {
+            self.answers[answer::TALLY + slot].fetch_sub(1, Ordering::Relaxed);
         }
         self.answers[answer::DECLINED].fetch_add(1, Ordering::Relaxed);
         false
+    }
+
+    fn one_more(&self, index: usize, number: u64, most: u32) -> bool {
+        let more = |word: u64| {
+            let before = counted(word, number);
+            (before < most).then(|| u64::from(number as u32) << 32 | u64::from(before + 1))
+        };
+        self.answers[index].fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
     fn most_of_slot(&self, index: usize) -> Option<u32> {

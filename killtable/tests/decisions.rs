@@ -336,7 +336,7 @@ fn the_agent_counts_within_both_bounds() {
     assert!(!ledger.count(3, u32::MAX), "a slot that does not exist");
     let bytes: Vec<u8> = answers.into_iter().flat_map(|word| word.into_inner().to_le_bytes()).collect();
     let read = Answers::parse(&bytes).unwrap();
-    assert_eq!((read.ended, read.ended_asleep, read.declined), (4, 4, 2));
+    assert_eq!((read.ended(3), read.ended_asleep(3), read.declined), (4, 4, 2));
     assert_eq!((read.ended_by(3, 0), read.ended_by(3, 1), read.ended_by(4, 0)), (2, 2, 0));
 }
 

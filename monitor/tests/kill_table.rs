@@ -87,8 +87,9 @@ impl Patient {
             _ => {
                 assert_eq!(refusal, None, "what the monitor writes is an order");
                 self.answer(answer::ARMED, number);
-                self.answer(answer::ENDED, 3);
-                self.answer(answer::ENDED_ASLEEP, 1);
+                let of_this = number << 32;
+                self.answer(answer::ENDED, of_this | 3);
+                self.answer(answer::ENDED_ASLEEP, of_this | 1);
             }
         }
     }

@@ -250,13 +250,13 @@ fn the_kernel_ends_what_runs_and_the_agent_what_sleeps(patient: &mut Patient) {
     patient.vm.run("kill -CONT $(pidof target-agent)").unwrap();
     patient.until("sleepers are gone", |patient| patient.count(USER, "sleep") == 0);
     patient.until("the agent says so", |patient| patient.answers().swept == order.number());
-    let answers = patient.answers();
-    assert_eq!((answers.ended, answers.ended_asleep), (SLEEPERS as u64 + 3, SLEEPERS as u64));
+    let (answers, number) = (patient.answers(), order.number());
+    assert_eq!((answers.ended(number), answers.ended_asleep(number)), (SLEEPERS as u32 + 3, SLEEPERS as u32));
     assert_eq!(answers.ended_by(order.number(), 0) as usize, SLEEPERS + 3);
     assert_eq!(patient.count(OTHER, "sleep"), 2);
     // While the order stands, nobody of that user lives for long; then anybody does.
     patient.vm.run(&format!("su u{USER} -s /bin/sh -c 'md5sum /dev/zero' </dev/null >/dev/null 2>&1 &")).unwrap();
-    patient.until("who comes later is gone", |patient| patient.answers().ended > SLEEPERS as u64 + 3);
+    patient.until("who comes later is gone", |patient| patient.answers().ended(number) > SLEEPERS as u32 + 3);
     patient.withdraw();
     patient.until("it was withdrawn", |patient| patient.answers().armed == 0);
     patient.spawn(USER, "sleep 9999", 1);
@@ -271,19 +271,42 @@ fn an_id_alone_is_not_enough(patient: &mut Patient) {
     let asleep = patient.of_user(USER, "sleep");
     let others: Vec<_> =
         busy.iter().chain(&asleep).map(|task| Task { start_time_ns: task.start_time_ns + 1, ..task.clone() }).collect();
-    patient.order(&others.iter().map(pid_mark).collect::<Vec<_>>(), 100, LEASE_MS);
+    let order = patient.order(&others.iter().map(pid_mark).collect::<Vec<_>>(), 100, LEASE_MS);
     thread::sleep(A_WHILE);
-    assert_eq!((patient.count(USER, "md5sum"), patient.count(USER, "sleep"), patient.answers().ended), (2, 1, 0));
+    assert_eq!(
+        (patient.count(USER, "md5sum"), patient.count(USER, "sleep"), patient.answers().ended(order.number())),
+        (2, 1, 0)
+    );
     patient.order(&[pid_mark(&busy[0]), pid_mark(&asleep[0])], 100, LEASE_MS);
     patient.until("one of two is gone", |patient| patient.count(USER, "md5sum") == 1);
     patient.until("the sleeper is gone", |patient| patient.count(USER, "sleep") == 0);
     assert_eq!(patient.of_user(USER, "md5sum")[0].tgid, busy[1].tgid);
     // The bound of an order is not passed: two are named, one may be ended.
     patient.spawn(USER, "md5sum /dev/zero", 1);
-    patient.order(&[Mark::Uid { uid: USER }], 1, LEASE_MS);
-    patient.until("a second one is declined", |patient| patient.answers().declined > 0);
+    let declined = patient.answers().declined;
+    let order = patient.order(&[Mark::Uid { uid: USER }], 1, LEASE_MS);
+    patient.until("a second one is declined", |patient| patient.answers().declined > declined);
     thread::sleep(A_WHILE);
-    assert_eq!((patient.count(USER, "md5sum"), patient.answers().ended), (1, 1));
+    assert_eq!((patient.count(USER, "md5sum"), patient.answers().ended(order.number())), (1, 1));
+}
+
+/// A child that a condemned process makes before it sees its signal is ended with it, the agent stopped.
+fn children_of_the_condemned_are_condemned(patient: &mut Patient) {
+    let live = patient.count(OTHER, "sleep");
+    // One wait and no more: it goes on to its first child without being switched away from.
+    let bomb = "exec 3<>/tmp/go; read go <&3; while :; do sleep 9999 & done";
+    patient.vm.run("mkfifo /tmp/go && chmod 666 /tmp/go").unwrap();
+    patient.vm.run(&format!("su u{OTHER} -s /bin/sh -c '{bomb}' </dev/null >/dev/null 2>&1 &")).unwrap();
+    patient.until("it waits", |patient| patient.count(OTHER, "sh") == 1);
+    patient.vm.run("kill -STOP $(pidof target-agent)").unwrap();
+    let condemned = patient.of_user(OTHER, "sh");
+    let order = patient.order(&[pid_mark(&condemned[0])], 100, LEASE_MS);
+    patient.vm.run("echo go >/tmp/go").unwrap();
+    patient.until("it is gone", |patient| patient.count(OTHER, "sh") == 0);
+    thread::sleep(A_WHILE);
+    println!("{} were ended", patient.answers().ended(order.number()));
+    assert_eq!(patient.count(OTHER, "sleep"), live);
+    patient.vm.run("kill -CONT $(pidof target-agent)").unwrap();
 }
 
 /// Whatever an order says: the first process, the kernel's own, the agent, and whom its configuration spares.
@@ -301,15 +324,16 @@ fn whom_nobody_may_end_lives_on(patient: &mut Patient) {
     assert!(leaders.iter().any(|task| task.comm == "target-agent"));
     let mut marks: Vec<Mark> = leaders.iter().map(pid_mark).collect();
     marks.extend([Mark::Uid { uid: 0 }, Mark::Uid { uid: SPARED }]);
-    patient.order(&marks, 1000, LEASE_MS);
-    patient.until("somebody was met and not ended", |patient| patient.answers().declined > 0);
+    let declined = patient.answers().declined;
+    let order = patient.order(&marks, 1000, LEASE_MS);
+    patient.until("somebody was met and not ended", |patient| patient.answers().declined > declined);
     thread::sleep(A_WHILE);
     let after = patient.tasks();
     for task in leaders.iter().filter(|task| !task.comm.starts_with("kworker")) {
         let lives = after.iter().any(|now| (now.pid, now.start_time_ns) == (task.pid, task.start_time_ns));
         assert!(lives, "{task:?}");
     }
-    assert_eq!(patient.answers().ended, 0);
+    assert_eq!(patient.answers().ended(order.number()), 0);
 }
 
 fn a_torn_order_is_none(patient: &mut Patient) {
@@ -380,6 +404,7 @@ fn orders_are_carried_out_by_the_guest_itself_and_nobody_else_is_ended() {
         the_agent_is_protected(&mut patient);
         the_kernel_ends_what_runs_and_the_agent_what_sleeps(&mut patient);
         an_id_alone_is_not_enough(&mut patient);
+        children_of_the_condemned_are_condemned(&mut patient);
         whom_nobody_may_end_lives_on(&mut patient);
         a_torn_order_is_none(&mut patient);
         an_order_ends_with_its_lease(&mut patient);

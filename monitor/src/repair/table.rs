@@ -56,7 +56,8 @@ pub struct OrderLine {
     pub ended: u64,
     /// Those of them that were asleep, and ended by the agent.
     pub ended_asleep: u64,
-    /// How often the target met one that was named and did not end it.
+    /// How often the target met one that was named and did not end it. Until the order is concluded: the target's count
+    /// of before.
     pub declined: u64,
 }
 
@@ -123,7 +124,7 @@ fn by_order(
         acknowledged_ns: acknowledged.as_nanos() as u64,
         ended: 0,
         ended_asleep: 0,
-        declined: 0,
+        declined: answers.declined,
     };
     Ok(Operation { evidence, plan: Some(plan), order: Some(order), damage, ..Operation::default() })
 }
@@ -135,7 +136,9 @@ fn by_order(
 pub fn conclude(table: &mut dyn Table, order: &mut OrderLine) -> Result<(), RepairError> {
     let desk = Desk::of(table)?;
     let answers = desk.answers(table)?;
-    (order.ended, order.ended_asleep, order.declined) = (answers.ended, answers.ended_asleep, answers.declined);
+    order.ended = answers.ended(order.number).into();
+    order.ended_asleep = answers.ended_asleep(order.number).into();
+    order.declined = answers.declined.saturating_sub(order.declined);
     desk.withdraw(table)
 }
 

@@ -169,7 +169,7 @@ static __always_inline int is_within_bounds(struct kt_orders *orders, struct kt_
 		most = KT_READ(orders->by_pid[(slot - KT_BROAD_SLOTS) & (KT_PID_SLOTS - 1)].what);
 	if (!count(&answers->tally[slot], (kt_u32)number, most & KT_MOST_MASK))
 		return 0;
-	if (count(&answers->ended, 0, *(volatile kt_u32 *)&orders->head.most))
+	if (count(&answers->ended, (kt_u32)number, *(volatile kt_u32 *)&orders->head.most))
 		return 1;
 	__sync_fetch_and_add(&answers->tally[slot], -1);
 	return 0;
@@ -227,37 +227,44 @@ static __noinline int inherit(struct task_struct *child)
 	return 0;
 }
 
-/* Takes up an order, or lays one down. Of several processors that see a new number one does it. */
+/* Takes up an order, or lays one down. Processors do this side by side, and one of them may be held up for long between
+ * any two lines, so whatever it decided on may be over: `armed` is read before the number that it is compared with (what
+ * is in force was written before), and changed only from what was seen there. What is not done now is done at the next
+ * tick. Nothing is reset: counts bear the number they belong to. */
 static __always_inline void take_up(struct kt_orders *orders, struct kt_answers *answers, kt_u64 now)
 {
-	kt_u64 number = KT_READ(orders->head.number), seen = KT_READ(answers->seen);
+	kt_u64 old = armed, number = KT_READ(orders->head.number);
 	kt_u32 refusal, lease_ms;
 
-	/* The order of an earlier build of these programs stands on. */
-	if (!armed && number && KT_READ(answers->armed) == number && now < KT_READ(answers->until_ns))
-		armed = number;
-	if (armed && (number != armed || now >= KT_READ(answers->until_ns))) {
-		armed = 0;
-		*(volatile kt_u64 *)&answers->armed = 0;
+	if (old && old == number && now < KT_READ(answers->until_ns)) {
+		/* A processor that was held up may have said something else. */
+		if (KT_READ(answers->armed) != old)
+			*(volatile kt_u64 *)&answers->armed = old;
+		return;
 	}
-	if (number == seen || __sync_val_compare_and_swap(&answers->seen, seen, number) != seen || !number)
+	if (old) {
+		if (old == number) /* Its lease has ended: it is not taken up again. */
+			*(volatile kt_u64 *)&answers->seen = old;
+		if (__sync_val_compare_and_swap(&armed, old, 0) == old)
+			__sync_val_compare_and_swap(&answers->armed, old, 0);
+		return;
+	}
+	if (!number || number == KT_READ(answers->seen))
 		return;
 	refusal = kt_refusal(orders, number, KT_READ(answers->target));
 	if (refusal) {
 		*(volatile kt_u64 *)&answers->why = refusal;
 		*(volatile kt_u64 *)&answers->refused = number;
+		*(volatile kt_u64 *)&answers->seen = number;
 		return;
 	}
-	answers->ended = 0;
-	answers->ended_asleep = 0;
-	answers->declined = 0;
 	/* Read once more: it may have been changed since it was checked. */
 	lease_ms = *(volatile kt_u32 *)&orders->head.lease_ms;
 	if (lease_ms > KT_LEASE_MS_MAX)
 		lease_ms = KT_LEASE_MS_MAX;
 	*(volatile kt_u64 *)&answers->until_ns = now + NS_OF_MS * lease_ms;
-	armed = number;
-	*(volatile kt_u64 *)&answers->armed = number;
+	if (__sync_val_compare_and_swap(&armed, 0, number) == 0)
+		*(volatile kt_u64 *)&answers->armed = number;
 }
 
 /* On a timer of each processor: looks for orders, and ends a culprit that never lets go of its processor. */
