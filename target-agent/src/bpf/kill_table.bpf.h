@@ -227,10 +227,10 @@ static __noinline int inherit(struct task_struct *child)
 	return 0;
 }
 
-/* Takes up an order, or lays one down. Processors do this side by side, and one of them may be held up for long between
- * any two lines, so whatever it decided on may be over: `armed` is read before the number that it is compared with (what
- * is in force was written before), and changed only from what was seen there. What is not done now is done at the next
- * tick. Nothing is reset: counts bear the number they belong to. */
+/* Takes up an order, or lays one down. Processors do this side by side, and one of them may be held up for long
+ * between any two lines, so whatever it decided on may be over: `armed` is read before the number that it is compared
+ * with (what is in force was written before), and changed only from what was seen there. What is not done now is done
+ * at the next tick. Nothing is reset: counts bear the number they belong to. */
 static __always_inline void take_up(struct kt_orders *orders, struct kt_answers *answers, kt_u64 now)
 {
 	kt_u64 old = armed, number = KT_READ(orders->head.number);
@@ -303,7 +303,8 @@ int list_condemned(struct bpf_iter__task *context)
 
 	if (!task || !answers || !orders || !number || KT_READ(orders->head.number) != number)
 		return 0;
-	if (BPF_CORE_READ(task, pid) != BPF_CORE_READ(task, tgid) || BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
+	if (BPF_CORE_READ(task, pid) != BPF_CORE_READ(task, tgid) ||
+	    BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
 		return 0;
 	describe(task, &process);
 	left.slot = slot_of(orders, number, &process);
