@@ -11,14 +11,18 @@ use libbpf_cargo::SkeletonBuilder;
 mod records;
 
 const SOURCE: &str = "src/bpf/sensors.bpf.c";
-const SENSORBOX_INCLUDE: &str = "../sensorbox/include";
+const INCLUDES: [&str; 2] = ["../sensorbox/include", "../killtable/include"];
+
+/// Instructions of Linux 5.12 and newer: an atomic that says what was there before.
+const PROCESSOR: &str = "-mcpu=v3";
 
 fn main() {
-    for input in [SOURCE, "src/records.rs", "../sensorbox/include/sensorbox.h"] {
+    for input in [SOURCE, "src/bpf/kill_table.bpf.h", "src/records.rs", INCLUDES[0], INCLUDES[1]] {
         println!("cargo::rerun-if-changed={input}");
     }
     let object = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("sensors.bpf.o");
-    let mut arguments = vec!["-I".to_owned(), SENSORBOX_INCLUDE.to_owned(), "-Wall".to_owned(), "-Werror".to_owned()];
+    let mut arguments = [PROCESSOR, "-Wall", "-Werror"].map(str::to_owned).to_vec();
+    arguments.extend(INCLUDES.map(|folder| format!("-I{folder}")));
     arguments.extend(records::ALL.map(|(name, value)| format!("-D{name}={value}")));
     SkeletonBuilder::new()
         .source(SOURCE)

@@ -10,6 +10,7 @@ use healing_modules::{Culprit, Evidence, MemHog, Plan, Safety, Unsafe};
 use introspect::Kernel;
 use introspect::linux::kill::Fate;
 use link::LinkFailure;
+use monitor::config::Hook;
 use monitor::repair::{Cure, RepairError, Table, operate, survivors, treat};
 use remote_memory::image::Image;
 use remote_memory::{
@@ -240,11 +241,13 @@ fn a_cure_that_does_not_help_is_told_with_who_lives_on() {
 fn a_dry_run_does_not_even_lock() {
     let mut patient = Patient::new(Mishap::LockRefused);
     let healer = MemHog { max_rss_mib: Some(5), ..MemHog::default() };
-    let cure = treat(&mut patient, &kernel(), &healer, &Safety::default(), true, |_| panic!("no repair")).unwrap();
+    let cure =
+        treat(&mut patient, &kernel(), &healer, &Safety::default(), Hook::Raw, true, |_| panic!("no repair")).unwrap();
     let Cure::DryRun(plan) = cure else { panic!("{cure:?}") };
     assert_eq!((plan.policy.as_str(), plan.culprits.len(), plan.culprits[0].uid), ("MAX_RSS", 1, HOG_USER));
     let lenient = MemHog { max_rss_mib: Some(500), ..MemHog::default() };
-    let cure = treat(&mut patient, &kernel(), &lenient, &Safety::default(), false, |_| panic!("no repair")).unwrap();
+    let cure = treat(&mut patient, &kernel(), &lenient, &Safety::default(), Hook::Raw, false, |_| panic!("no repair"))
+        .unwrap();
     assert_eq!(cure, Cure::Healthy);
 }
 

@@ -146,7 +146,11 @@ fn ram_pages() -> Result<u64> {
     Ok(kib / 4)
 }
 
-fn boot_id() -> Result<[u8; 16]> {
+/// Names this boot of the machine.
+///
+/// # Errors
+/// If the kernel does not say.
+pub fn boot_id() -> Result<[u8; 16]> {
     let path = "/proc/sys/kernel/random/boot_id";
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();

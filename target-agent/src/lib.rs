@@ -5,14 +5,15 @@
 //!   census    ── sb ──►     which sensors this machine has, and their limits
 //!   ebpf      ── links ──►  programs that move them inside the kernel
 //!   contbox::service ──►    hands boxes of `cb` to applications
-//!   registration ── virtio-serial ──► backdoor: the physical pages of sb and cb
+//!   sweep     ── iter ──►   ends those that an order of the kill table names and that never run
+//!   registration ── virtio-serial ──► backdoor: the physical pages of sb, cb and the kill table
 //! ```
 //!
 //! The agent is needed to set things up and for nothing after: sensors move, boxes fill and the backdoor reads when
 //! the agent is dead. A restarted or upgraded agent finds maps and programs by their pins, keeps every box and every
 //! sensor, and registers again.
 //!
-//! What it does not do: judge, heal, or speak to the network. It has no address, unless it is asked to show `metrics`.
+//! What it does not do: judge, or speak to the network. It has no address, unless it is asked to show `metrics`.
 
 pub mod census;
 pub mod ebpf;
@@ -24,3 +25,4 @@ pub mod port;
 pub mod records;
 pub mod registration;
 pub mod shared;
+pub mod sweep;

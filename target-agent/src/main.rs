@@ -16,14 +16,16 @@ use contbox::reader::BadPool;
 use contbox::service::BoxService;
 use contbox::shared::PoolError;
 use contbox::{Geometry, Pool};
+use killtable::layout::{ANSWERS, ANSWERS_BYTES, ORDERS, ORDERS_BYTES, SPARED_MAX};
 use nix::sys::signal::{SigSet, Signal};
 use sensorbox::Sensor;
 use service::capabilities::{self, Capability};
 use service::metrics::{Endpoint, text_of};
+use target_agent::ebpf::Maps;
 use target_agent::maps::{BoxMap, CONTINUATION_BOXES, SENSOR_BOX, page_entries};
 use target_agent::pins::Pins;
 use target_agent::shared::PAGE_BYTES;
-use target_agent::{census, ebpf, metrics, records, registration};
+use target_agent::{census, ebpf, metrics, records, registration, sweep};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
@@ -33,6 +35,9 @@ const LOG_VARIABLE: &str = "BACKDOORS_LOG";
 /// It includes what eBPF needs, CAP_BPF and CAP_PERFMON.
 const NEEDS: [(Capability, &str); 1] =
     [(Capability::SysAdmin, "eBPF programs and the numbers of the physical pages in which boxes lie")];
+
+/// A map that is one box has one entry.
+const ONE: u32 = 1;
 
 /// Between two advances of the agent's own sensor.
 const HEARTBEAT: Duration = Duration::from_millis(200);
@@ -53,6 +58,13 @@ struct Arguments {
     /// Milliseconds without a tick after which a processor hangs.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(10..))]
     tick_deadline_ms: u64,
+    /// User whose processes no monitor ends through the kill table, whatever it orders; several times for several. Root
+    /// is one unless others are named.
+    #[arg(long, value_name = "UID", default_values_t = [0])]
+    spare_uid: Vec<u32>,
+    /// Take no orders: monitors are not shown the kill table.
+    #[arg(long)]
+    no_kill_table: bool,
     /// Serve Prometheus metrics here, at /metrics; nothing listens without it.
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
@@ -70,6 +82,8 @@ fn main() -> Result<()> {
     if arguments.check {
         return check();
     }
+    let spared = arguments.spare_uid.len();
+    ensure!(spared <= SPARED_MAX, "--spare-uid: {spared} users, the kill table has room for {SPARED_MAX}");
     capabilities::require(&NEEDS)?;
     // Blocked before any thread exists, so that only the wait below takes them.
     let mut end = SigSet::empty();
@@ -81,12 +95,21 @@ fn main() -> Result<()> {
     let cpus = census::online_cpus()?;
     let sensor_box = BoxMap::open(&pins, SENSOR_BOX, sensorbox::layout::RECORD_BYTES as u32, records::CAPACITY + 1)?;
     let heartbeat = census::take(sensor_box.mapping(), &cpus, Duration::from_millis(arguments.tick_deadline_ms))?;
-    ebpf::attach(&pins, &sensor_box, &cpus)?;
+    let orders = BoxMap::open(&pins, ORDERS, ORDERS_BYTES as u32, ONE)?;
+    let answers = BoxMap::open(&pins, ANSWERS, ANSWERS_BYTES as u32, ONE)?;
+    // Whom it spares stands in the table before the kernel takes any order out of it.
+    let ledger = sweep::open(&orders, &answers, &arguments.spare_uid)?;
+    let lister = ebpf::attach(&pins, Maps { sensor_box: &sensor_box, orders: &orders, answers: &answers }, &cpus)?;
     let wanted = Geometry::standard(arguments.pool_slots);
     let boxes = BoxMap::open(&pins, CONTINUATION_BOXES, PAGE_BYTES as u32, page_entries(wanted.length_bytes()))?;
     let service = Arc::new(serve_boxes(&boxes, wanted, &arguments.box_socket)?);
     let scraped = arguments.metrics.map(|at| show_metrics(&service, at)).transpose()?;
-    let regions = [registration::of(&sensor_box)?, registration::of(&boxes)?];
+    let mut regions = vec![registration::of(&sensor_box)?, registration::of(&boxes)?];
+    if !arguments.no_kill_table {
+        regions.extend([registration::of_orders(&orders)?, registration::of(&answers)?]);
+    }
+    sweep::protect();
+    thread::Builder::new().name("sweep".into()).spawn(move || sweep::keep(ledger, &lister))?;
 
     let (running, stopped) = mpsc::channel();
     let registrar =

@@ -23,13 +23,21 @@ const AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// Between two attempts to reach a backdoor that is not there.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// What the backdoor is told about `boxes`; boxes are never writable for monitors.
+/// What the backdoor is told about `boxes`, which monitors may read.
 ///
 /// # Errors
 /// If the physical pages cannot be listed.
 pub fn of(boxes: &BoxMap) -> Result<Registration> {
     let pages = physical_pages(&boxes.mapping()).with_context(|| format!("pages of {}", boxes.name()))?;
     Ok(Registration { name: boxes.name().to_owned(), len: boxes.mapping().len_bytes() as u64, pages, writable: false })
+}
+
+/// The same for what monitors may also write while this machine runs: orders, and nothing else.
+///
+/// # Errors
+/// As [`of`].
+pub fn of_orders(orders: &BoxMap) -> Result<Registration> {
+    Ok(Registration { writable: true, ..of(orders)? })
 }
 
 /// Keeps `regions` registered until the sender of `stop` is gone.

@@ -1,4 +1,4 @@
-//! Memory shared with the kernel, and the one system call that no safe wrapper covers.
+//! Memory shared with the kernel, and the system calls that no safe wrapper covers.
 //!
 //! The only unsafe module of this crate. A mapping is seen as atomic words and nothing else: the kernel's programs
 //! write it at any moment.
@@ -6,7 +6,7 @@
 
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -76,6 +76,54 @@ pub fn cpu_clock(cpu: u32, hertz: u64) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
     // SAFETY: the kernel has just opened this descriptor for us and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A descriptor of the process `pid`, which means this process also when its id belongs to another one.
+///
+/// # Errors
+/// If there is no such process, or the kernel is older than Linux 5.3.
+pub fn process(pid: u32) -> io::Result<OwnedFd> {
+    let no_flags = 0;
+    // SAFETY: the call takes two numbers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, no_flags) };
+    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel has just opened this descriptor for us and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends SIGKILL to the process behind a descriptor from [`process`].
+///
+/// # Errors
+/// If it has ended.
+pub fn kill(process: &OwnedFd) -> io::Result<()> {
+    let (no_information, no_flags) = (std::ptr::null::<libc::siginfo_t>(), 0);
+    // SAFETY: without information about the signal the kernel makes its own; the descriptor is open.
+    let sent = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, no_information, no_flags)
+    };
+    if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Puts the calling thread before all ordinary ones, however many these are (SCHED_FIFO, lowest priority of it).
+///
+/// # Errors
+/// If the kernel refuses: the process has no right to it, or its cgroup no real-time budget.
+pub fn before_ordinary_threads() -> io::Result<()> {
+    let this_thread = 0;
+    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the parameters outlive the call.
+    let set = unsafe { libc::sched_setscheduler(this_thread, libc::SCHED_FIFO, &raw const lowest) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Keeps what this process has, and will have, in memory once it was touched.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn stay_in_memory() -> io::Result<()> {
+    // SAFETY: the call takes a number.
+    let locked = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
+    if locked == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// PERF_FLAG_FD_CLOEXEC. Source: include/uapi/linux/perf_event.h.

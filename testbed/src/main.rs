@@ -183,6 +183,9 @@ struct Memhog {
 
 #[derive(Args)]
 struct Drowning {
+    /// By what the monitor ends processes.
+    #[arg(long, value_enum, default_value = "raw")]
+    hook: drown::Hook,
     /// Repair nothing and watch for so many seconds.
     #[arg(long)]
     unrepaired_s: Option<u64>,
@@ -464,11 +467,11 @@ fn repair_series(arguments: RepairSeries) -> Result<ExitCode> {
 }
 
 fn drown(illness: drown::Illness, drowning: Drowning) -> Result<ExitCode> {
-    let Drowning { unrepaired_s, no_agent, own_module, piece_ms, guest, out } = drowning;
+    let Drowning { hook, unrepaired_s, no_agent, own_module, piece_ms, guest, out } = drowning;
     let own_module = own_module.map(fs::canonicalize).transpose().context("the module's program")?;
     let order = Order { rogue: true, agent: !no_agent, ..guest.order() };
     let (unrepaired_for, piece) = (unrepaired_s.map(Duration::from_secs), Duration::from_millis(piece_ms));
-    let run = drown::Run { illness, unrepaired_for, own_module, piece, order, out };
+    let run = drown::Run { illness, hook, unrepaired_for, own_module, piece, order, out };
     let (report, timeline) = drown::run(&run, Progress::begin())?;
     eprint!("{timeline}");
     println!("{}", serde_json::to_string(&report)?);

@@ -62,6 +62,22 @@ fn a_memory_hog_whose_controller_starts_its_children_anew_is_ended_with_it() {
     assert_eq!(result["left"], 0, "{result}");
 }
 
+/// The guest does not stand still for it, and no memory of its kernel is written to.
+#[test]
+fn the_same_is_ended_by_orders_in_the_kill_table() {
+    for (name, what) in [
+        ("ordered-bomb", &["forkbomb", "--variant", "cpu", "--procs", "60"][..]),
+        ("ordered-shell", &["forkbomb", "--variant", "shell"]),
+        ("ordered-hog", &["memhog", "--procs", "3", "--mib", "48", "--respawn"]),
+    ] {
+        let result = run(name, &[what, &["--hook", "table"]].concat());
+        check(&result);
+        let ordered = result["ordered"].as_array().unwrap();
+        assert_eq!((ordered.is_empty(), &result["left"]), (false, &Value::from(0)), "{result}");
+        assert!(result["locked_ms"].as_array().unwrap().iter().all(|locked| *locked == 0.0), "{result}");
+    }
+}
+
 #[test]
 fn with_nothing_of_ours_in_the_guest_a_fork_bomb_is_seen_in_its_kernel_and_ended() {
     let result = run("bomb-no-agent", &["forkbomb", "--variant", "cpu", "--procs", "80", "--no-agent"]);

@@ -95,6 +95,8 @@ pub(super) struct KernelSensor {
 #[serde(deny_unknown_fields)]
 pub(super) struct Repair {
     pub act: Option<bool>,
+    #[serde(default)]
+    pub hook: super::Hook,
     pub spare_uids: Option<Vec<u32>>,
     pub spare_comms: Option<Vec<String>>,
     pub blast_cap: Option<Spanned<usize>>,

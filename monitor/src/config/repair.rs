@@ -36,11 +36,26 @@ impl Module {
     }
 }
 
+/// By what a target's processes are ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hook {
+    /// By writes into its kernel's structures, while it stands still. Nothing of ours need run in the target.
+    #[default]
+    Raw,
+    /// By orders in the kill table of its agent, while it runs. No memory of its kernel is written to.
+    Table,
+    /// By the table; where there is none, or nobody takes the order up, by raw writes.
+    Auto,
+}
+
 /// How a target is repaired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repair {
     /// Whether anything is written; if not, what would be is journaled.
     pub act: bool,
+    /// By what processes are ended.
+    pub hook: Hook,
     /// What is never touched.
     pub safety: Safety,
     /// How long after a treatment that did not help the next one begins.
@@ -75,7 +90,7 @@ impl Checker<'_> {
         let again = table.again_s.as_ref().map(|value| self.time(value, 1.0, "target.repair.again_s")).transpose()?;
         let modules = table.module.iter().map(|module| self.module(module)).collect::<Result<_, _>>()?;
         let (act, escalate) = (table.act.unwrap_or(true), table.escalate.unwrap_or(false));
-        Ok(Repair { act, safety, again: again.unwrap_or(AGAIN), escalate, modules })
+        Ok(Repair { act, hook: table.hook, safety, again: again.unwrap_or(AGAIN), escalate, modules })
     }
 
     fn module(&self, table: &Spanned<file::Module>) -> Result<(Vec<String>, Module), ConfigError> {

@@ -300,6 +300,10 @@ fn a_repair_that_could_do_nothing_or_names_what_is_not_there_is_refused() {
         "repair = { blast_cap = 0, module = [{ use = \"forkbomb\", sensors = [\"tasks\"], too_many_procs = 1 }] }",
         "m.toml:12: target.repair.blast_cap: no repair may end a process: set act = false for a dry run, or raise it",
     );
+    with(
+        "repair = { hook = \"magic\", module = [{ use = \"forkbomb\", sensors = [\"tasks\"], too_many_procs = 1 }] }",
+        "m.toml:12: target.repair.hook: unknown variant `magic`, expected one of `raw`, `table`, `auto`",
+    );
 }
 
 #[test]

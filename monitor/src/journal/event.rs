@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Module, OnHang};
 use crate::detect::{Look, Plan};
+use crate::repair::OrderLine;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -287,6 +288,12 @@ pub struct RepairLine {
     pub kill: KillPlan,
     /// How long the target stood still, in nanoseconds.
     pub locked_ns: u64,
+    /// What was ordered instead, and what the target answered, if the kill table was the hook.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<OrderLine>,
+    /// Why the kill table was not the hook, although it might have been.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_by_table: Option<String>,
     /// Culprits that lived on.
     pub survivors: Vec<Culprit>,
 }

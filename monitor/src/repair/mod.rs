@@ -5,18 +5,22 @@
 //!    │           in the standstill, so that what is judged is what is written to        │
 //!    └── a lease: should this monitor die in between, the target goes on by itself ─────┘
 //! ```
+//! Where the target's agent has a kill table, an order in it does the same without a standstill ([`table`]): the
+//! target's own kernel ends whom it names.
+//!
 //! This is the only place that writes to a target's memory. Decisions are made elsewhere ([`healing_modules`]) and so
 //! are places ([`introspect::linux::kill`]); what is written is compared with what the plan expects to be there before
 //! the first byte, and read back after the last.
 //!
-//! Invariants: nothing is written without a lock; a plan that leaves its bounds is not carried out, not even in part
-//! (`tests/repair.rs`); every edit is harmless by itself and after those before it, so that a path that breaks half-way
-//! leaves a healthy kernel.
+//! Invariants: nothing but orders is written without a lock; a plan that leaves its bounds is not carried out, not even
+//! in part (`tests/repair.rs`, `tests/kill_table.rs`); every edit is harmless by itself and after those before it, so
+//! that a path that breaks half-way leaves a healthy kernel.
 
 mod evidence;
 mod program;
 mod standstill;
 mod surgery;
+mod table;
 mod treat;
 mod ward;
 
@@ -26,6 +30,8 @@ use control::backdoor::{LockToken, RegionEntry};
 use healing_modules::{Culprit, Evidence, Plan, Safety, Unanswered, Unsafe};
 use introspect::linux::kill::{self, KillPlan};
 use introspect::{Damage, Kernel};
+use killtable::OrderError;
+use killtable::layout::Refusal;
 use link::{Link, LinkFailure};
 use remote_memory::{LinkError, RemoteKey, RemoteWrite, WriteError};
 
@@ -34,6 +40,7 @@ pub use evidence::{Findings, look};
 pub use program::{Outside, Program};
 pub use standstill::{Announced, Standstill};
 pub use surgery::carry_out;
+pub use table::{OrderLine, conclude, operate_by};
 pub use treat::{Cure, Treated, treat};
 pub use ward::Ward;
 
@@ -70,6 +77,14 @@ pub trait Table {
     /// See [`LinkFailure`].
     fn ram(&mut self) -> Result<RegionEntry, LinkFailure>;
 
+    /// A region that its agent registered. A target without an agent has none.
+    ///
+    /// # Errors
+    /// [`LinkFailure::NoRegion`] if there is none of that name; else see [`LinkFailure`].
+    fn region(&mut self, name: &str) -> Result<RegionEntry, LinkFailure> {
+        Err(LinkFailure::NoRegion(name.to_owned()))
+    }
+
     /// Its memory.
     fn memory(&mut self) -> &mut dyn RemoteWrite;
 }
@@ -90,6 +105,10 @@ impl Table for Link {
 
     fn ram(&mut self) -> Result<RegionEntry, LinkFailure> {
         self.region("ram")
+    }
+
+    fn region(&mut self, name: &str) -> Result<RegionEntry, LinkFailure> {
+        Self::region(self, name)
     }
 
     fn memory(&mut self) -> &mut dyn RemoteWrite {
@@ -141,6 +160,33 @@ pub enum RepairError {
         /// Where it is.
         at: u64,
     },
+    /// The target takes no orders; nothing was written.
+    #[error("the target takes no orders: {why}")]
+    NoTable {
+        /// Why.
+        why: String,
+    },
+    /// The plan cannot be put into an order; nothing was written.
+    #[error("no order can be made of the plan: {0}")]
+    NoOrder(#[from] OrderError),
+    /// The target's own configuration spares a user of whom the plan would end processes; nothing was written.
+    #[error("the target's agent spares user {uid}, of whom processes were to be ended")]
+    SparedByTarget {
+        /// The user.
+        uid: u32,
+    },
+    /// An order could not be written, or does not stand there as it was written. It was not committed.
+    #[error("an order could not be written: {why}")]
+    NotOrdered {
+        /// Why.
+        why: String,
+    },
+    /// The target did not take the order up in time; it was withdrawn.
+    #[error("no processor of the target took the order up within {0:?}")]
+    NotAcknowledged(Duration),
+    /// The target looked at the order and refused it; it was withdrawn.
+    #[error("the target refused the order: {0}")]
+    OrderRefused(Refusal),
     /// The lease ended before the target was let go: another may have acted in between.
     #[error("the lock ended before it was given back: {0}")]
     NotUnlocked(#[source] LinkFailure),
@@ -154,7 +200,10 @@ impl RepairError {
             Self::NotLocked(_) | Self::Link(_) | Self::Region(_) | Self::NotUnlocked(_) | Self::Unanswered(_) => false,
             Self::Unsafe(reason) => matches!(reason, Unsafe::TooMany { .. }),
             Self::NotWritten { error, .. } => !matches!(error, WriteError::Link(_)),
-            Self::Changed { .. } | Self::NotHeld { .. } => true,
+            // An agent that is not there, or that was told otherwise, is no illness.
+            Self::NoTable { .. } | Self::NoOrder(_) | Self::SparedByTarget { .. } => false,
+            Self::NotOrdered { .. } | Self::OrderRefused(_) => false,
+            Self::Changed { .. } | Self::NotHeld { .. } | Self::NotAcknowledged(_) => true,
         }
     }
 }
@@ -170,6 +219,10 @@ pub struct Operation {
     pub kill: KillPlan,
     /// How long the target stood still.
     pub locked: Duration,
+    /// The order that was given instead, if one was.
+    pub order: Option<OrderLine>,
+    /// Why there is no order although one was wanted.
+    pub not_by_table: Option<String>,
     /// What was wrong in memory.
     pub damage: Vec<Damage>,
 }
@@ -219,7 +272,7 @@ fn in_the_standstill(
     carry_out(memory, &token.fenced(), &kill.edits)?;
     tracing::debug!(?looked, ?planned, carried_out = ?begin.elapsed(), edits = kill.edits.len(), "in the standstill");
     let damage = damage.into_iter().chain(more).collect();
-    Ok(Operation { evidence, plan: Some(plan), kill, locked: Duration::ZERO, damage })
+    Ok(Operation { evidence, plan: Some(plan), kill, damage, ..Operation::default() })
 }
 
 /// Looks at the target as it is now.

@@ -82,6 +82,10 @@ impl Table for Announced<'_> {
         self.table.ram()
     }
 
+    fn region(&mut self, name: &str) -> Result<RegionEntry, LinkFailure> {
+        self.table.region(name)
+    }
+
     fn memory(&mut self) -> &mut dyn RemoteWrite {
         self.table.memory()
     }

@@ -6,7 +6,8 @@ use healing_modules::{Culprit, Evidence, Healer, Moment, Plan, Safety};
 use introspect::Kernel;
 use introspect::linux::kill::Fate;
 
-use super::{Findings, Operation, PATIENCE, RepairError, Table, look_at, operate, survivors};
+use super::{Findings, Operation, PATIENCE, RepairError, Table, conclude, look_at, operate_by, survivors};
+use crate::config::Hook;
 
 /// Repairs of one treatment. A bomb is over after one, a hog whose controller starts it anew after a few; what needs
 /// more than this is not cured by more of it.
@@ -47,6 +48,7 @@ pub fn treat(
     kernel: &Kernel,
     healer: &dyn Healer,
     safety: &Safety,
+    hook: Hook,
     is_dry_run: bool,
     mut note: impl FnMut(&Treated),
 ) -> Result<Cure, RepairError> {
@@ -68,7 +70,7 @@ pub fn treat(
                 None
             })
         };
-        let operation = operate(table, kernel, healer.name(), safety, &mut decide)?;
+        let mut operation = operate_by(hook, table, kernel, healer.name(), safety, &mut decide)?;
         if let Some(error) = unanswered {
             return Err(error.into());
         }
@@ -77,6 +79,12 @@ pub fn treat(
         let is_later = |culprit: &&Culprit| operation.kill.fate_of(culprit.pid) == Some(&Fate::Later);
         let marked: Vec<Culprit> = plan.culprits.iter().filter(|culprit| !is_later(culprit)).cloned().collect();
         let left = survivors(table, kernel, &marked, PATIENCE)?;
+        if let Some(order) = &mut operation.order {
+            // What was done is done, and is told all the same.
+            if let Err(why) = conclude(table, order) {
+                tracing::warn!(%why, "an order could not be withdrawn; it ends with its lease");
+            }
+        }
         let treated = Treated { earlier, operation, survivors: left };
         note(&treated);
         if !treated.survivors.is_empty() {

@@ -261,9 +261,10 @@ impl Duty {
         let name = healer.name().to_owned();
         let mut repairs = 0;
         let is_dry_run = !self.repair.act;
-        let safety = &self.repair.safety;
+        let (safety, hook) = (&self.repair.safety, self.repair.hook);
+        // An order stops nothing, and announces no standstill: whoever hangs meanwhile hangs.
         let mut table = Announced::new(&mut link, &self.standstill);
-        let outcome = treat(&mut table, &kernel, healer, safety, is_dry_run, |treated| {
+        let outcome = treat(&mut table, &kernel, healer, safety, hook, is_dry_run, |treated| {
             repairs += 1;
             self.note_repair(policies, treated);
         });
@@ -319,6 +320,8 @@ impl Duty {
             plan: operation.plan.clone(),
             kill: operation.kill.clone(),
             locked_ns: operation.locked.as_nanos() as u64,
+            order: operation.order.clone(),
+            not_by_table: operation.not_by_table.clone(),
             survivors: treated.survivors.clone(),
         };
         self.journal.note(&self.target.name, Monotonic.now_ns(), Event::Repaired(Box::new(line)));

@@ -93,6 +93,8 @@ fn treated(act: bool) -> (Patient, Outside, Vec<RepairLine>) {
     // A recording does not die of its marks: one standstill is enough to see.
     let outcome = treat_once(&mut patient, &program, &safety, !act, |operation| {
         lines.push(RepairLine {
+            order: None,
+            not_by_table: None,
             module: Module::Program(outside.clone()),
             safety: safety.clone(),
             earlier: None,
@@ -115,7 +117,7 @@ fn treat_once(
     mut note: impl FnMut(&monitor::repair::Operation),
 ) -> Result<(), RepairError> {
     if is_dry_run {
-        let cure = treat(patient, &kernel(), program, safety, true, |_| panic!("no repair"))?;
+        let cure = treat(patient, &kernel(), program, safety, Hook::Raw, true, |_| panic!("no repair"))?;
         assert!(matches!(cure, Cure::DryRun(_)), "{cure:?}");
         return Ok(());
     }
@@ -206,7 +208,8 @@ fn a_program_that_fails_in_the_standstill_is_told_and_the_target_goes_on() {
                  if not question['standstill'] else sys.exit(3)";
     let program = program(&module(fails), &Safety::default());
     let mut patient = Patient::new(Mishap::None);
-    let outcome = treat(&mut patient, &kernel(), &program, &Safety::default(), false, |_| panic!("no repair"));
+    let outcome =
+        treat(&mut patient, &kernel(), &program, &Safety::default(), Hook::Raw, false, |_| panic!("no repair"));
     let Err(RepairError::Unanswered(Unanswered::Ended { why })) = outcome else { panic!("{outcome:?}") };
     assert!(why.contains("output") || why.contains("exit status: 3"), "{why}");
     assert_eq!((patient.written.len(), patient.unlocked, patient.is_locked), (0, 1, false));
@@ -222,7 +225,8 @@ fn a_program_that_goes_by_what_changed_is_shown_both_looks() {
                     print(json.dumps({'answer': ask, **said}), flush=True)";
     let program = program(&greeting("{'version': 1, 'earlier_ms': 3}", compares), &Safety::default());
     let mut patient = Patient::new(Mishap::LockRefused);
-    let cure = treat(&mut patient, &kernel(), &program, &Safety::default(), true, |_| panic!("no repair")).unwrap();
+    let cure =
+        treat(&mut patient, &kernel(), &program, &Safety::default(), Hook::Raw, true, |_| panic!("no repair")).unwrap();
     assert!(matches!(&cure, Cure::DryRun(plan) if plan.policy == "LATER"), "{cure:?}");
 }
 

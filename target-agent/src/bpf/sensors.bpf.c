@@ -2,8 +2,9 @@
 /* The kernel's side of the Sensor Box: programs that move the values of sensors which the agent has made.
  *
  * Each processor writes only its own records, with plain stores: no lock, no atomic, nothing shared with another
- * processor. Counters that belong to the whole machine are advanced atomically. No kernel structure is looked into,
- * so one object serves every kernel; the three kernel variables that are read are found by name and may be absent.
+ * processor. Counters that belong to the whole machine are advanced atomically. Sensors look into no kernel structure,
+ * the kill table (kill_table.bpf.h) into members that are placed when the programs are loaded, so one object serves
+ * every kernel; the three kernel variables that are read are found by name and may be absent.
  *
  * The record numbers come from src/records.rs through build.rs.
  */
@@ -23,6 +24,7 @@ enum { BPF_MAP_TYPE_ARRAY = 2, BPF_F_MMAPABLE = 1 << 10 };
 
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include "kill_table.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
@@ -127,6 +129,7 @@ int tick(struct bpf_perf_event_data *context)
 
 	if (!sensor || panicking())
 		return 0;
+	look_for_orders();
 	if (kernel_lets_go(context))
 		advance_own(SWITCHES);
 	*(volatile sb_u64 *)&sensor->value += 1;
@@ -140,6 +143,9 @@ SEC("tp_btf/sched_switch")
 int on_switch(void *context)
 {
 	advance_own(SWITCHES);
+	/* The current process is the one that is switched away from. */
+	if (armed)
+		enforce();
 	return 0;
 }
 
@@ -182,9 +188,13 @@ int on_shutdown(void *context)
 }
 
 SEC("tp_btf/sched_process_fork")
-int on_fork(void *context)
+int on_fork(__u64 *parent_and_child)
 {
 	advance(FORKS);
+	if (armed) {
+		inherit((struct task_struct *)parent_and_child[1]);
+		enforce();
+	}
 	return 0;
 }
 

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use control::backdoor::{LockToken, RegionEntry};
 use healing_modules::{ForkBomb, Safety};
 use link::{Link, LinkFailure, Options};
+use monitor::config::Hook;
 use monitor::repair::{self, Cure, Table, Treated};
 use remote_memory::{LinkError, Read, RemoteAddr, RemoteKey, RemoteRead, RemoteWrite, Warrant, WriteError};
 
@@ -177,7 +178,7 @@ fn cured(size: &mut Size) -> Result<()> {
     let safety = Safety { blast_cap: size.processes * 2, ..Safety::default() };
     let mut locked = Duration::ZERO;
     let note = |treated: &Treated| locked += treated.operation.locked;
-    let cure = repair::treat(&mut table, &kernel, &bomb, &safety, false, note)?;
+    let cure = repair::treat(&mut table, &kernel, &bomb, &safety, Hook::Raw, false, note)?;
     ensure!(cure == Cure::Healthy, "not cured: {cure:?}");
     size.locked_ms.push(locked.as_secs_f64() * 1e3);
     size.rounds.push(table.of_standstills as f64);

@@ -11,7 +11,7 @@ use std::{
     fmt,
     fs::{self, File},
     io::BufReader,
-    path::{Path, PathBuf},
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
@@ -23,6 +23,7 @@ use monitor::{
     journal::{Event, Line, replay, timeline},
     kernel::{Listing, recipe::READY_MADE},
     recording::{self, Sample},
+    repair::OrderLine,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -76,6 +77,28 @@ pub enum Variant {
     Sleepers,
 }
 
+/// By what the monitor ends processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hook {
+    /// By writes into the kernel's structures, while the guest stands still.
+    Raw,
+    /// By orders in the kill table of the guest's agent, while it runs.
+    Table,
+    /// By the table if there is one.
+    Auto,
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Raw => "raw",
+            Self::Table => "table",
+            Self::Auto => "auto",
+        })
+    }
+}
+
 /// What is done to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -127,12 +150,13 @@ impl Illness {
     }
 
     /// What an operator would configure against it.
-    fn policy(self, act: bool, agent: bool, own_module: Option<&Path>) -> String {
+    fn policy(self, run: &Run) -> String {
+        let (act, agent) = (run.unrepaired_for.is_none(), run.order.agent);
         let limit = match self {
             Self::ForkBomb { .. } => u64::from(TASKS_MAX),
             Self::MemHog { .. } => FREE_PAGES_MIN,
         };
-        let module = match (self, own_module) {
+        let module = match (self, run.own_module.as_deref()) {
             (Self::ForkBomb { .. }, Some(program)) => {
                 format!("command = [{program:?}]\nsettings = {{ pattern = \"rogue|sh\", limit = 0 }}\n")
             }
@@ -141,10 +165,10 @@ impl Illness {
             (Self::MemHog { respawn: true, .. }, _) => format!("use = \"memhog\"\nmax_rssuid_mib = {RSS_MAX_MIB}\n"),
             (Self::MemHog { .. }, _) => format!("use = \"memhog\"\nmax_rss_mib = {RSS_MAX_MIB}\n"),
         };
-        let sensor = self.sensor(agent);
+        let (sensor, hook) = (self.sensor(agent), run.hook);
         format!(
             "\n[[target.rule]]\nsensors = \"{sensor}\"\nlimit = {limit}\nwindow_ms = {HOLD_MS}\n\n\
-             [target.repair]\nact = {act}\nspare_uids = [0]\n\n\
+             [target.repair]\nact = {act}\nhook = \"{hook}\"\nspare_uids = [0]\n\n\
              [[target.repair.module]]\nsensors = [\"{sensor}\"]\n{module}"
         )
     }
@@ -165,6 +189,8 @@ impl fmt::Display for Illness {
 pub struct Run {
     /// What is done to the guest.
     pub illness: Illness,
+    /// By what.
+    pub hook: Hook,
     /// Whether it is repaired; if not, it is watched for so long.
     pub unrepaired_for: Option<Duration>,
     /// A program that treats a fork bomb in place of the monitor's module.
@@ -185,6 +211,8 @@ pub struct Report {
     pub pass: bool,
     /// What was done.
     pub illness: Illness,
+    /// By what it was to be repaired.
+    pub hook: Hook,
     /// From the order to do it to the first sample out of bounds.
     pub noticed_ms: Option<f64>,
     /// From that sample to the end of the last culprit.
@@ -193,6 +221,9 @@ pub struct Report {
     pub locked_ms: Vec<f64>,
     /// How many processes each of them marked.
     pub culprits: Vec<usize>,
+    /// For each that was ordered through the kill table: until it was in force, how many the guest says it ended, and
+    /// how many of them were asleep.
+    pub ordered: Vec<(f64, u64, u64)>,
     /// Pieces of useful work before.
     pub alone_ms: Vec<f64>,
     /// Those that were begun or done while it was drowned.
@@ -220,8 +251,7 @@ pub struct Report {
 pub fn run(run: &Run, progress: Progress) -> Result<(Report, String)> {
     fs::create_dir_all(&run.out).with_context(|| format!("cannot make {}", run.out.display()))?;
     let mut installation = Installation::build(&run.order, progress)?;
-    let policy = run.illness.policy(run.unrepaired_for.is_none(), run.order.agent, run.own_module.as_deref());
-    let ready = installation.ready_with(&run.order, &policy, progress);
+    let ready = installation.ready_with(&run.order, &run.illness.policy(run), progress);
     let result = ready.and_then(|()| carry_out(run, &mut installation, progress));
     if !result.as_ref().is_ok_and(|(report, _)| report.pass) {
         installation.save_logs(&run.out)?;
@@ -383,6 +413,10 @@ pub fn median(values: &[f64]) -> Option<f64> {
     sorted.get(sorted.len() / 2).copied()
 }
 
+fn ordered(order: &OrderLine) -> (f64, u64, u64) {
+    (order.acknowledged_ns as f64 / 1e6, order.ended, order.ended_asleep)
+}
+
 fn judged(run: &Run, lines: &[Line], begin_ns: u64, kernel: String) -> Report {
     let mut why = Vec::new();
     if run.unrepaired_for.is_none() && lines.iter().any(incident::is_act) {
@@ -402,16 +436,29 @@ fn judged(run: &Run, lines: &[Line], begin_ns: u64, kernel: String) -> Report {
             _ => None,
         })
         .collect();
+    let by_table = repairs.iter().filter(|repair| repair.order.is_some()).count();
+    let is_as_told = match run.hook {
+        Hook::Raw => by_table == 0,
+        Hook::Table => {
+            repairs.iter().all(|repair| repair.order.is_some() == repair.plan.is_some() && repair.locked_ns == 0)
+        }
+        Hook::Auto => true,
+    };
+    if !is_as_told {
+        why.push(format!("{by_table} of {} repairs were ordered, the hook was {}", repairs.len(), run.hook));
+    }
     if run.unrepaired_for.is_some() && !repairs.is_empty() {
         why.push("it was written to".to_owned());
     }
     Report {
         pass: false,
         illness: run.illness,
+        hook: run.hook,
         noticed_ms: noticed.map(|line| ms(begin_ns, line.mono_ns)),
         cured_ms: noticed.zip(cured).map(|(noticed, cured)| ms(noticed.mono_ns, cured.mono_ns)),
         locked_ms: repairs.iter().map(|repair| repair.locked_ns as f64 / 1e6).collect(),
         culprits: repairs.iter().map(|repair| repair.plan.as_ref().map_or(0, |plan| plan.culprits.len())).collect(),
+        ordered: repairs.iter().filter_map(|repair| repair.order.as_ref().map(ordered)).collect(),
         alone_ms: Vec::new(),
         drowned_ms: Vec::new(),
         after_ms: Vec::new(),

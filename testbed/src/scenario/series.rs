@@ -107,8 +107,15 @@ pub fn run(series: &Series) -> Result<Vec<Point>> {
                 let order = Order { rogue: true, ..series.order.clone() };
                 let unrepaired_for = (!repaired).then_some(series.unrepaired_for);
                 let (illness, piece) = (kind.of(*procs), series.piece);
-                let point =
-                    drown::Run { illness, unrepaired_for, own_module: None, piece, order, out: out.join("point") };
+                let point = drown::Run {
+                    illness,
+                    hook: drown::Hook::Raw,
+                    unrepaired_for,
+                    own_module: None,
+                    piece,
+                    order,
+                    out: out.join("point"),
+                };
                 let (report, _) = drown::run(&point, Progress::begin())?;
                 points.push(self::point(*kind, *procs, repaired, series.unrepaired_for, &report));
                 // After each: what is measured stays, should the next one fail.

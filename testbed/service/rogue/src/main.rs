@@ -1,7 +1,9 @@
-//! What drowns a machine (a fork bomb, a memory hog) and the useful work that suffers from it. Runs in guests only.
+//! What drowns a machine (a fork bomb, a memory hog), the useful work that suffers from it, and what a context switch
+//! costs. Bombs and hogs run in guests only.
 
 mod bomb;
 mod hog;
+mod switches;
 mod work;
 
 use std::os::unix::process::CommandExt;
@@ -28,6 +30,8 @@ enum Action {
     Hog(hog::Hog),
     /// A useful program: does the same piece of work again and again, and says how long each took, in milliseconds.
     Work(work::Work),
+    /// What a context switch costs on the machine as it is now, in nanoseconds.
+    Switches(switches::Switches),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +53,7 @@ fn run() -> Result<()> {
         Action::Bomb(bomb) => bomb.run(),
         Action::Hog(hog) => hog.run(),
         Action::Work(work) => work.run(),
+        Action::Switches(switches) => switches.run(),
     }
 }
 
