@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroup::CgroupLayout;
 use super::rss::{Rss, RssLayout};
-use super::{Task, walk_with};
+use super::{Beside, Task, walk_with};
 use crate::btf::{Btf, Field, layout};
 use crate::linux::walk::{Walk, distinct};
 use crate::memory::word;
@@ -169,11 +169,7 @@ pub fn essentials(
 }
 
 /// All tasks with their place in the tree, and what their structs point to.
-fn with_heads(
-    kernel: &Kernel,
-    mem: &mut dyn RemoteRead,
-    ram: RemoteKey,
-) -> Result<(Vec<Detail>, Vec<Head>, Vec<Damage>), LinkError> {
+fn with_heads(kernel: &Kernel, mem: &mut dyn RemoteRead, ram: RemoteKey) -> Result<Beside<Detail, Head>, LinkError> {
     let layouts = kernel.details.as_ref();
     let fields = layouts.map(Head::fields).unwrap_or_default();
     let of = |image: &[u8]| layouts.map_or_else(Head::default, |layouts| Head::of(layouts, image));

@@ -98,6 +98,9 @@ pub fn walk(kernel: &Kernel, mem: &mut dyn RemoteRead, ram: RemoteKey) -> Result
     Ok((tasks, walk.shared.damage))
 }
 
+/// Two lists that go by each other, and what was wrong in memory.
+type Beside<A, B> = (Vec<A>, Vec<B>, Vec<Damage>);
+
 /// Tasks, and of each what `of` takes out of a copy of its `task_struct` that has the members `more`, too: of the same
 /// moment, as both are read at once.
 fn walk_with<T>(
@@ -106,7 +109,7 @@ fn walk_with<T>(
     ram: RemoteKey,
     more: &[Field],
     of: impl Fn(&[u8]) -> T,
-) -> Result<(Vec<Task>, Vec<T>, Vec<Damage>), LinkError> {
+) -> Result<Beside<Task, T>, LinkError> {
     let mut walk = Walk { shared: Shared::new(kernel, mem, ram), seen: HashSet::new() };
     let pids = walk.pids()?;
     let (tasks, taken) = walk.tasks(&pids, more, of)?;
