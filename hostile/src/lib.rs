@@ -33,8 +33,8 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 12] = [
-    Target { name: "packet", run: peer::packet, share: 200 },
+pub const TARGETS: [Target; 13] = [
+    Target { name: "packet", run: peer::packet, share: 195 },
     Target { name: "responder", run: peer::responder, share: 200 },
     Target { name: "requester", run: peer::requester, share: 150 },
     Target { name: "tcp_segment", run: peer::tcp_segment, share: 50 },
@@ -46,6 +46,7 @@ pub const TARGETS: [Target; 12] = [
     Target { name: "walk", run: walks::walk, share: 5 },
     Target { name: "last_words", run: walks::last_words, share: 5 },
     Target { name: "processes", run: walks::processes, share: 5 },
+    Target { name: "kills", run: walks::kills, share: 5 },
 ];
 
 /// The target called `name`.

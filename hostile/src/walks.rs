@@ -6,15 +6,17 @@
 //! distance, u8); 4, a page is lost (u16); 5, one byte anywhere (u16 of pages, u16, u8); 6, a number anywhere (u16 of
 //! pages, u16, u64).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 use std::sync::LazyLock;
 
 use introspect::Kernel;
+use introspect::linux::kill::{self, Fate};
+use introspect::linux::task::{self, Task};
 use introspect::linux::tcp::{self, TcpFilter};
-use introspect::linux::{log, machine, task, ucounts};
+use introspect::linux::{log, machine, ucounts};
 use remote_memory::image::Image;
 use remote_memory::{AccessError, LinkError, PAGE_BYTES, Read, RemoteKey, RemoteRead};
 
@@ -178,6 +180,30 @@ pub(crate) fn processes(input: &[u8]) -> bool {
         assert!(one.rss.is_none_or(|rss| rss.pages() < MEMORY_PAGES_MAX), "more resident than there is memory");
     }
     !details.is_empty() && !users.is_empty()
+}
+
+/// Whatever is wrong in memory, what a repair would write is to be written into tasks that name the pid that names them,
+/// into memory that belongs to nobody, or into a timer wheel; and each place holds what the plan says it does.
+pub(crate) fn kills(input: &[u8]) -> bool {
+    let (kernel, mut memory) = damaged(&*MANY_PROCESSES, input);
+    let (tasks, _) = task::walk(kernel, &mut memory, KEY).expect("an image does not lose its path");
+    let victims: HashSet<u32> = tasks.iter().map(|task| task.tgid).collect();
+    memory.rounds = 0;
+    let planned = kill::plan(kernel, &mut memory, KEY, &tasks, &victims);
+    let (plan, _) = planned.expect("an image does not lose its path");
+    let killed = |task: &&Task| matches!(plan.fate_of(task.tgid), Some(fate) if !matches!(fate, Fate::Refused { .. }));
+    let marks = |task: &Task| [kernel.pending_signals_of(task.address), kernel.thread_flags_of(task.address)];
+    let own: HashSet<u64> = tasks.iter().filter(killed).flat_map(marks).flatten().map(|at| at.raw()).collect();
+    for edit in &plan.edits {
+        let mut there = vec![0; edit.was.len()];
+        memory.copy_out(edit.at, &mut there).expect("a place that was read");
+        assert!(there == edit.was && edit.now.len() == edit.was.len(), "{}: not what is there", edit.what);
+        let is_mark = edit.what.starts_with("pending signals") || edit.what.starts_with("thread flags");
+        assert!(!is_mark || own.contains(&edit.at), "{}: in no task", edit.what);
+    }
+    let spared = |task: &Task| task.tgid <= 1 || task.is_kernel_thread();
+    assert!(tasks.iter().filter(|task| spared(task)).all(|task| !killed(&task)), "init or the kernel would die");
+    !plan.edits.is_empty()
 }
 
 /// Every walk of a damaged machine ends within its bounds, and a queue it calls complete holds what the socket claims.

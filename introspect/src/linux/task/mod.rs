@@ -49,6 +49,8 @@ layout! {
         uid: "cred.uid",
         pending: "task_struct.pending.signal",
         thread_flags: "task_struct.thread_info.flags",
+    } optional {
+        thread_pid: "task_struct.thread_pid",
     }
 }
 
@@ -202,20 +204,24 @@ impl Walk<'_> {
         let layout = &self.shared.kernel.task;
         let links = self.words(pids, layout.pid_tasks, "pid.tasks")?;
         // A pid without a thread is normal: it names a process group or session whose leader has gone.
-        let bases: Vec<u64> = links
-            .into_iter()
-            .flatten()
-            .filter(|link| *link != 0)
-            .map(|link| link.wrapping_sub(layout.pid_links.offset as u64))
-            .collect();
-        let mut found = Vec::with_capacity(bases.len());
-        let wanted: Vec<Field> = wanted(layout).into_iter().chain(more.iter().copied()).collect();
-        for bases in bases.chunks(STRUCTS_PER_ROUND) {
-            let images = self.shared.copies(bases, &wanted, "task_struct")?;
+        let base = |link: u64| link.wrapping_sub(layout.pid_links.offset as u64);
+        let named = |(pid, link): (&u64, Option<u64>)| Some((*pid, link.filter(|link| *link != 0).map(base)?));
+        let named: Vec<(u64, u64)> = pids.iter().zip(links).filter_map(named).collect();
+        let mut found = Vec::with_capacity(named.len());
+        let wanted: Vec<Field> = wanted(layout).chain(more.iter().copied()).collect();
+        for named in named.chunks(STRUCTS_PER_ROUND) {
+            let bases: Vec<u64> = named.iter().map(|(_, base)| *base).collect();
+            let images = self.shared.copies(&bases, &wanted, "task_struct")?;
             let creds: Vec<u64> = images.iter().flatten().map(|image| layout.real_cred.of(image)).collect();
             let uids = self.uids(&creds)?;
-            for (base, image) in bases.iter().zip(images.iter()) {
+            for ((pid, base), image) in named.iter().zip(images.iter()) {
                 let Some(image) = image else { continue };
+                // A repair writes into what is taken for a task: it must name the pid that names it.
+                let back = layout.thread_pid.map(|field| field.of(image));
+                if let Some(found) = back.filter(|back| back != pid) {
+                    self.report(*base, "task_struct.thread_pid", Fault::Mismatch { expected: *pid, found });
+                    continue;
+                }
                 if !self.seen.insert(*base) {
                     self.report(*base, "pid.tasks", Fault::Cycle);
                     continue;
@@ -248,8 +254,8 @@ fn offset(base: u64, bytes: usize) -> KernelVirt {
 }
 
 /// The members that a [`Task`] is made of.
-fn wanted(layout: &TaskLayout) -> [Field; 8] {
-    [
+fn wanted(layout: &TaskLayout) -> impl Iterator<Item = Field> {
+    let always = [
         layout.pid,
         layout.tgid,
         layout.comm,
@@ -258,7 +264,8 @@ fn wanted(layout: &TaskLayout) -> [Field; 8] {
         layout.real_cred,
         layout.real_parent,
         layout.start_time,
-    ]
+    ];
+    always.into_iter().chain(layout.thread_pid)
 }
 
 fn task(layout: &TaskLayout, base: u64, image: &[u8], uid: Option<u32>) -> Task {
