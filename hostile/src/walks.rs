@@ -191,7 +191,8 @@ pub(crate) fn kills(input: &[u8]) -> bool {
     memory.rounds = 0;
     let planned = kill::plan(kernel, &mut memory, KEY, &tasks, &victims);
     let (plan, _) = planned.expect("an image does not lose its path");
-    let killed = |task: &&Task| matches!(plan.fate_of(task.tgid), Some(fate) if !matches!(fate, Fate::Refused { .. }));
+    let is_refused = |fate: &Fate| matches!(fate, Fate::Refused { .. });
+    let killed = |task: &&Task| plan.fate_of(task.tgid).is_some_and(|fate| !is_refused(fate));
     let marks = |task: &Task| [kernel.pending_signals_of(task.address), kernel.thread_flags_of(task.address)];
     let own: HashSet<u64> = tasks.iter().filter(killed).flat_map(marks).flatten().map(|at| at.raw()).collect();
     for edit in &plan.edits {
