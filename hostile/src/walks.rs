@@ -182,8 +182,8 @@ pub(crate) fn processes(input: &[u8]) -> bool {
     !details.is_empty() && !users.is_empty()
 }
 
-/// Whatever is wrong in memory, what a repair would write is to be written into tasks that name the pid that names them,
-/// into memory that belongs to nobody, or into a timer wheel; and each place holds what the plan says it does.
+/// Whatever is wrong in memory, what a repair would write is to be written into tasks that name the pid that names
+/// them, into memory that belongs to nobody, or into a timer wheel; and each place holds what the plan says it does.
 pub(crate) fn kills(input: &[u8]) -> bool {
     let (kernel, mut memory) = damaged(&*MANY_PROCESSES, input);
     let (tasks, _) = task::walk(kernel, &mut memory, KEY).expect("an image does not lose its path");
