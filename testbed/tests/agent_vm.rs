@@ -94,15 +94,21 @@ impl BackdoorEnd {
         Self { stream, registered, thread: Some(thread) }
     }
 
-    /// The next registration of both regions, made after this call.
+    /// The next registration of both boxes, made after this call. The agent then has said all that it has to say for
+    /// some seconds: killed in the middle of a message, it would leave a torso, which this end cannot tell from a
+    /// message that is still coming.
     fn registrations(&self) -> [Registration; 2] {
         while self.registered.try_recv().is_ok() {}
-        loop {
-            let region = self.registered.recv_timeout(BOUND).expect("the agent registers");
+        let next = || self.registered.recv_timeout(BOUND).expect("the agent registers");
+        let sb = loop {
+            let region = next();
             if region.name == "sb" {
-                return [region, self.registered.recv_timeout(BOUND).expect("the second region follows")];
+                break region;
             }
-        }
+        };
+        let cb = next();
+        while next().name != killtable::layout::ANSWERS {}
+        [sb, cb]
     }
 }
 
