@@ -67,9 +67,7 @@ impl GuardedMemory {
     pub fn change(&self) -> RwLockWriteGuard<'_, Guarded> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl GuardedMemory {
     /// Opens a window for a peer; it gives no right.
     pub fn open_window(&self, rng: &mut impl Rng) -> Window {
         self.change().windows.open(rng)

@@ -5,9 +5,8 @@
 //!   key of the data   byte n is the n-th byte of all stretches; each is reached under the key that the list names
 //! ```
 //! What a peer writes into a list is not trusted: a list that is none, or another than an access names, refuses every
-//! use of its data, and whatever it
-//! names, the guard is asked again for each stretch of each access. A window therefore opens nothing that its peer
-//! could not reach by itself, and a key that ends closes it.
+//! use of its data, and whatever it names, the guard is asked again for each stretch of each access. A window therefore
+//! opens nothing that its peer could not reach by itself, and a key that ends closes it.
 //!
 //! Invariants: as many windows as peers, each of bounded size; nothing is written unless all stretches of a packet are
 //! permitted.

@@ -2,24 +2,21 @@
 //! what is written, in which sequence, what is not, and when raw writes take its place. The table's target takes orders
 //! up, or does not, as the test wants it.
 
-use std::fs;
-use std::io::Read as _;
-use std::path::Path;
+mod machine;
+
 use std::sync::atomic::AtomicU64;
 
 use control::backdoor::{FenceToken, LockToken, RegionEntry};
 use healing_modules::{Culprit, Evidence, Plan, Safety, Unsafe};
-use introspect::Kernel;
 use killtable::layout::{ANSWERS, ANSWERS_BYTES, ORDERS, ORDERS_BYTES, Refusal, answer};
 use killtable::reference::{Orders, Process};
 use killtable::{Ledger, Mark};
 use link::LinkFailure;
+use machine::kernel;
 use monitor::config::Hook;
 use monitor::repair::{Operation, RepairError, Table, conclude, operate_by};
 use remote_memory::image::Image;
 use remote_memory::{LinkError, Read, RemoteAddr, RemoteKey, RemoteRead, RemoteWrite, Rights, Warrant, WriteError};
-
-const MACHINE: &str = "linux-6.1-processes";
 
 /// The user with a hog of ten megabytes.
 const USER: u32 = 1002;
@@ -60,7 +57,7 @@ struct Patient {
 
 impl Patient {
     fn new(target: Target, spared: &[u32]) -> Self {
-        let image = Image::load(&unpacked(&format!("{MACHINE}.image.xz"))[..]).unwrap();
+        let image = machine::image();
         let words = |len| (0..len / 8).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
         let (orders, answers) = (words(ORDERS_BYTES), words(ANSWERS_BYTES));
         Ledger::open(&orders, &answers, TARGET, spared, 77).unwrap();
@@ -93,18 +90,6 @@ impl Patient {
             }
         }
     }
-}
-
-fn unpacked(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../introspect/tests/images").join(name);
-    let mut bytes = Vec::new();
-    xz2::read::XzDecoder::new(fs::File::open(path).unwrap()).read_to_end(&mut bytes).unwrap();
-    bytes
-}
-
-fn kernel() -> Kernel {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../introspect/tests/images/{MACHINE}.kernel.json"));
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
 impl RemoteRead for Patient {

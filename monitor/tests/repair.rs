@@ -1,15 +1,13 @@
 //! Repairs of a recorded machine: what is written, what is not, and what is said of it. The machine is Linux 6.1 with
 //! processes of several users; the table lets the test break everything that can break.
 
-use std::fs;
-use std::io::Read as _;
-use std::path::Path;
+mod machine;
 
 use control::backdoor::{FenceToken, LockToken, RegionEntry};
 use healing_modules::{Culprit, Evidence, MemHog, Plan, Safety, Unsafe};
-use introspect::Kernel;
 use introspect::linux::kill::Fate;
 use link::LinkFailure;
+use machine::kernel;
 use monitor::config::Hook;
 use monitor::repair::{Cure, RepairError, Table, operate, survivors, treat};
 use remote_memory::image::Image;
@@ -17,8 +15,6 @@ use remote_memory::{
     AccessError, LinkError, Read, RemoteAddr, RemoteKey, RemoteRead, RemoteWrite, Rights, Warrant, WriteError,
 };
 use std::time::Duration;
-
-const MACHINE: &str = "linux-6.1-processes";
 
 /// The user with a hog of ten megabytes.
 const HOG_USER: u32 = 1002;
@@ -52,7 +48,7 @@ struct Patient {
 
 impl Patient {
     fn new(mishap: Mishap) -> Self {
-        let image = Image::load(&unpacked(&format!("{MACHINE}.image.xz"))[..]).unwrap();
+        let image = machine::image();
         Self { image, mishap, is_locked: false, written: Vec::new(), unlocked: 0 }
     }
 
@@ -65,18 +61,6 @@ impl Patient {
 
 fn refused(why: &str) -> LinkFailure {
     LinkFailure::Refused { why: why.to_owned() }
-}
-
-fn unpacked(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../introspect/tests/images").join(name);
-    let mut bytes = Vec::new();
-    xz2::read::XzDecoder::new(fs::File::open(path).unwrap()).read_to_end(&mut bytes).unwrap();
-    bytes
-}
-
-fn kernel() -> Kernel {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../introspect/tests/images/{MACHINE}.kernel.json"));
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
 impl RemoteRead for Patient {

@@ -2,7 +2,8 @@
 //! that are slow, silent, dead or malicious do no harm to anything.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroup::CgroupLayout;
 use super::rss::{Rss, RssLayout};
-use super::{Beside, Task, walk_with};
+use super::{Task, walk_with};
 use crate::btf::{Btf, Field, layout};
 use crate::linux::walk::{Walk, distinct};
 use crate::memory::word;
@@ -136,9 +136,7 @@ pub fn details(
     mem: &mut dyn RemoteRead,
     ram: RemoteKey,
 ) -> Result<(Vec<Detail>, Vec<Damage>), LinkError> {
-    let (mut details, heads, damage) = with_heads(kernel, mem, ram)?;
-    let mut walk = Walk::new(kernel, mem, ram);
-    walk.damage = damage;
+    let Begun { mut walk, mut details, heads } = begin(kernel, mem, ram)?;
     let Some(layouts) = &kernel.details else { return Ok((details, walk.damage)) };
     walk.credentials(&mut details, &heads, &layouts.detail)?;
     walk.groups(&mut details, &heads, layouts)?;
@@ -160,16 +158,20 @@ pub fn essentials(
     mem: &mut dyn RemoteRead,
     ram: RemoteKey,
 ) -> Result<(Vec<Detail>, Vec<Damage>), LinkError> {
-    let (mut details, heads, damage) = with_heads(kernel, mem, ram)?;
-    let mut walk = Walk::new(kernel, mem, ram);
-    walk.damage = damage;
+    let Begun { mut walk, mut details, heads } = begin(kernel, mem, ram)?;
     let Some(layouts) = &kernel.details else { return Ok((details, walk.damage)) };
     walk.memory_of(&mut details, &heads, layouts)?;
     Ok((details, walk.damage))
 }
 
-/// All tasks with their place in the tree, and what their structs point to.
-fn with_heads(kernel: &Kernel, mem: &mut dyn RemoteRead, ram: RemoteKey) -> Result<Beside<Detail, Head>, LinkError> {
+/// A walk that has all tasks with their place in the tree, and what their structs point to.
+struct Begun<'a> {
+    walk: Walk<'a>,
+    details: Vec<Detail>,
+    heads: Vec<Head>,
+}
+
+fn begin<'a>(kernel: &'a Kernel, mem: &'a mut dyn RemoteRead, ram: RemoteKey) -> Result<Begun<'a>, LinkError> {
     let layouts = kernel.details.as_ref();
     let fields = layouts.map(Head::fields).unwrap_or_default();
     let of = |image: &[u8]| layouts.map_or_else(Head::default, |layouts| Head::of(layouts, image));
@@ -187,7 +189,7 @@ fn with_heads(kernel: &Kernel, mem: &mut dyn RemoteRead, ram: RemoteKey) -> Resu
     }
     let depths = depths(&tasks, &mut walk);
     let details = tasks.into_iter().zip(depths).map(|(task, depth)| bare(task, depth)).collect();
-    Ok((details, heads, walk.damage))
+    Ok(Begun { walk, details, heads })
 }
 
 fn bare(task: Task, depth: Option<u32>) -> Detail {
