@@ -58,9 +58,12 @@ impl Machine {
 /// The layout that the machine itself states in the text of `info mtree`, for the memory backend called `backend`;
 /// `None` if the text does not say, or what it says cannot be a layout of a file of `ram_bytes`.
 pub fn stated(mtree: &str, backend: &str, ram_bytes: u64) -> Option<Scatter> {
-    let system = mtree.split("address-space: memory").nth(1)?;
-    let system = system.split("address-space:").next()?;
-    let runs: Vec<Run> = system.lines().filter_map(|line| alias(line, backend)).collect();
+    // The trees come in any order, each under the names of all address spaces that it belongs to. Behind the last one
+    // regions are listed, which repeat the aliases.
+    let mut lines = mtree.lines().skip_while(|line| line.trim_end() != "address-space: memory");
+    lines.next()?;
+    let tree = lines.skip_while(|line| line.starts_with("address-space:")).take_while(|line| line.starts_with(' '));
+    let runs: Vec<Run> = tree.filter_map(|line| alias(line, backend)).collect();
     let total: u64 = runs.iter().map(|run| run.len).try_fold(0, u64::checked_add)?;
     let inside = runs.iter().all(|run| run.offset.checked_add(run.len).is_some_and(|end| end <= ram_bytes));
     if runs.is_empty() || total != ram_bytes || !inside {
@@ -127,6 +130,19 @@ address-space: VGA\r
     #[test]
     fn the_machine_s_own_word_is_understood() {
         assert_eq!(stated(MTREE, "mem", 2816 * MIB), Machine::Q35.layout(2816 * MIB));
+    }
+
+    #[test]
+    fn the_order_of_the_trees_does_not_matter() {
+        let expected = Machine::Q35.layout(2816 * MIB);
+        let (io, memory) = MTREE.split_once("address-space: memory").unwrap();
+        let (tree, vga) = memory.split_once("address-space: VGA").unwrap();
+        let last = format!("{io}address-space: VGA{vga}\r\naddress-space: memory{tree}memory-region: system{tree}");
+        assert_eq!(stated(&last, "mem", 2816 * MIB), expected, "the regions behind the last tree are not part of it");
+        let shared = MTREE.replace("address-space: memory", "address-space: cpu-memory-0\r\naddress-space: memory");
+        assert_eq!(stated(&shared, "mem", 2816 * MIB), expected);
+        let shared = MTREE.replace("address-space: memory", "address-space: memory\r\naddress-space: smm");
+        assert_eq!(stated(&shared, "mem", 2816 * MIB), expected);
     }
 
     #[test]
