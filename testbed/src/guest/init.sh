@@ -1,6 +1,7 @@
 #!/bin/sh
-# First process of a testbed guest. Brings up file systems, drivers and addresses, starts the services of
-# /etc/services in order, says "ready" on the control port and then does what the testbed asks for there.
+# First process of a testbed guest: mounts what every process needs, and buries whoever ends, as the init of any machine
+# does. It starts itself once more to bring up drivers and addresses, start the services of /etc/services in order, say
+# "ready" on the control port and then do what the testbed asks for there.
 #
 # Kernel parameters (separated by commas):
 #   backdoors.hostname=NAME     backdoors.addresses=10.0.0.2/24,fd00::2/64     backdoors.shares=TAG:/path
@@ -9,15 +10,19 @@
 # Out: "ready", and for each command "ID STATUS BYTES" on a line followed by BYTES of output.
 export PATH=/bin
 
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
-mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /tmp
-mount -t bpf bpf /sys/fs/bpf
-mkdir -p /dev/pts
-mount -t devpts devpts /dev/pts
+if [ $$ = 1 ]; then
+    /bin/busybox --install -s /bin
+    mount -t proc proc /proc
+    mount -t sysfs sysfs /sys
+    mount -t devtmpfs devtmpfs /dev
+    mount -t tmpfs tmpfs /run
+    mount -t tmpfs tmpfs /tmp
+    mount -t bpf bpf /sys/fs/bpf
+    mkdir -p /dev/pts
+    mount -t devpts devpts /dev/pts
+    /init &
+    while :; do wait; done
+fi
 
 say() { echo "init: $*" >/dev/console; }
 

@@ -1,8 +1,9 @@
 //! What drowns a machine (a fork bomb, a memory hog), the useful work that suffers from it, and what a context switch
-//! costs. Bombs and hogs run in guests only.
+//! costs, and those who must not suffer from a repair. Bombs and hogs run in guests only.
 
 mod bomb;
 mod hog;
+mod stay;
 mod switches;
 mod work;
 
@@ -28,6 +29,8 @@ enum Action {
     Bomb(bomb::Bomb),
     /// A controller whose children take memory.
     Hog(hog::Hog),
+    /// Processes that do no harm.
+    Stay(stay::Stay),
     /// A useful program: does the same piece of work again and again, and says how long each took, in milliseconds.
     Work(work::Work),
     /// What a context switch costs on the machine as it is now, in nanoseconds.
@@ -52,6 +55,7 @@ fn run() -> Result<()> {
     match arguments.action {
         Action::Bomb(bomb) => bomb.run(),
         Action::Hog(hog) => hog.run(),
+        Action::Stay(stay) => stay.run(),
         Action::Work(work) => work.run(),
         Action::Switches(switches) => switches.run(),
     }

@@ -7,8 +7,11 @@
 //! ```
 //! Without repair (`act = false`) the same is watched for a while: how long the useful work takes then.
 
+mod bystanders;
+mod illness;
+mod report;
+
 use std::{
-    fmt,
     fs::{self, File},
     io::BufReader,
     path::PathBuf,
@@ -17,15 +20,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
 use monitor::{
     clock::{Clock, Monotonic},
-    journal::{Event, Line, replay, timeline},
+    journal::{Event, timeline},
     kernel::{Listing, recipe::READY_MADE},
     recording::{self, Sample},
-    repair::OrderLine,
 };
-use serde::Serialize;
 use serde_json::json;
 
 use super::{
@@ -34,22 +34,11 @@ use super::{
     installation::{Installation, Order},
     progress::Progress,
 };
-
-/// The user that does it.
-const USER: u32 = 1000;
-
-/// Tasks of the whole guest, and processes of the user, that are too many. A guest without load has some 65.
-const TASKS_MAX: u32 = 100;
-const PROCESSES_MAX: u32 = 20;
-
-/// Memory of one process, in MiB, that is too much while little is free.
-const RSS_MAX_MIB: u64 = 8;
-
-/// Free pages of the guest below which memory is short: 48 MiB.
-const FREE_PAGES_MIN: u64 = 12_288;
-
-/// How long that may last, in milliseconds.
-const HOLD_MS: u32 = 100;
+use bystanders::{Bystanders, Spared};
+use illness::USER;
+pub use illness::{Hook, Illness, Variant};
+pub use report::Report;
+use report::judged;
 
 /// From the beginning to the cure, on a machine that is busy with other things.
 const BOUND: Duration = Duration::from_secs(120);
@@ -62,127 +51,6 @@ const WORK_LOG: &str = "/var/log/work";
 
 /// Pieces of work before, and after the cure.
 const PIECES: usize = 5;
-
-/// What the processes of a bomb do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Variant {
-    /// They compute.
-    Cpu,
-    /// They write files.
-    Io,
-    /// The classic line of a shell, which has no number.
-    Shell,
-    /// They sleep.
-    Sleepers,
-}
-
-/// By what the monitor ends processes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Hook {
-    /// By writes into the kernel's structures, while the guest stands still.
-    Raw,
-    /// By orders in the kill table of the guest's agent, while it runs.
-    Table,
-    /// By the table if there is one.
-    Auto,
-}
-
-impl fmt::Display for Hook {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Raw => "raw",
-            Self::Table => "table",
-            Self::Auto => "auto",
-        })
-    }
-}
-
-/// What is done to the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Illness {
-    /// Processes that make processes.
-    ForkBomb {
-        /// What they do.
-        variant: Variant,
-        /// How many.
-        procs: u32,
-    },
-    /// Processes that take memory.
-    MemHog {
-        /// How many.
-        procs: u32,
-        /// How much each takes, in MiB.
-        mib: u32,
-        /// Whether their controller makes those anew that die.
-        respawn: bool,
-    },
-}
-
-impl Illness {
-    /// The line of a shell that begins it.
-    fn line(self) -> String {
-        match self {
-            Self::ForkBomb { variant: Variant::Shell, .. } => {
-                format!("su u{USER} -s /bin/sh -c 'b() {{ while :; do b & done; }}; b'")
-            }
-            Self::ForkBomb { variant, procs } => {
-                let name = variant.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned());
-                format!("/bin/rogue --uid {USER} bomb --variant {name} --procs {procs}")
-            }
-            Self::MemHog { procs, mib, respawn } => {
-                let respawn = if respawn { " --respawn" } else { "" };
-                format!("/bin/rogue --uid {USER} hog --procs {procs} --mib {mib}{respawn}")
-            }
-        }
-    }
-
-    /// The sensor that shows it: the agent's, or the kernel's own.
-    fn sensor(self, agent: bool) -> &'static str {
-        match (self, agent) {
-            (Self::ForkBomb { .. }, true) => "tasks",
-            (Self::ForkBomb { .. }, false) => "NPROCS",
-            (Self::MemHog { .. }, true) => "free-pages",
-            (Self::MemHog { .. }, false) => "FREE_PAGES",
-        }
-    }
-
-    /// What an operator would configure against it.
-    fn policy(self, run: &Run) -> String {
-        let (act, agent) = (run.unrepaired_for.is_none(), run.order.agent);
-        let limit = match self {
-            Self::ForkBomb { .. } => u64::from(TASKS_MAX),
-            Self::MemHog { .. } => FREE_PAGES_MIN,
-        };
-        let module = match (self, run.own_module.as_deref()) {
-            (Self::ForkBomb { .. }, Some(program)) => {
-                format!("command = [{program:?}]\nsettings = {{ pattern = \"rogue|sh\", limit = 0 }}\n")
-            }
-            (Self::ForkBomb { .. }, None) => format!("use = \"forkbomb\"\ntoo_many_procs = {PROCESSES_MAX}\n"),
-            // A controller whose children come back dies with them: all of its user goes.
-            (Self::MemHog { respawn: true, .. }, _) => format!("use = \"memhog\"\nmax_rssuid_mib = {RSS_MAX_MIB}\n"),
-            (Self::MemHog { .. }, _) => format!("use = \"memhog\"\nmax_rss_mib = {RSS_MAX_MIB}\n"),
-        };
-        let (sensor, hook) = (self.sensor(agent), run.hook);
-        format!(
-            "\n[[target.rule]]\nsensors = \"{sensor}\"\nlimit = {limit}\nwindow_ms = {HOLD_MS}\n\n\
-             [target.repair]\nact = {act}\nhook = \"{hook}\"\nspare_uids = [0]\n\n\
-             [[target.repair.module]]\nsensors = [\"{sensor}\"]\n{module}"
-        )
-    }
-}
-
-impl fmt::Display for Illness {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ForkBomb { variant: Variant::Shell, .. } => f.write_str("a shell's fork bomb"),
-            Self::ForkBomb { procs, .. } => write!(f, "a fork bomb of {procs}"),
-            Self::MemHog { procs, mib, .. } => write!(f, "{procs} times {mib} MiB"),
-        }
-    }
-}
 
 /// What is run.
 #[derive(Clone, Debug)]
@@ -201,47 +69,6 @@ pub struct Run {
     pub order: Order,
     /// Where results are left.
     pub out: PathBuf,
-}
-
-/// What came of it. Times in milliseconds.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// It was cured, by repairs that the journal gives again, without a fence, and the guest is well. Without repair:
-    /// nothing was written.
-    pub pass: bool,
-    /// What was done.
-    pub illness: Illness,
-    /// By what it was to be repaired.
-    pub hook: Hook,
-    /// From the order to do it to the first sample out of bounds.
-    pub noticed_ms: Option<f64>,
-    /// From that sample to the end of the last culprit.
-    pub cured_ms: Option<f64>,
-    /// How long the guest stood still for each repair.
-    pub locked_ms: Vec<f64>,
-    /// How many processes each of them marked.
-    pub culprits: Vec<usize>,
-    /// For each that was ordered through the kill table: until it was in force, how many the guest says it ended, and
-    /// how many of them were asleep.
-    pub ordered: Vec<(f64, u64, u64)>,
-    /// Pieces of useful work before.
-    pub alone_ms: Vec<f64>,
-    /// Those that were begun or done while it was drowned.
-    pub drowned_ms: Vec<f64>,
-    /// Those after the cure.
-    pub after_ms: Vec<f64>,
-    /// Median of those after by the median of those alone.
-    pub after_by_alone: Option<f64>,
-    /// Without an agent: how long one sample of every ready-made kernel sensor takes, in microseconds, at the median.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sample_us: Option<f64>,
-    /// Processes of the user that are left.
-    pub left: u64,
-    /// Release of the guest's kernel.
-    pub kernel: String,
-    /// Why it did not pass.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub why: Vec<String>,
 }
 
 /// Runs it; result and journal are in `run.out` afterwards.
@@ -267,6 +94,8 @@ fn carry_out(run: &Run, installation: &mut Installation, progress: Progress) -> 
     progress.step("useful work alone");
     let passwd = format!("echo 'u{USER}:x:{USER}:{USER}::/tmp:/bin/sh' >> /etc/passwd; chmod 1777 /tmp");
     installation.vm.run(&passwd)?;
+    // What measures how long a piece takes begins when all others have.
+    let bystanders = Bystanders::begin(installation)?;
     let work = format!("(/bin/rogue work --ms {} >{WORK_LOG} 2>&1 </dev/null &)", run.piece.as_millis());
     installation.vm.run(&work)?;
     let alone_ms = wait_for_pieces(installation, PIECES)?;
@@ -274,24 +103,26 @@ fn carry_out(run: &Run, installation: &mut Installation, progress: Progress) -> 
     progress.step(format_args!("{}", run.illness));
     let begin_ns = Monotonic.now_ns();
     installation.vm.run_within(&format!("({}) </dev/null >/dev/null 2>&1 &", run.illness.line()), ANSWER_BOUND)?;
-    let drowned = match run.unrepaired_for {
+    let cured = match run.unrepaired_for {
         Some(time) => {
             thread::sleep(time);
             None
         }
         None => {
             wait_for_cure(installation)?;
-            Some(pieces(installation)?.len())
+            let drowned = pieces(installation)?.len();
+            Some((drowned, Monotonic.now_ns()))
         }
     };
     let mut report = judged(run, &incident::read(&installation.journal)?, begin_ns, installation.kernel.clone());
-    if let Some(drowned) = drowned {
+    if let Some((drowned, answered_ns)) = cured {
+        report.usable_ms = report.noticed_ms.map(|noticed| (answered_ns - begin_ns) as f64 / 1e6 - noticed);
         progress.step("cured; is the guest well?");
         // The piece under way has seen both.
         let all = wait_for_pieces(installation, drowned + 1 + PIECES)?;
         report.drowned_ms = all[alone_ms.len()..=drowned].to_vec();
         report.after_ms = all[drowned + 1..].to_vec();
-        look_after(installation, &mut report)?;
+        look_after(installation, &bystanders, &mut report)?;
         if !run.order.agent {
             look_at_sensors(installation, &mut report)?;
             if matches!(run.illness, Illness::ForkBomb { .. }) {
@@ -309,7 +140,12 @@ fn carry_out(run: &Run, installation: &mut Installation, progress: Progress) -> 
     Ok((report, timeline::text(&incident::read(&installation.journal)?)))
 }
 
-fn look_after(installation: &mut Installation, report: &mut Report) -> Result<()> {
+fn look_after(installation: &mut Installation, bystanders: &Bystanders, report: &mut Report) -> Result<()> {
+    report.spared = bystanders.look(installation, &incident::read(&installation.journal)?)?;
+    let Spared { killed, judged, .. } = &report.spared;
+    if !killed.is_empty() || !judged.is_empty() {
+        report.why.push(format!("bystanders were killed ({killed:?}) or judged ({judged:?})"));
+    }
     let count = format!("grep -l '^Uid:.{USER}' /proc/[0-9]*/status 2>/dev/null | wc -l");
     let left = installation.vm.run_within(&count, ANSWER_BOUND)?;
     report.left = left.text().trim().parse().context("a count of processes")?;
@@ -411,61 +247,4 @@ pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied()
-}
-
-fn ordered(order: &OrderLine) -> (f64, u64, u64) {
-    (order.acknowledged_ns as f64 / 1e6, order.ended, order.ended_asleep)
-}
-
-fn judged(run: &Run, lines: &[Line], begin_ns: u64, kernel: String) -> Report {
-    let mut why = Vec::new();
-    if run.unrepaired_for.is_none() && lines.iter().any(incident::is_act) {
-        why.push("it was taken for a hang".to_owned());
-    }
-    if !replay::reconsider(lines, false).iter().all(replay::Reconsidered::agrees) {
-        why.push("the journal does not give the decisions again".to_owned());
-    }
-    let after = || lines.iter().filter(|line| line.mono_ns >= begin_ns);
-    let sensor = run.illness.sensor(run.order.agent);
-    let noticed = after().find(|line| matches!(&line.event, Event::Suspicious { sensor: name, .. } if name == sensor));
-    let cured = after().find(|line| matches!(line.event, Event::Cured { .. }));
-    let ms = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
-    let repairs: Vec<_> = after()
-        .filter_map(|line| match &line.event {
-            Event::Repaired(repair) => Some(repair),
-            _ => None,
-        })
-        .collect();
-    let by_table = repairs.iter().filter(|repair| repair.order.is_some()).count();
-    let is_as_told = match run.hook {
-        Hook::Raw => by_table == 0,
-        Hook::Table => {
-            repairs.iter().all(|repair| repair.order.is_some() == repair.plan.is_some() && repair.locked_ns == 0)
-        }
-        Hook::Auto => true,
-    };
-    if !is_as_told {
-        why.push(format!("{by_table} of {} repairs were ordered, the hook was {}", repairs.len(), run.hook));
-    }
-    if run.unrepaired_for.is_some() && !repairs.is_empty() {
-        why.push("it was written to".to_owned());
-    }
-    Report {
-        pass: false,
-        illness: run.illness,
-        hook: run.hook,
-        noticed_ms: noticed.map(|line| ms(begin_ns, line.mono_ns)),
-        cured_ms: noticed.zip(cured).map(|(noticed, cured)| ms(noticed.mono_ns, cured.mono_ns)),
-        locked_ms: repairs.iter().map(|repair| repair.locked_ns as f64 / 1e6).collect(),
-        culprits: repairs.iter().map(|repair| repair.plan.as_ref().map_or(0, |plan| plan.culprits.len())).collect(),
-        ordered: repairs.iter().filter_map(|repair| repair.order.as_ref().map(ordered)).collect(),
-        alone_ms: Vec::new(),
-        drowned_ms: Vec::new(),
-        after_ms: Vec::new(),
-        after_by_alone: None,
-        sample_us: None,
-        left: 0,
-        kernel,
-        why,
-    }
 }
