@@ -2,6 +2,7 @@
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
+use super::runs;
 use crate::{client::Kind, fault::Fault, scenario::Aim, topology::Wire};
 
 /// The dimensions of a campaign.
@@ -94,17 +95,15 @@ impl Matrix {
     }
 }
 
-impl Case {
-    /// Names the case; equal names are the same run.
-    pub fn name(&self) -> String {
+impl runs::Case for Case {
+    fn name(&self) -> String {
         let family = if self.ipv6 { "mixed" } else { "ipv4" };
         let fault = self.aim.map_or(self.fault.name().to_owned(), |aim| format!("stop-in-{}", aim.name()));
         let Self { kernel, vcpus, sessions, seed, .. } = self;
         format!("{kernel}-{fault}-{vcpus}cpu-{sessions}x-{family}-{}-{seed}", self.wire.name())
     }
 
-    /// The arguments of `testbed run hang-download` that repeat it.
-    pub fn arguments(&self) -> Vec<String> {
+    fn arguments(&self) -> Vec<String> {
         let kinds: Vec<String> = self.kinds.iter().map(|kind| clap_name(*kind)).collect();
         let mut arguments: Vec<(&str, String)> = vec![
             ("--kernel", self.kernel.clone()),
@@ -116,15 +115,15 @@ impl Case {
             ("--seed", self.seed.to_string()),
         ];
         arguments.extend(self.aim.map(|aim| ("--aim", clap_name(aim))));
-        let mut arguments: Vec<String> =
-            arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
+        let options = arguments.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        let mut arguments: Vec<String> = std::iter::once("hang-download".to_owned()).chain(options).collect();
         arguments.extend(self.ipv6.then(|| "--ipv6".to_owned()));
         arguments
     }
 }
 
 /// The name under which the command line knows a value.
-fn clap_name(value: impl clap::ValueEnum) -> String {
+pub(super) fn clap_name(value: impl clap::ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
@@ -164,7 +163,7 @@ mod tests {
 
     #[test]
     fn no_two_runs_have_the_same_name() {
-        let names: HashSet<_> = matrix().cases(1, 500).iter().map(Case::name).collect();
+        let names: HashSet<_> = matrix().cases(1, 500).iter().map(runs::Case::name).collect();
         assert_eq!(names.len(), 500);
     }
 }

@@ -1,211 +1,68 @@
-//! A campaign: the matrix of faults, kernels, processors, sessions and cables, run again and again with new seeds.
+//! Campaigns: a matrix, run again and again with new seeds.
 //!
 //! ```text
-//!   cases (shuffled by the seed) ──► workers ──► testbed run hang-download …   a process and a sandbox for each
+//!   cases (shuffled by the seed) ──► workers ──► testbed run …   a process and a sandbox for each   runs.rs
 //!                                      │   ▲
-//!                       one JSON line ─┘   └── a saved guest: booted once for some dozens of runs
+//!                       one JSON line ─┘   └── a saved guest: booted once for some dozens of runs   guests.rs
 //! ```
 //!
-//! Each run is a process of its own, so that one that dies costs one line. Results are appended to a file, one JSON
-//! line per run; a campaign that is started again goes on where that file ends. Cases come in an order shuffled by the
-//! campaign's seed: wherever it is stopped, what has run covers the matrix evenly.
+//! [`crashes`]: faults, kernels, processors, sessions and cables (matrix.rs, summary.rs). [`repair`]: what drowns a
+//! guest, by what it is seen and ended. Cases come in an order shuffled by the campaign's seed: wherever it is stopped,
+//! what has run covers the matrix evenly. One that is started again goes on where its file ends.
 
 mod guests;
 mod matrix;
+pub mod repair;
+mod runs;
 mod summary;
 
-use std::{
-    collections::HashSet,
-    fs::{self, File, OpenOptions},
-    io::{BufRead, BufReader, Read, Write},
-    path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    thread,
-    time::{Duration, Instant},
-};
-
-use anyhow::{Context, Result, anyhow};
-use serde_json::{Value, json};
+use anyhow::Result;
+use serde_json::json;
 
 use guests::Guests;
-pub use matrix::{Case, Matrix};
+pub use matrix::Matrix;
+use runs::Equipment;
+pub use runs::Runs;
 pub use summary::Summary;
 
 use crate::scenario;
 
-/// A run that has not ended by then is ended and counted as failed: boot, recovery and clients have bounds of their own
-/// that add up to less.
-const RUN_BOUND: Duration = Duration::from_secs(300);
-
 /// How long sessions go on after a recovery, in milliseconds.
 const AFTERWARDS_MS: u64 = 500;
 
-/// What a campaign is asked for.
+/// What a campaign of crashes is asked for.
 #[derive(Clone, Debug)]
 pub struct Campaign {
-    /// The results, one JSON line per run.
-    pub results: PathBuf,
+    /// Where and how.
+    pub runs: Runs,
     /// Runs in all, those that the file holds already included.
-    pub runs: usize,
+    pub count: usize,
     /// Everything random follows from it.
     pub seed: u64,
     /// What is combined.
     pub matrix: Matrix,
     /// The monitor's deadline.
     pub deadline_ms: u64,
-    /// Runs at the same time.
-    pub parallel: usize,
     /// Runs that begin with the same boot of a guest.
     pub runs_per_boot: usize,
-    /// Put before the command of each run: a lock, `taskset`, …
-    pub through: Vec<String>,
 }
 
-/// Runs what is missing and returns the summary of all there is.
+/// Makes the runs of crashes that are missing and returns the summary of all there are.
 ///
 /// # Errors
 /// When results cannot be read or written, or a run cannot be started at all.
-pub fn campaign(order: &Campaign) -> Result<Summary> {
-    let mut lines = read(&order.results)?;
-    let done: HashSet<String> = lines.iter().filter_map(|line| line["case"].as_str().map(str::to_owned)).collect();
-    let cases = order.matrix.cases(order.seed, order.runs);
-    let missing: Vec<&Case> = cases.iter().filter(|case| !done.contains(&case.name())).collect();
-    eprintln!("campaign: {} runs, {} of them done before", cases.len(), cases.len() - missing.len());
+pub fn crashes(order: &Campaign) -> Result<Summary> {
+    let cases = order.matrix.cases(order.seed, order.count);
     let pool_slots = scenario::pool_for(order.matrix.sessions_max());
-    let guests = Guests::new(order.results.with_extension("guests"), order.runs_per_boot, pool_slots)?;
-    let file = append(&order.results)?;
-    let (next, results) = (AtomicUsize::new(0), Mutex::new((file, &mut lines)));
-    let worker = || -> Result<()> {
-        while let Some(case) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let line = run(case, order, &guests, pool_slots)?;
-            let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-            writeln!(results.0, "{line}").context("writing the result")?;
-            results.1.push(line.clone());
-            let words = if line["pass"] == true { "passed".to_owned() } else { format!("FAILED: {}", line["why"]) };
-            eprintln!("campaign: {}/{} {} {words}", results.1.len(), cases.len(), case.name());
-        }
-        Ok(())
-    };
-    thread::scope(|scope| {
-        let workers: Vec<_> = (0..order.parallel.max(1)).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow!("a worker panicked"))?)
+    let guests = Guests::new(order.runs.results.with_extension("guests"), order.runs_per_boot, pool_slots)?;
+    let lines = order.runs.all(&cases, |case| {
+        let guest = guests.take(&case.kernel, case.vcpus, || order.runs.testbed())?;
+        let (deadline, pool) = (order.deadline_ms.to_string(), pool_slots.to_string());
+        let saved = guest.file.display().to_string();
+        let options = [("--deadline-ms", deadline), ("--pool-slots", pool), ("--saved", saved)];
+        let afterwards = ("--afterwards-ms", AFTERWARDS_MS.to_string());
+        let arguments = options.into_iter().chain([afterwards]).flat_map(|(name, value)| [name.to_owned(), value]);
+        Ok(Equipment { arguments: arguments.collect(), noted: vec![("boot", json!(guest.boot))], held: guest })
     })?;
     Ok(Summary::of(&lines))
-}
-
-fn read(path: &Path) -> Result<Vec<Value>> {
-    let Ok(file) = File::open(path) else { return Ok(Vec::new()) };
-    let parse = |(number, line): (usize, std::io::Result<String>)| {
-        let line = line.with_context(|| format!("reading {}", path.display()))?;
-        serde_json::from_str(&line).with_context(|| format!("{}:{}: no result", path.display(), number + 1))
-    };
-    BufReader::new(file).lines().enumerate().map(parse).collect()
-}
-
-fn append(path: &Path) -> Result<File> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    }
-    OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("opening {}", path.display()))
-}
-
-/// This program, through whatever shall be before it.
-fn testbed(order: &Campaign) -> Result<Command> {
-    let program = std::env::current_exe().context("finding this program")?;
-    let mut command = match order.through.split_first() {
-        Some((first, rest)) => {
-            let mut command = Command::new(first);
-            command.args(rest).arg(program);
-            command
-        }
-        None => Command::new(program),
-    };
-    command.stdin(Stdio::null());
-    Ok(command)
-}
-
-/// One run; whatever comes of it is a line.
-fn run(case: &Case, order: &Campaign, guests: &Guests, pool_slots: u32) -> Result<Value> {
-    let guest = guests.take(&case.kernel, case.vcpus, || testbed(order))?;
-    let out = order.results.with_extension("failed").join(case.name());
-    fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
-    let log_path = out.join("run.log");
-    let log = File::create(&log_path).context("run.log")?;
-    let mut command = testbed(order)?;
-    command
-        .args(["run", "hang-download"])
-        .args(case.arguments())
-        .arg("--out")
-        .arg(&out)
-        .arg("--saved")
-        .arg(&guest.file);
-    command.args(["--deadline-ms", &order.deadline_ms.to_string(), "--pool-slots", &pool_slots.to_string()]);
-    command.args(["--afterwards-ms", &AFTERWARDS_MS.to_string()]);
-    let begun = Instant::now();
-    let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().context("starting a run")?;
-    let status = await_end(&mut child)?;
-    let mut said = String::new();
-    child.stdout.take().context("a run without output")?.read_to_string(&mut said).context("a run's output")?;
-    let last = said.lines().last().unwrap_or_default();
-    let mut line = match (status, serde_json::from_str::<Value>(last)) {
-        (Some(_), Ok(line @ Value::Object(_))) => line,
-        (Some(status), _) => no_result(&format!("no result, {status}"), &log_path),
-        (None, _) => no_result(&format!("no end within {} s", RUN_BOUND.as_secs()), &log_path),
-    };
-    line["case"] = json!(case.name());
-    line["arguments"] = json!(case.arguments().join(" "));
-    line["boot"] = json!(guest.boot);
-    line["seconds"] = json!((begun.elapsed().as_secs_f64() * 10.0).round() / 10.0);
-    if line["pass"] == true {
-        let _ = fs::remove_dir_all(&out); // drawings of runs without incident are of no use in such numbers
-    }
-    Ok(line)
-}
-
-/// The line of a run that has none, with what it said last: why it gave up, or what it was doing.
-fn no_result(what: &str, log: &Path) -> Value {
-    let said = fs::read(log).unwrap_or_default();
-    let said = String::from_utf8_lossy(&said);
-    let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-    json!({ "pass": false, "why": [format!("{what}: {}", last.trim())] })
-}
-
-/// Waits for a run's end; `None` if it had to be ended. Its sandbox is a process namespace: all in it ends with it.
-fn await_end(child: &mut Child) -> Result<Option<ExitStatus>> {
-    let begun = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().context("waiting for a run")? {
-            return Ok(Some(status));
-        }
-        if begun.elapsed() > RUN_BOUND {
-            child.kill().context("ending a run")?;
-            child.wait().context("ending a run")?;
-            return Ok(None);
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_run_that_gave_up_says_why_in_its_line() {
-        let log = std::env::temp_dir().join(format!("testbed-run-log-{}", std::process::id()));
-        let why = |said: &str| {
-            fs::write(&log, said).unwrap();
-            no_result("no result, exit status: 2", &log)["why"][0].as_str().unwrap().to_owned()
-        };
-        assert_eq!(
-            why("a guest boots\ntestbed: the clients say: : no way\n\n"),
-            "no result, exit status: 2: testbed: the clients say: : no way"
-        );
-        assert_eq!(why(""), "no result, exit status: 2: it said nothing");
-        fs::remove_file(&log).unwrap();
-    }
 }
