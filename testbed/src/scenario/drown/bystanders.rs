@@ -5,9 +5,13 @@
 //! or by the guest's own OOM killer, which says so in the kernel's log. A repair that has only *marked* one of them is
 //! found in the journal, whether it died or not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use monitor::journal::{Event, Line};
 use serde::Serialize;
 
@@ -27,7 +31,13 @@ const INNOCENT_USER: u32 = 1002;
 
 /// Starts them.
 const BEGIN: &str = "(/bin/rogue --uid SPARED stay --procs 12 --mib 12 & /bin/rogue --uid INNOCENT stay --procs 3 &) \
-                     </dev/null >/dev/null 2>&1";
+                     </dev/null >/var/log/bystanders 2>&1";
+
+/// How many that are.
+const STARTED: usize = 15;
+
+/// How often it is looked who is there.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What `/proc` says of every process; what is a thread of the kernel's has no memory, and is left out.
 const CENSUS: &str = "cat /proc/[0-9]*/stat 2>/dev/null; true";
@@ -60,13 +70,19 @@ impl Bystanders {
     pub(super) fn begin(installation: &mut Installation) -> Result<Self> {
         let begin = BEGIN.replace("SPARED", &SPARED_USER.to_string()).replace("INNOCENT", &INNOCENT_USER.to_string());
         installation.vm.run(&begin)?;
-        let expected = 15;
+        let begun = Instant::now();
         let mut before = census(installation)?;
         loop {
+            thread::sleep(LOOK_EVERY);
             let now = census(installation)?;
             before.retain(|pid, one| now.get(pid) == Some(one));
-            if before.values().filter(|(_, name)| name == "bystander").count() >= expected {
+            let started = before.values().filter(|(_, name)| name == "bystander").count();
+            if started >= STARTED {
                 return Ok(Self(before));
+            }
+            if begun.elapsed() > ANSWER_BOUND {
+                let said = installation.vm.run_within("cat /var/log/bystanders", ANSWER_BOUND)?.text();
+                bail!("{started} of {STARTED} bystanders live after {ANSWER_BOUND:?}: {said}");
             }
             before = now;
         }
