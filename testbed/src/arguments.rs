@@ -346,9 +346,10 @@ pub struct CampaignArguments {
 
 #[derive(Args)]
 pub struct RepairCampaignArguments {
-    /// Rounds: each has every illness once with an agent in the guest, and once without.
-    #[arg(long, default_value_t = 20)]
-    pub rounds: usize,
+    /// Runs in all, those already in the file included: each twelve of them have every illness once with an agent in
+    /// the guest, and once without.
+    #[arg(long, default_value_t = 240)]
+    pub runs: usize,
     /// The results, one JSON line per run.
     #[arg(long, default_value = "out/repairs.jsonl")]
     pub results: PathBuf,
@@ -359,7 +360,7 @@ pub struct RepairCampaignArguments {
     #[arg(long, value_delimiter = ',', default_value = "6.1,6.1-rt,6.12")]
     pub kernels: Vec<String>,
     /// Numbers of processes of a bomb; one is drawn for each run.
-    #[arg(long, value_delimiter = ',', default_value = "50,200,500")]
+    #[arg(long, value_delimiter = ',', default_value = "60,200,500")]
     pub procs: Vec<u32>,
     /// How long a piece of useful work takes alone, in milliseconds.
     #[arg(long, default_value_t = 300)]

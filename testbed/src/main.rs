@@ -173,10 +173,10 @@ fn run_campaign(arguments: CampaignArguments) -> Result<ExitCode> {
 }
 
 fn run_repair_campaign(arguments: RepairCampaignArguments) -> Result<ExitCode> {
-    let RepairCampaignArguments { rounds, results, seed, kernels, procs, piece_ms, .. } = arguments;
+    let RepairCampaignArguments { runs: count, results, seed, kernels, procs, piece_ms, .. } = arguments;
     let RepairCampaignArguments { deadline_ms, parallel, through, .. } = arguments;
     let runs = Runs { results, parallel, through };
-    let order = campaign::repair::Campaign { runs, rounds, seed, kernels, procs, piece_ms, deadline_ms };
+    let order = campaign::repair::Campaign { runs, count, seed, kernels, procs, piece_ms, deadline_ms };
     let summary = campaign::repair::repairs(&order)?;
     print!("{summary}");
     Ok(if summary.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -1,19 +1,17 @@
 //! The agent in a real guest, seen from where a backdoor sits: the host's end of the virtio port and raw guest RAM.
 
+mod port;
+
 use std::fs::File;
-use std::net::Shutdown;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::Command;
-use std::sync::mpsc::{self, Receiver};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use contbox::reader::{PoolInfo, parse_pool};
-use control::agent::{FromAgent, Registration, ToAgent};
-use control::{Channel, VERSION};
+use control::agent::Registration;
+use port::BackdoorEnd;
 use sensorbox::{Class, Reading, SensorBox};
 use testbed::fault::{Fault, build_lockup_module};
 use testbed::guest::{ImageSpec, Kernel, Service};
@@ -25,21 +23,11 @@ const PAGE: u64 = 4096;
 /// Generous: software emulation on a loaded machine.
 const BOUND: Duration = Duration::from_secs(180);
 
-/// Builds and finds the agent beside this test's own program.
-fn agent_program() -> PathBuf {
-    let built = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "target-agent"]).status().unwrap();
-    assert!(built.success(), "the agent does not build");
-    let this = std::env::current_exe().unwrap();
-    let debug = this.ancestors().nth(3).unwrap().join("debug/target-agent");
-    assert!(debug.is_file(), "{} is missing", debug.display());
-    debug
-}
-
 /// A guest with the agent and the lock-up module.
 fn boot(kernel: &str) -> Vm {
     let kernel = Kernel::cached(kernel).unwrap();
     let lockup = build_lockup_module(&kernel).unwrap();
-    let image = ImageSpec::new(kernel).program("target-agent", &agent_program()).extra_module(&lockup);
+    let image = ImageSpec::new(kernel).program("target-agent", &port::agent_program()).extra_module(&lockup);
     let image = image.service(Service {
         name: "agent".into(),
         command: "/bin/target-agent --pool-slots 64 --metrics 127.0.0.1:9793".into(),
@@ -61,63 +49,15 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Plays the backdoor at the host's end of the agent's port, and passes on what was registered.
-struct BackdoorEnd {
-    stream: UnixStream,
-    registered: Receiver<Registration>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl BackdoorEnd {
-    fn of(vm: &Vm) -> Self {
-        let stream = UnixStream::connect(vm.agent_socket()).unwrap();
-        let (register, registered) = mpsc::channel();
-        let mut channel = Channel::new(stream.try_clone().unwrap());
-        let thread = thread::spawn(move || {
-            let mut greeted = false;
-            while let Ok(message) = channel.receive() {
-                let answer = match message {
-                    FromAgent::Hello(hello) => {
-                        greeted = true;
-                        assert_eq!(hello.version, VERSION);
-                        ToAgent::Welcome { version: VERSION }
-                    }
-                    FromAgent::Register(region) => {
-                        assert!(greeted, "registration without a hello");
-                        register.send(region.clone()).unwrap();
-                        ToAgent::Registered { name: region.name }
-                    }
-                };
-                channel.send(&answer).unwrap();
-            }
-        });
-        Self { stream, registered, thread: Some(thread) }
-    }
-
-    /// The next registration of both boxes, made after this call. The agent then has said all that it has to say for
-    /// some seconds: killed in the middle of a message, it would leave a torso, which this end cannot tell from a
-    /// message that is still coming.
-    fn registrations(&self) -> [Registration; 2] {
-        while self.registered.try_recv().is_ok() {}
-        let next = || self.registered.recv_timeout(BOUND).expect("the agent registers");
-        let sb = loop {
-            let region = next();
-            if region.name == "sb" {
-                break region;
-            }
-        };
-        let cb = next();
-        while next().name != killtable::layout::ANSWERS {}
-        [sb, cb]
-    }
-}
-
-impl Drop for BackdoorEnd {
-    fn drop(&mut self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
-        let ended = self.thread.take().map(JoinHandle::join);
-        assert!(thread::panicking() || matches!(ended, Some(Ok(()))), "the agent broke the protocol");
-    }
+/// The next registration of both boxes, made after this call. The agent then has said all that it has to say for some
+/// seconds: killed in the middle of a message, it would leave a torso, which the port's end cannot tell from a message
+/// that is still coming.
+fn registrations(backdoor: &BackdoorEnd) -> [Registration; 2] {
+    backdoor.forget();
+    let sb = backdoor.registration("sb");
+    let cb = backdoor.next();
+    backdoor.registration(killtable::layout::ANSWERS);
+    [sb, cb]
 }
 
 /// Guest RAM as the backdoor sees it: below 3 GiB addresses in the guest are offsets in the file.
@@ -179,7 +119,7 @@ fn check(kernel: &str) {
     let mut vm = boot(kernel);
     let ram = Ram::of(&vm);
     let backdoor = BackdoorEnd::of(&vm);
-    let [sb, cb] = backdoor.registrations();
+    let [sb, cb] = registrations(&backdoor);
     assert_eq!((sb.name.as_str(), cb.name.as_str(), sb.writable, cb.writable), ("sb", "cb", false, false));
 
     sensors_show_the_idle_machine(&ram, &sb, &mut vm);
@@ -195,7 +135,7 @@ fn check(kernel: &str) {
 
     // A restarted agent: the connection stays, the agent says hello again and names the same pages.
     vm.run("kill -9 $(pidof target-agent)").unwrap();
-    assert_eq!(backdoor.registrations(), [sb.clone(), cb.clone()]);
+    assert_eq!(registrations(&backdoor), [sb.clone(), cb.clone()]);
     assert_eq!(ram.pool(&cb), pool);
     assert_eq!(ram.region(&cb)[last_slot as usize..][..8], *b"my state");
     assert!(one(&ram.sensors(&sb), "forks").value > forks, "a counter began anew");
@@ -207,7 +147,7 @@ fn check(kernel: &str) {
     // A restarted backdoor.
     drop(backdoor);
     let backdoor = BackdoorEnd::of(&vm);
-    assert_eq!(backdoor.registrations(), [sb.clone(), cb.clone()]);
+    assert_eq!(registrations(&backdoor), [sb.clone(), cb.clone()]);
 
     sensors_move_while_no_user_process_does(&ram, &sb, &mut vm);
 
@@ -247,7 +187,7 @@ fn programs_are_replaced_as_a_whole(backdoor: &BackdoorEnd, ram: &Ram, sb: &Regi
     for damage in ["mv programs-* programs-0", "rmdir programs-*/whole"] {
         let ticks = ram.values(sb, "tick");
         vm.run(&format!("cd /sys/fs/bpf/backdoors && {damage} && kill -9 $(pidof target-agent)")).unwrap();
-        assert_eq!(backdoor.registrations()[0], *sb);
+        assert_eq!(registrations(backdoor)[0], *sb);
         assert_eq!(vm.run(pinned).unwrap().text(), build, "after {damage}");
         assert!(ram.values(sb, "tick").iter().zip(&ticks).all(|(now, before)| now > before));
         all_advance(ram, sb, "tick");
@@ -286,7 +226,7 @@ fn a_kernel_that_spins_with_interrupts_is_told_from_one_that_takes_none() {
 fn spinning_with_interrupts_stops_switches_and_not_ticks() {
     let mut vm = boot("6.1");
     let (ram, backdoor) = (Ram::of(&vm), BackdoorEnd::of(&vm));
-    let [sb, _] = backdoor.registrations();
+    let [sb, _] = registrations(&backdoor);
     Fault::Softlock.inject(&mut vm).unwrap();
     all_stand_still(&ram, &sb, "switches");
     let stuck = ram.values(&sb, "switches");
@@ -297,7 +237,7 @@ fn spinning_with_interrupts_stops_switches_and_not_ticks() {
 fn spinning_without_interrupts_stops_ticks() {
     let mut vm = boot("6.1");
     let (ram, backdoor) = (Ram::of(&vm), BackdoorEnd::of(&vm));
-    let [sb, _] = backdoor.registrations();
+    let [sb, _] = registrations(&backdoor);
     Fault::Hardlock.inject(&mut vm).unwrap();
     all_stand_still(&ram, &sb, "tick");
     // Not only slow: given more time, it stays where it is.
@@ -314,10 +254,10 @@ fn a_halt_retires_the_progress_sensors_and_the_end_of_the_agent_does_not() {
     for line in Kernel::lines().unwrap() {
         let mut vm = boot(&line);
         let (ram, backdoor) = (Ram::of(&vm), BackdoorEnd::of(&vm));
-        let [sb, _] = backdoor.registrations();
+        let [sb, _] = registrations(&backdoor);
         for signal in ["KILL", "TERM"] {
             vm.run(&format!("kill -{signal} $(pidof target-agent)")).unwrap();
-            assert_eq!(backdoor.registrations()[0], sb);
+            assert_eq!(registrations(&backdoor)[0], sb);
             all_advance(&ram, &sb, "tick");
         }
         vm.run("(sleep 0.2; halt -f) >/dev/null 2>&1 &").unwrap();

@@ -81,3 +81,26 @@ fn stops_inside_handshakes_over_a_bad_cable_lose_no_client() {
     assert!(aimed.len() >= 3, "the guest came by: {lines:?}");
     assert!(lines.iter().all(|line| line["pass"] == true), "{lines:?}");
 }
+
+/// The first of a campaign of repairs: whoever was there before is there after the cure.
+#[test]
+fn a_campaign_of_repairs_cures_and_harms_nobody_else() {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("campaign-repairs");
+    let _ = fs::remove_dir_all(&out);
+    let results = out.join("repairs.jsonl");
+    let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
+        .args(["repair-campaign", "--runs", "2", "--seed", "4", "--kernels", "6.1", "--procs", "60", "--results"])
+        .arg(&results)
+        .output()
+        .expect("testbed can be started");
+    let (table, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{log}\n{table}", output.status);
+    assert!(table.contains("| all | 2 | 2 |"), "{table}");
+    let text = fs::read_to_string(&results).expect("the campaign leaves its results");
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect();
+    fs::remove_dir_all(&out).expect("the results are ours");
+    for line in &lines {
+        assert!(line["spared"]["watched"].as_u64() >= Some(15), "{line}");
+        assert_eq!(line["spared"]["killed"].as_array().map(Vec::len), Some(0), "{line}");
+    }
+}

@@ -35,6 +35,11 @@ fn check(result: &Value) {
     assert_eq!((&result["pass"], &result["why"]), (&Value::Bool(true), &Value::Null), "{result}");
     let culprits: u64 = result["culprits"].as_array().unwrap().iter().filter_map(Value::as_u64).sum();
     assert!(culprits > 0, "nobody was ended: {result}");
+    let spared = &result["spared"];
+    assert!(spared["watched"].as_u64() >= Some(15), "{result}");
+    for harm in ["killed", "judged"] {
+        assert_eq!(spared[harm].as_array().map(Vec::len), Some(0), "{result}");
+    }
     assert!(result["after_ms"].as_array().unwrap().len() >= 5, "no useful work after the cure: {result}");
 }
 

@@ -2,24 +2,21 @@
 //! the agent where it sleeps; whom nobody may end lives on, whatever stands in the table. Seen from where a backdoor
 //! sits: the host's end of the agent's port, and raw RAM. Slow.
 
+mod port;
 mod ram;
 
 use std::fs::OpenOptions;
-use std::net::Shutdown;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::Command;
-use std::sync::mpsc::{self, Receiver};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use control::agent::{FromAgent, Registration, ToAgent};
-use control::{Channel, VERSION};
+use control::agent::Registration;
 use introspect::linux::task::{self, Task};
 use introspect::{Extent, Kernel};
 use killtable::layout::{ANSWERS, ANSWERS_BYTES, ORDERS, Refusal};
 use killtable::{Answers, Mark, Order};
+use port::BackdoorEnd;
 use ram::Ram;
 use remote_memory::RemoteKey;
 use testbed::guest::{self, ImageSpec, Service};
@@ -43,51 +40,6 @@ const LEASE_MS: u32 = 30_000;
 /// Long enough for ticks, switches and sweeps of a guest to have done what they do.
 const A_WHILE: Duration = Duration::from_secs(2);
 
-/// Plays the backdoor at the host's end of the agent's port until it is dropped.
-struct BackdoorEnd {
-    stream: UnixStream,
-    registered: Receiver<Registration>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl BackdoorEnd {
-    fn of(vm: &Vm) -> Self {
-        let stream = UnixStream::connect(vm.agent_socket()).unwrap();
-        let (register, registered) = mpsc::channel();
-        let mut channel = Channel::new(stream.try_clone().unwrap());
-        let thread = thread::spawn(move || {
-            while let Ok(message) = channel.receive() {
-                let answer = match message {
-                    FromAgent::Hello(_) => ToAgent::Welcome { version: VERSION },
-                    FromAgent::Register(region) => {
-                        // Nobody listens any more when the test has what it wants.
-                        let _ = register.send(region.clone());
-                        ToAgent::Registered { name: region.name }
-                    }
-                };
-                channel.send(&answer).unwrap();
-            }
-        });
-        Self { stream, registered, thread: Some(thread) }
-    }
-
-    fn registration(&self, name: &str) -> Registration {
-        loop {
-            let region = self.registered.recv_timeout(BOUND).expect("the agent registers");
-            if region.name == name {
-                return region;
-            }
-        }
-    }
-}
-
-impl Drop for BackdoorEnd {
-    fn drop(&mut self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
-}
-
 struct Patient {
     vm: Vm,
     ram: Ram,
@@ -98,19 +50,10 @@ struct Patient {
     number: u64,
 }
 
-/// Builds and finds the agent beside this test's own program.
-fn agent_program() -> PathBuf {
-    let built = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "target-agent"]).status().unwrap();
-    assert!(built.success(), "the agent does not build");
-    let this = std::env::current_exe().unwrap();
-    let debug = this.ancestors().nth(3).unwrap().join("debug/target-agent");
-    assert!(debug.is_file(), "{} is missing", debug.display());
-    debug
-}
-
 impl Patient {
     fn boot(line: &str) -> Self {
-        let image = ImageSpec::new(guest::Kernel::cached(line).unwrap()).program("target-agent", &agent_program());
+        let image =
+            ImageSpec::new(guest::Kernel::cached(line).unwrap()).program("target-agent", &port::agent_program());
         let image = image.service(Service {
             name: "agent".into(),
             command: format!("/bin/target-agent --pool-slots 64 --spare-uid 0 --spare-uid {SPARED}"),

@@ -18,8 +18,9 @@ pub use summary::Summary;
 pub struct Campaign {
     /// Where and how.
     pub runs: Runs,
-    /// Rounds: each has every illness once in a guest with an agent, and once in one without.
-    pub rounds: usize,
+    /// Runs in all, those that the file holds already included: a round of twelve has every illness once in a guest
+    /// with an agent, and once in one without.
+    pub count: usize,
     /// Everything random follows from it.
     pub seed: u64,
     /// Lines of guest kernels; one is drawn for each run.
@@ -97,10 +98,11 @@ impl Campaign {
     fn cases(&self) -> Vec<Case> {
         let mut random = StdRng::seed_from_u64(self.seed);
         let mut cases = Vec::new();
-        for _ in 0..self.rounds {
+        while cases.len() < self.count {
             let all = ILLNESSES.iter().flat_map(|illness| [(*illness, true), (*illness, false)]);
             let mut round: Vec<Case> = all.map(|(illness, agent)| self.case(illness, agent, &mut random)).collect();
             round.shuffle(&mut random);
+            round.truncate(self.count - cases.len());
             cases.append(&mut round);
         }
         cases
@@ -146,21 +148,21 @@ mod tests {
 
     #[test]
     fn a_round_has_every_illness_with_and_without_an_agent_and_rounds_differ() {
-        let campaign = |rounds| Campaign {
+        let campaign = |count| Campaign {
             runs: Runs { results: PathBuf::new(), parallel: 1, through: Vec::new() },
-            rounds,
+            count,
             seed: 3,
             kernels: vec!["6.1".into(), "6.12".into()],
             procs: vec![50, 200],
             piece_ms: 300,
             deadline_ms: 2000,
         };
-        let cases = campaign(1).cases();
+        let cases = campaign(12).cases();
         let what: HashSet<_> = cases.iter().map(|case| (case.illness.name(), case.agent)).collect();
         assert_eq!((cases.len(), what.len()), (12, 12));
         assert!(cases.iter().all(|case| case.agent || case.hook == Hook::Raw));
-        let more = campaign(20).cases();
+        let more = campaign(245).cases();
         assert_eq!(more[..12], cases, "a longer campaign begins with the shorter");
-        assert_eq!(more.iter().map(Case::name).collect::<HashSet<_>>().len(), 240);
+        assert_eq!(more.iter().map(Case::name).collect::<HashSet<_>>().len(), 245);
     }
 }
