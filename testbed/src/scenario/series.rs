@@ -62,11 +62,11 @@ impl Kind {
 
     fn title(self) -> &'static str {
         match self {
-            Self::Cpu => "A fork bomb of processes that compute",
-            Self::Io => "A fork bomb of processes that write files",
-            Self::Sleepers => "A fork bomb of processes that sleep",
-            Self::Hog => "Processes that take 180 of 256 MiB together",
-            Self::Respawn => "The same, made anew by their controller",
+            Self::Cpu => "A bomb that computes",
+            Self::Io => "A bomb that writes files",
+            Self::Sleepers => "A bomb that sleeps",
+            Self::Hog => "Together they take 180 of 256 MiB",
+            Self::Respawn => "The same, made anew when they end",
         }
     }
 }
