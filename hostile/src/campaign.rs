@@ -67,18 +67,23 @@ pub fn run(target: &Target, seed: u64, mutations: u64) -> Result<Outcome> {
 }
 
 fn once(target: &Target, input: &[u8]) -> Result<(bool, Duration)> {
+    guarded(target.name, input, target.run)
+}
+
+/// What `run` makes of `input`, and how long that took.
+pub(crate) fn guarded<T>(name: &str, input: &[u8], run: fn(&[u8]) -> T) -> Result<(T, Duration)> {
     let began = Instant::now();
-    let accepted = match catch_unwind(AssertUnwindSafe(|| (target.run)(input))) {
-        Ok(accepted) => accepted,
+    let outcome = match catch_unwind(AssertUnwindSafe(|| run(input))) {
+        Ok(outcome) => outcome,
         Err(panic) => {
             let why = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
             let hex: String = input.iter().map(|byte| format!("{byte:02x}")).collect();
-            bail!("{}; input {hex}", why.unwrap_or("panicked"));
+            bail!("target {name}: {}; input {hex}", why.unwrap_or("panicked"));
         }
     };
     let took = began.elapsed();
     if took > RUN_MAX {
-        bail!("took {took:?}");
+        bail!("target {name}: took {took:?}");
     }
-    Ok((accepted, took))
+    Ok((outcome, took))
 }

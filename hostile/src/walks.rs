@@ -4,7 +4,7 @@
 //! An input: machine (u8), then damage: kind (u8) and operands. Kinds: 0 and 1, a pointer becomes another pointer of
 //! the machine (two u16 of [`Pointers`]); 2, a pointer becomes a number (u16, u64); 3, one byte (u16 of pointers, u8
 //! distance, u8); 4, a page is lost (u16); 5, one byte anywhere (u16 of pages, u16, u8); 6, a number anywhere (u16 of
-//! pages, u16, u64).
+//! pages, u16, u64); 7, a share of everything ([`Scatter`]: u8, u8, u64).
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -21,6 +21,7 @@ use remote_memory::image::Image;
 use remote_memory::{AccessError, LinkError, PAGE_BYTES, Read, RemoteKey, RemoteRead};
 
 use crate::program::Program;
+use crate::scatter::{Scatter, is_pointer};
 
 const KEY: RemoteKey = RemoteKey::new(1);
 const STOPPED: [&str; 2] = ["linux-6.1-5level", "linux-6.12-4level"];
@@ -65,7 +66,7 @@ fn load(name: &str) -> Machine {
         let mut raw = [0; 8];
         image.copy_out(place, &mut raw).expect("a page that is there");
         let value = u64::from_le_bytes(raw);
-        if value > 0xff00_0000_0000_0000 && value != u64::MAX {
+        if is_pointer(value) {
             places.push(place);
             values.push(value);
         }
@@ -75,8 +76,10 @@ fn load(name: &str) -> Machine {
 
 /// An image with damage over it.
 struct Damaged<'a> {
-    image: &'a Image,
+    machine: &'a Machine,
     pages: BTreeMap<u64, Option<[u8; PAGE_BYTES as usize]>>,
+    /// Over what the pages hold, and decided when they are read.
+    scattered: Vec<Scatter>,
     rounds: usize,
 }
 
@@ -86,7 +89,7 @@ impl Damaged<'_> {
             let number = at / PAGE_BYTES;
             let page = self.pages.entry(number).or_insert_with(|| {
                 let mut page = [0; PAGE_BYTES as usize];
-                self.image.copy_out(number * PAGE_BYTES, &mut page).map(|()| page)
+                self.machine.image.copy_out(number * PAGE_BYTES, &mut page).map(|()| page)
             });
             if let Some(page) = page {
                 page[(at % PAGE_BYTES) as usize] = *byte;
@@ -99,13 +102,26 @@ impl Damaged<'_> {
         let mut at = addr;
         while at < end {
             let here = (PAGE_BYTES - at % PAGE_BYTES).min(end - at) as usize;
-            let part = &mut into[(at - addr) as usize..][..here];
-            match self.pages.get(&(at / PAGE_BYTES)) {
-                Some(page) => part.copy_from_slice(&page.as_ref()?[(at % PAGE_BYTES) as usize..][..here]),
-                None => self.image.copy_out(at, part)?,
-            }
+            self.of_one_page(at, &mut into[(at - addr) as usize..][..here])?;
             at += here as u64;
         }
+        Some(())
+    }
+
+    fn of_one_page(&self, at: u64, into: &mut [u8]) -> Option<()> {
+        // Whole words: whether one is hit does not depend on which part of it is read.
+        let (before, len) = ((at % 8) as usize, into.len());
+        let mut words = [0; PAGE_BYTES as usize];
+        let words = &mut words[..(before + len).next_multiple_of(8)];
+        let start = at - before as u64;
+        match self.pages.get(&(at / PAGE_BYTES)) {
+            Some(page) => words.copy_from_slice(&page.as_ref()?[(start % PAGE_BYTES) as usize..][..words.len()]),
+            None => self.machine.image.copy_out(start, words)?,
+        }
+        for scatter in &self.scattered {
+            scatter.hit(start, words, &self.machine.values)?;
+        }
+        into.copy_from_slice(&words[before..before + len]);
         Some(())
     }
 }
@@ -125,13 +141,17 @@ impl RemoteRead for Damaged<'_> {
 fn damaged<'a>(machines: &'a [Machine], input: &[u8]) -> (&'a Kernel, Damaged<'a>) {
     let mut program = Program::new(input);
     let machine = &machines[usize::from(program.byte()) % machines.len()];
-    let mut memory = Damaged { image: &machine.image, pages: BTreeMap::new(), rounds: 0 };
+    let mut memory = Damaged { machine, pages: BTreeMap::new(), scattered: Vec::new(), rounds: 0 };
     for _ in 0..STEPS_MAX {
         if program.is_over() {
             break;
         }
         // Odd multipliers spread small operands over all pointers.
-        let kind = program.byte() % 7;
+        let kind = program.byte() % 8;
+        if kind == 7 {
+            memory.scattered.push(Scatter::read(&mut program));
+            continue;
+        }
         let first = usize::from(program.short()) * 40_503;
         let (place, page) = (machine.places[first % machine.places.len()], machine.pages[first % machine.pages.len()]);
         match kind {
@@ -167,30 +187,53 @@ pub(crate) fn last_words(input: &[u8]) -> bool {
     !records.is_empty()
 }
 
+/// How far walks over a damaged machine came.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Depth {
+    /// Tasks found.
+    pub tasks: usize,
+    /// Of them, those whose memory was counted, or who were marked.
+    pub reached: usize,
+    /// Users found, or edits planned.
+    pub found: usize,
+    /// Faults reported.
+    pub faults: usize,
+}
+
 /// What the processes and users of a damaged machine have is read within its bounds.
 pub(crate) fn processes(input: &[u8]) -> bool {
+    let depth = processes_depth(input);
+    depth.tasks > 0 && depth.found > 0
+}
+
+pub(crate) fn processes_depth(input: &[u8]) -> Depth {
     let (kernel, mut memory) = damaged(&*MANY_PROCESSES, input);
-    let (details, _) = task::details(kernel, &mut memory, KEY).expect("an image does not lose its path");
+    let (details, damage) = task::details(kernel, &mut memory, KEY).expect("an image does not lose its path");
     memory.rounds = 0;
-    let (users, _) = ucounts::walk(kernel, &mut memory, KEY).expect("an image does not lose its path");
+    let (users, more) = ucounts::walk(kernel, &mut memory, KEY).expect("an image does not lose its path");
     assert!(details.len() < OBJECTS_MAX && users.len() < OBJECTS_MAX, "more objects than pages hold");
     for one in &details {
         assert!(one.namespace.is_none_or(|namespace| namespace.level <= 32), "deeper than namespaces go");
         assert!(one.depth.is_none_or(|depth| depth as usize <= details.len()), "more generations than tasks");
         assert!(one.rss.is_none_or(|rss| rss.pages() < MEMORY_PAGES_MAX), "more resident than there is memory");
     }
-    !details.is_empty() && !users.is_empty()
+    let reached = details.iter().filter(|one| one.rss.is_some()).count();
+    Depth { tasks: details.len(), reached, found: users.len(), faults: damage.len() + more.len() }
 }
 
 /// Whatever is wrong in memory, what a repair would write is to be written into tasks that name the pid that names
 /// them, into memory that belongs to nobody, or into a timer wheel; and each place holds what the plan says it does.
 pub(crate) fn kills(input: &[u8]) -> bool {
+    kills_depth(input).found > 0
+}
+
+pub(crate) fn kills_depth(input: &[u8]) -> Depth {
     let (kernel, mut memory) = damaged(&*MANY_PROCESSES, input);
-    let (tasks, _) = task::walk(kernel, &mut memory, KEY).expect("an image does not lose its path");
+    let (tasks, damage) = task::walk(kernel, &mut memory, KEY).expect("an image does not lose its path");
     let victims: HashSet<u32> = tasks.iter().map(|task| task.tgid).collect();
     memory.rounds = 0;
     let planned = kill::plan(kernel, &mut memory, KEY, &tasks, &victims);
-    let (plan, _) = planned.expect("an image does not lose its path");
+    let (plan, more) = planned.expect("an image does not lose its path");
     let is_refused = |fate: &Fate| matches!(fate, Fate::Refused { .. });
     let killed = |task: &&Task| plan.fate_of(task.tgid).is_some_and(|fate| !is_refused(fate));
     let marks = |task: &Task| [kernel.pending_signals_of(task.address), kernel.thread_flags_of(task.address)];
@@ -204,7 +247,8 @@ pub(crate) fn kills(input: &[u8]) -> bool {
     }
     let spared = |task: &Task| task.tgid <= 1 || task.is_kernel_thread();
     assert!(tasks.iter().filter(|task| spared(task)).all(|task| !killed(&task)), "init or the kernel would die");
-    !plan.edits.is_empty()
+    let reached = plan.fates.iter().filter(|(_, fate)| !is_refused(fate)).count();
+    Depth { tasks: tasks.len(), reached, found: plan.edits.len(), faults: damage.len() + more.len() }
 }
 
 /// Every walk of a damaged machine ends within its bounds, and a queue it calls complete holds what the socket claims.
