@@ -7,6 +7,7 @@ use remote_memory::{KernelVirt, LinkError, PAGE_BYTES};
 
 use crate::btf::{Btf, TypeError};
 use crate::kallsyms;
+use crate::linux::contain::ContainLayout;
 use crate::linux::kill::KillLayout;
 use crate::linux::log::LogLayout;
 use crate::linux::task::{DetailLayouts, TaskLayout};
@@ -40,6 +41,7 @@ const SYMBOLS: &[&str] = &[
     "nr_threads",
     "page_offset_base",
     "pcpu_hot",
+    "pids_cgrp_subsys",
     "process_timeout",
     "real_mode_header",
     "tcp_hashinfo",
@@ -146,6 +148,7 @@ fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Ke
         ends: ends_hash(&btf, &symbols),
         log: LogLayout::resolve(&btf).ok(),
         kill: KillLayout::resolve(&btf).ok(),
+        contain: ContainLayout::resolve(&btf),
         reserved_bit: btf.count_of("PG_reserved").and_then(|bit| u8::try_from(bit).ok()),
         hot_task: btf.field_at("pcpu_hot.current_task").ok(),
         details: DetailLayouts::resolve(&btf),

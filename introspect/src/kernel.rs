@@ -6,6 +6,7 @@ use remote_memory::{GuestPhys, KernelVirt, LinkError, RemoteKey, RemoteRead};
 use serde::{Deserialize, Serialize};
 
 use crate::btf::Field;
+use crate::linux::contain::ContainLayout;
 use crate::linux::kill::KillLayout;
 use crate::linux::log::LogLayout;
 use crate::linux::task::{DetailLayouts, TaskLayout};
@@ -75,6 +76,9 @@ pub struct Kernel {
     /// Absent where timers are kept in another way, and in descriptions that were saved before this was read.
     #[serde(default)]
     pub(crate) kill: Option<KillLayout>,
+    /// Absent in descriptions that were saved before this was read.
+    #[serde(default)]
+    pub(crate) contain: Option<ContainLayout>,
     /// Number of the bit of `page.flags` that marks a page that is nobody's.
     #[serde(default)]
     pub(crate) reserved_bit: Option<u8>,

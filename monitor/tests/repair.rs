@@ -227,7 +227,7 @@ fn a_dry_run_does_not_even_lock() {
     let healer = MemHog { max_rss_mib: Some(5), ..MemHog::default() };
     let cure =
         treat(&mut patient, &kernel(), &healer, &Safety::default(), Hook::Raw, true, |_| panic!("no repair")).unwrap();
-    let Cure::DryRun(plan) = cure else { panic!("{cure:?}") };
+    let Cure::DryRun(plan, _) = cure else { panic!("{cure:?}") };
     assert_eq!((plan.policy.as_str(), plan.culprits.len(), plan.culprits[0].uid), ("MAX_RSS", 1, HOG_USER));
     let lenient = MemHog { max_rss_mib: Some(500), ..MemHog::default() };
     let cure = treat(&mut patient, &kernel(), &lenient, &Safety::default(), Hook::Raw, false, |_| panic!("no repair"))

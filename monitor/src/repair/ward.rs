@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use healing_modules::{Dispatcher, HealingModule};
 use introspect::Kernel;
+use introspect::linux::contain::Contained;
 use link::Link;
 
-use super::{Announced, Cure, Program, Standstill, Treated, discover, treat};
+use super::{Announced, Cure, Program, RepairError, Standstill, Treated, Ways, discover, give_back, treat};
 use crate::clock::{Clock, Monotonic};
 use crate::config::{Config, Module, Repair, Target};
 use crate::escalate::{Failure, Failures};
@@ -148,6 +149,7 @@ impl Ward {
             standstill: ward.standstill.clone(),
             failures: ward.failures.clone(),
             patient: None,
+            owed: Vec::new(),
         };
         let stop = Arc::clone(stop);
         let thread = thread::Builder::new().name(format!("ward {}", target.name));
@@ -172,6 +174,8 @@ struct Duty {
     failures: Failures,
     /// The link, and the kernel behind it in that life of the backdoor.
     patient: Option<(Link, Kernel, u64)>,
+    /// What was lent in repairs and could not be given back yet.
+    owed: Vec<Contained>,
 }
 
 impl Duty {
@@ -199,6 +203,10 @@ impl Duty {
                     continue;
                 }
                 next = Instant::now();
+            }
+            if !self.owed.is_empty() && !self.give_back() {
+                next = Instant::now() + CONNECT_AGAIN;
+                continue;
             }
             if raised.is_empty() || !self.partner.duty(&self.target.name).lets_repair() {
                 continue;
@@ -244,6 +252,32 @@ impl Duty {
         }
     }
 
+    /// Gives back what is owed; false if the target cannot be reached or held for that now.
+    fn give_back(&mut self) -> bool {
+        let Some((mut link, kernel, incarnation)) = self.patient.take() else { return false };
+        let mut table = Announced::new(&mut link, &self.standstill);
+        let outcome = give_back(&mut table, &kernel, &self.owed);
+        let is_over = match outcome {
+            Ok(limits) => {
+                self.journal.note(&self.target.name, Monotonic.now_ns(), Event::GivenBack { limits });
+                true
+            }
+            // Somebody else has written there meanwhile: theirs stands.
+            Err(RepairError::Changed { .. }) => true,
+            Err(why) => {
+                tracing::warn!(target_name = %self.target.name, %why, "limits cannot be given back yet");
+                false
+            }
+        };
+        if is_over {
+            self.owed.clear();
+        }
+        if link.ping().is_ok() && link.welcome().incarnation == incarnation {
+            self.patient = Some((link, kernel, incarnation));
+        }
+        is_over
+    }
+
     /// Leaves a treatment that failed to the watch, if the target is ill still.
     fn escalate(&self, module: HealingModule, why: String, raised: &BTreeSet<String>) {
         let asks = |sensor: &&String| self.dispatcher.concerned(sensor).contains(&module);
@@ -261,11 +295,16 @@ impl Duty {
         let name = healer.name().to_owned();
         let mut repairs = 0;
         let is_dry_run = !self.repair.act;
-        let (safety, hook) = (&self.repair.safety, self.repair.hook);
+        let safety = &self.repair.safety;
+        let ways = Ways { hook: self.repair.hook, contain: self.repair.contain.clone() };
+        let mut owed = Vec::new();
         // An order stops nothing, and announces no standstill: whoever hangs meanwhile hangs.
         let mut table = Announced::new(&mut link, &self.standstill);
-        let outcome = treat(&mut table, &kernel, healer, safety, hook, is_dry_run, |treated| {
+        let outcome = treat(&mut table, &kernel, healer, safety, ways, is_dry_run, |treated| {
             repairs += 1;
+            if treated.not_given_back.is_some() {
+                owed.extend(treated.operation.contained.iter().filter(|one| one.is_lent()).cloned());
+            }
             self.note_repair(policies, treated);
         });
         let failed = match &outcome {
@@ -283,10 +322,10 @@ impl Duty {
                 self.metrics.cures.inc();
                 Some(Event::Cured { module: name, repairs })
             }
-            Ok(Cure::DryRun(plan)) => {
+            Ok(Cure::DryRun(plan, contained)) => {
                 let proof = &plan.proof;
                 tracing::warn!(target_name = %self.target.name, module = %name, proof, "not repaired: act = false");
-                Some(Event::RepairWithheld { module: name, plan })
+                Some(Event::RepairWithheld { module: name, plan, contained })
             }
             Ok(Cure::Ill { why }) => Some(Event::NotCured { module: name, why }),
             Err(error) => Some(Event::NotCured { module: name, why: error.to_string() }),
@@ -298,6 +337,7 @@ impl Duty {
         if let Some(event) = event {
             self.journal.note(&self.target.name, Monotonic.now_ns(), event);
         }
+        self.owed.extend(owed);
         // A machine that was started anew has another kernel, or the same one elsewhere.
         if link.ping().is_ok() && link.welcome().incarnation == incarnation {
             self.patient = Some((link, kernel, incarnation));
@@ -311,7 +351,8 @@ impl Duty {
         self.metrics.repairs.inc();
         self.metrics.processes_ended.inc_by((culprits - treated.survivors.len()) as u64);
         let proof = operation.plan.as_ref().map_or("", |plan| plan.proof.as_str());
-        tracing::warn!(target_name = %self.target.name, culprits, proof, locked = ?operation.locked, "repaired");
+        let (locked, contained) = (operation.locked, operation.contained.len());
+        tracing::warn!(target_name = %self.target.name, culprits, contained, proof, ?locked, "repaired");
         let line = RepairLine {
             module: module.clone(),
             safety: self.repair.safety.clone(),
@@ -319,6 +360,9 @@ impl Duty {
             evidence: operation.evidence.clone(),
             plan: operation.plan.clone(),
             kill: operation.kill.clone(),
+            contain: self.repair.contain.clone(),
+            contained: operation.contained.clone(),
+            not_given_back: treated.not_given_back.clone(),
             locked_ns: operation.locked.as_nanos() as u64,
             order: operation.order.clone(),
             not_by_table: operation.not_by_table.clone(),

@@ -1,6 +1,7 @@
 //! Healing modules that are programs of their own: the example of the guide repairs a recorded machine, and programs
 //! that are slow, silent, dead or malicious do no harm to anything.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -102,6 +103,9 @@ fn treated(act: bool) -> (Patient, Outside, Vec<RepairLine>) {
             evidence: operation.evidence.clone(),
             plan: operation.plan.clone(),
             kill: operation.kill.clone(),
+            contain: BTreeSet::new(),
+            contained: Vec::new(),
+            not_given_back: None,
             locked_ns: 1,
             survivors: Vec::new(),
         });
@@ -119,7 +123,7 @@ fn treat_once(
 ) -> Result<(), RepairError> {
     if is_dry_run {
         let cure = treat(patient, &kernel(), program, safety, Hook::Raw, true, |_| panic!("no repair"))?;
-        assert!(matches!(cure, Cure::DryRun(_)), "{cure:?}");
+        assert!(matches!(cure, Cure::DryRun(..)), "{cure:?}");
         return Ok(());
     }
     let mut decide = |evidence: &Evidence| ask(program, Moment::Standstill, evidence).unwrap();
@@ -228,7 +232,7 @@ fn a_program_that_goes_by_what_changed_is_shown_both_looks() {
     let mut patient = Patient::new(Mishap::LockRefused);
     let cure =
         treat(&mut patient, &kernel(), &program, &Safety::default(), Hook::Raw, true, |_| panic!("no repair")).unwrap();
-    assert!(matches!(&cure, Cure::DryRun(plan) if plan.policy == "LATER"), "{cure:?}");
+    assert!(matches!(&cure, Cure::DryRun(plan, _) if plan.policy == "LATER"), "{cure:?}");
 }
 
 #[test]
