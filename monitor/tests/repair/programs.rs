@@ -145,7 +145,8 @@ fn the_example_of_the_guide_ends_whom_it_names_on_a_recorded_machine() {
     assert_eq!((plan.policy.as_str(), patient.unlocked), ("CROWD", 1));
     assert!(plan.culprits.iter().all(|culprit| culprit.comm == hog_name() && culprit.uid == HOG_USER), "{plan:?}");
     assert!(plan.proof.starts_with(&format!("user {HOG_USER} has")), "{}", plan.proof);
-    assert_eq!(patient.written.len(), 2 * plan.culprits.len());
+    let marks = lines[0].kill.edits.iter().filter(|edit| is_mark(edit)).count();
+    assert_eq!((patient.written.len(), marks), (lines[0].kill.edits.len(), 2 * plan.culprits.len()));
     let (patient, ..) = treated(false);
     assert!(patient.written.is_empty(), "a dry run");
 }
