@@ -13,6 +13,7 @@ use crate::linux::log::LogLayout;
 use crate::linux::task::{DetailLayouts, TaskLayout};
 use crate::linux::tcp::{EndsHash, TcpLayout, tables};
 use crate::linux::ucounts;
+use crate::living::ClockLayout;
 use crate::memory::{Memory, word};
 use crate::paging::{IMAGE_START, Space};
 use crate::sources::Sources;
@@ -47,6 +48,7 @@ const SYMBOLS: &[&str] = &[
     "tcp_hashinfo",
     "tcp_ipv6_hash_secret",
     "timer_bases",
+    "tk_core",
     "total_forks",
     "ucounts_hashtable",
     "vm_zone_stat",
@@ -149,6 +151,7 @@ fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Ke
         log: LogLayout::resolve(&btf).ok(),
         kill: KillLayout::resolve(&btf).ok(),
         contain: ContainLayout::resolve(&btf),
+        clock: ClockLayout::resolve(&btf),
         reserved_bit: btf.count_of("PG_reserved").and_then(|bit| u8::try_from(bit).ok()),
         hot_task: btf.field_at("pcpu_hot.current_task").ok(),
         details: DetailLayouts::resolve(&btf),

@@ -12,6 +12,7 @@ use crate::linux::log::LogLayout;
 use crate::linux::task::{DetailLayouts, TaskLayout};
 use crate::linux::tcp::{EndsHash, TcpLayout, TcpTable};
 use crate::linux::ucounts;
+use crate::living::ClockLayout;
 use crate::memory::Memory;
 use crate::paging::Space;
 use crate::sources::Sources;
@@ -79,6 +80,9 @@ pub struct Kernel {
     /// Absent in descriptions that were saved before this was read.
     #[serde(default)]
     pub(crate) contain: Option<ContainLayout>,
+    /// The same holds for the wall clock.
+    #[serde(default)]
+    pub(crate) clock: Option<ClockLayout>,
     /// Number of the bit of `page.flags` that marks a page that is nobody's.
     #[serde(default)]
     pub(crate) reserved_bit: Option<u8>,

@@ -90,6 +90,14 @@ pub trait Table {
         Err(LinkFailure::NoRegion(name.to_owned()))
     }
 
+    /// How often it was reset: each leaves a kernel in its memory that is not the one that lives.
+    ///
+    /// # Errors
+    /// See [`LinkFailure`].
+    fn resets(&mut self) -> Result<u64, LinkFailure> {
+        Ok(0)
+    }
+
     /// Its memory.
     fn memory(&mut self) -> &mut dyn RemoteWrite;
 }
@@ -114,6 +122,10 @@ impl Table for Link {
 
     fn region(&mut self, name: &str) -> Result<RegionEntry, LinkFailure> {
         Self::region(self, name)
+    }
+
+    fn resets(&mut self) -> Result<u64, LinkFailure> {
+        Ok(self.stats()?.resets)
     }
 
     fn memory(&mut self) -> &mut dyn RemoteWrite {
@@ -375,12 +387,13 @@ pub fn survivors(
     }
 }
 
-/// Finds the target's kernel.
+/// Finds the target's kernel, the one that lives.
 ///
 /// # Errors
 /// In a sentence.
 pub fn discover(table: &mut dyn Table) -> Result<Kernel, String> {
     let ram = table.ram().map_err(|failure| failure.to_string())?;
-    let extents = inspect::extents(&ram);
-    Kernel::discover(table.memory(), RemoteKey::new(ram.key), &extents).map_err(|error| error.to_string())
+    let resets = table.resets().map_err(|failure| failure.to_string())?;
+    let kernel = inspect::discover(table.memory(), &ram, resets);
+    kernel.map_err(|error| error.to_string())
 }

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use healing_modules::{Dispatcher, HealingModule};
 use introspect::Kernel;
 use introspect::linux::contain::Contained;
-use link::Link;
+use link::{Link, LinkFailure};
+use remote_memory::RemoteKey;
 
 use super::{Announced, Cure, Program, RepairError, Standstill, Treated, Ways, discover, give_back, treat};
 use crate::clock::{Clock, Monotonic};
@@ -24,9 +25,13 @@ use crate::inspect;
 use crate::journal::{Event, Journal, RepairLine};
 use crate::metrics::TargetMetrics;
 use crate::partner::Partner;
+use crate::sample::Life;
 
 /// How often a waiting ward looks whether the daemon is to end.
 const NOTICE: Duration = Duration::from_millis(100);
+
+/// How long a kernel that lives may leave its clock alone: one that idles without a tick does, for some seconds.
+const ALIVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// How soon a target that could not be reached is tried again.
 const CONNECT_AGAIN: Duration = Duration::from_secs(1);
@@ -150,11 +155,52 @@ impl Ward {
             failures: ward.failures.clone(),
             patient: None,
             owed: Vec::new(),
+            known: None,
         };
         let stop = Arc::clone(stop);
         let thread = thread::Builder::new().name(format!("ward {}", target.name));
         Ok((ward, Some(thread.spawn(move || duty.run(&words, &stop))?)))
     }
+}
+
+/// A target that is known.
+struct Patient {
+    link: Link,
+    kernel: Kernel,
+    life: Life,
+    /// When its kernel was found, and what its clock said then.
+    met: Instant,
+    clock_s: Option<u64>,
+}
+
+impl Patient {
+    fn meet(mut link: Link) -> Result<Self, String> {
+        let life = life(&mut link).map_err(|failure| failure.to_string())?;
+        let kernel = discover(&mut link)?;
+        let clock_s = clock_s(&mut link, &kernel)?;
+        Ok(Self { link, kernel, life, met: Instant::now(), clock_s })
+    }
+
+    /// Whether the kernel is still the one that lives. A machine that was started anew, or reset, has another one, or
+    /// the same elsewhere; and what looked like the living one after a reset may have been what that has left.
+    fn is_the_same(&mut self) -> bool {
+        if self.link.ping().is_err() || life(&mut self.link).ok() != Some(self.life) {
+            return false;
+        }
+        let may_be_dead = self.life.resets > 0 && self.clock_s.is_some() && self.met.elapsed() >= ALIVE_WITHIN;
+        !may_be_dead || clock_s(&mut self.link, &self.kernel).is_ok_and(|now| now > self.clock_s)
+    }
+}
+
+fn life(link: &mut Link) -> Result<Life, LinkFailure> {
+    let resets = link.stats()?.resets;
+    Ok(Life { incarnation: link.welcome().incarnation, resets })
+}
+
+/// What a kernel's clock says; `None` if it has none that is known.
+fn clock_s(link: &mut Link, kernel: &Kernel) -> Result<Option<u64>, String> {
+    let ram = link.region("ram").map_err(|failure| failure.to_string())?;
+    kernel.wall_clock_s(link.memory(), RemoteKey::new(ram.key)).map_err(|error| error.to_string())
 }
 
 /// The thread's end.
@@ -172,10 +218,11 @@ struct Duty {
     partner: Partner,
     standstill: Standstill,
     failures: Failures,
-    /// The link, and the kernel behind it in that life of the backdoor.
-    patient: Option<(Link, Kernel, u64)>,
-    /// What was lent in repairs and could not be given back yet.
+    /// The link, and the kernel behind it in this life of the target.
+    patient: Option<Patient>,
+    /// What was lent in repairs and could not be given back yet, in the life of the target that was known last.
     owed: Vec<Contained>,
+    known: Option<Life>,
 }
 
 impl Duty {
@@ -213,6 +260,10 @@ impl Duty {
             }
             let concerned: BTreeSet<_> = raised.iter().flat_map(|sensor| self.dispatcher.concerned(sensor)).collect();
             let mut is_raised = false;
+            if !self.patient.as_mut().is_some_and(Patient::is_the_same) {
+                self.patient = None;
+                continue;
+            }
             for module in concerned {
                 let failed = self.treat(module);
                 next = Instant::now() + self.repair.again;
@@ -234,14 +285,13 @@ impl Duty {
     /// Connects to the target and learns its kernel.
     fn meet(&mut self) -> bool {
         let met = inspect::connect(&self.config, &self.target).map_err(|error| format!("{error:#}"));
-        let learnt = met.and_then(|mut link| {
-            let kernel = discover(&mut link)?;
-            let incarnation = link.welcome().incarnation;
-            Ok((link, kernel, incarnation))
-        });
-        match learnt {
+        match met.and_then(Patient::meet) {
             Ok(patient) => {
-                tracing::info!(target_name = %self.target.name, kernel = %patient.1.release, "can be repaired");
+                tracing::info!(target_name = %self.target.name, kernel = %patient.kernel.release, "can be repaired");
+                // Limits of a kernel end with it.
+                if self.known.replace(patient.life) != Some(patient.life) {
+                    self.owed.clear();
+                }
                 self.patient = Some(patient);
                 true
             }
@@ -254,9 +304,12 @@ impl Duty {
 
     /// Gives back what is owed; false if the target cannot be reached or held for that now.
     fn give_back(&mut self) -> bool {
-        let Some((mut link, kernel, incarnation)) = self.patient.take() else { return false };
-        let mut table = Announced::new(&mut link, &self.standstill);
-        let outcome = give_back(&mut table, &kernel, &self.owed);
+        let Some(mut patient) = self.patient.take() else { return false };
+        if !patient.is_the_same() {
+            return false;
+        }
+        let mut table = Announced::new(&mut patient.link, &self.standstill);
+        let outcome = give_back(&mut table, &patient.kernel, &self.owed);
         let is_over = match outcome {
             Ok(limits) => {
                 self.journal.note(&self.target.name, Monotonic.now_ns(), Event::GivenBack { limits });
@@ -272,9 +325,7 @@ impl Duty {
         if is_over {
             self.owed.clear();
         }
-        if link.ping().is_ok() && link.welcome().incarnation == incarnation {
-            self.patient = Some((link, kernel, incarnation));
-        }
+        self.patient = patient.is_the_same().then_some(patient);
         is_over
     }
 
@@ -291,7 +342,7 @@ impl Duty {
     /// Treats the target; why it cannot be cured in place, if that is so.
     fn treat(&mut self, module: HealingModule) -> Option<String> {
         let (healer, policies) = (self.dispatcher.module(module)?, self.modules.get(&module)?);
-        let (mut link, kernel, incarnation) = self.patient.take()?;
+        let Patient { mut link, kernel, life, met, clock_s } = self.patient.take()?;
         let name = healer.name().to_owned();
         let mut repairs = 0;
         let is_dry_run = !self.repair.act;
@@ -338,10 +389,8 @@ impl Duty {
             self.journal.note(&self.target.name, Monotonic.now_ns(), event);
         }
         self.owed.extend(owed);
-        // A machine that was started anew has another kernel, or the same one elsewhere.
-        if link.ping().is_ok() && link.welcome().incarnation == incarnation {
-            self.patient = Some((link, kernel, incarnation));
-        }
+        let mut patient = Patient { link, kernel, life, met, clock_s };
+        self.patient = patient.is_the_same().then_some(patient);
         failed
     }
 
