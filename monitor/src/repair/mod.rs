@@ -18,6 +18,7 @@
 
 mod contain;
 mod evidence;
+mod patient;
 mod program;
 mod standstill;
 mod surgery;

@@ -11,13 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use healing_modules::{Dispatcher, HealingModule};
-use introspect::Kernel;
-use introspect::linux::contain::Contained;
-use link::{Link, LinkFailure};
-use remote_memory::RemoteKey;
-
-use super::{Announced, Cure, Program, RepairError, Standstill, Treated, Ways, discover, give_back, treat};
+use super::patient::Patient;
+use super::{Announced, Cure, Program, RepairError, Standstill, Treated, Ways, give_back, treat};
 use crate::clock::{Clock, Monotonic};
 use crate::config::{Config, Module, Repair, Target};
 use crate::escalate::{Failure, Failures};
@@ -26,12 +21,11 @@ use crate::journal::{Event, Journal, RepairLine};
 use crate::metrics::TargetMetrics;
 use crate::partner::Partner;
 use crate::sample::Life;
+use healing_modules::{Dispatcher, HealingModule};
+use introspect::linux::contain::Contained;
 
 /// How often a waiting ward looks whether the daemon is to end.
 const NOTICE: Duration = Duration::from_millis(100);
-
-/// How long a kernel that lives may leave its clock alone: one that idles without a tick does, for some seconds.
-const ALIVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// How soon a target that could not be reached is tried again.
 const CONNECT_AGAIN: Duration = Duration::from_secs(1);
@@ -161,46 +155,6 @@ impl Ward {
         let thread = thread::Builder::new().name(format!("ward {}", target.name));
         Ok((ward, Some(thread.spawn(move || duty.run(&words, &stop))?)))
     }
-}
-
-/// A target that is known.
-struct Patient {
-    link: Link,
-    kernel: Kernel,
-    life: Life,
-    /// When its kernel was found, and what its clock said then.
-    met: Instant,
-    clock_s: Option<u64>,
-}
-
-impl Patient {
-    fn meet(mut link: Link) -> Result<Self, String> {
-        let life = life(&mut link).map_err(|failure| failure.to_string())?;
-        let kernel = discover(&mut link)?;
-        let clock_s = clock_s(&mut link, &kernel)?;
-        Ok(Self { link, kernel, life, met: Instant::now(), clock_s })
-    }
-
-    /// Whether the kernel is still the one that lives. A machine that was started anew, or reset, has another one, or
-    /// the same elsewhere; and what looked like the living one after a reset may have been what that has left.
-    fn is_the_same(&mut self) -> bool {
-        if self.link.ping().is_err() || life(&mut self.link).ok() != Some(self.life) {
-            return false;
-        }
-        let may_be_dead = self.life.resets > 0 && self.clock_s.is_some() && self.met.elapsed() >= ALIVE_WITHIN;
-        !may_be_dead || clock_s(&mut self.link, &self.kernel).is_ok_and(|now| now > self.clock_s)
-    }
-}
-
-fn life(link: &mut Link) -> Result<Life, LinkFailure> {
-    let resets = link.stats()?.resets;
-    Ok(Life { incarnation: link.welcome().incarnation, resets })
-}
-
-/// What a kernel's clock says; `None` if it has none that is known.
-fn clock_s(link: &mut Link, kernel: &Kernel) -> Result<Option<u64>, String> {
-    let ram = link.region("ram").map_err(|failure| failure.to_string())?;
-    kernel.wall_clock_s(link.memory(), RemoteKey::new(ram.key)).map_err(|error| error.to_string())
 }
 
 /// The thread's end.
