@@ -109,9 +109,14 @@ impl Patient {
     }
 }
 
+/// The command that says which process waits for so long.
+fn waiting(seconds: u32) -> String {
+    format!("ps -o pid,args | awk '$2 == \"sleep\" && $3 == {seconds} {{ print $1 }}'")
+}
+
 /// Limits and scores of every process of a user, and of nobody else.
 fn check_processes(patient: &mut Patient) {
-    let of = |number: u32| format!("cat /proc/$(pgrep -f '^sleep {number}')");
+    let of = |number: u32| format!("cat /proc/$({})", waiting(number));
     let others = format!("{}/limits; {}/oom_score_adj", of(7201), of(7201));
     let before = patient.said(&others);
     let contained = patient.contain(1001, &[Means::Nproc, Means::Oom]);
@@ -140,7 +145,7 @@ fn check_cgroups(patient: &mut Patient) {
     }
     assert_eq!(patient.said(max), "0 0 max", "a stranger is in the third one");
     patient.until("nobody forks in a contained cgroup", "cat /tmp/said-own", |said| said.contains(NO_FORK));
-    patient.said("kill $(pgrep -f '^sleep 7301')");
+    patient.said(&format!("kill $({})", waiting(7301)));
     patient.until("a cgroup is gone", "rmdir /cg/any 2>/dev/null; ls /cg", |said| !said.contains("any"));
     assert_eq!(patient.give_back(&contained), 1, "the one that is there still");
     assert_eq!(patient.said("cat /cg/own/pids.max /cg/mixed/pids.max | xargs"), "30 max");
@@ -156,7 +161,7 @@ fn contained_processes_cannot_fork_and_their_kernel_says_what_was_written() {
         println!("kernel {line}");
         let mut patient = Patient::boot(&line);
         assert_eq!(patient.said("sh /etc/scene && echo set"), "set");
-        patient.until("they have started", "pgrep -f '^sleep 7.01' | wc -l", |said| said == "5");
+        patient.until("they have started", "ps -o args | grep -c '^sleep 7.01'", |said| said == "5");
         check_processes(&mut patient);
         check_cgroups(&mut patient);
         let complaints = "dmesg | grep -E 'WARNING|BUG|Oops|protection fault|stalls on|Call Trace'";

@@ -36,6 +36,8 @@ impl Guest {
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guest-images");
         let mut spec = VmSpec::new("living", &image.kernel().vmlinuz, &image.build(&folder).unwrap());
         spec.reboots = true;
+        // Room enough that one kernel does not come to lie on what is left of another.
+        spec.memory_mib = 1024;
         let mut vm = Vm::start(spec).unwrap();
         vm.wait_ready(BOUND).unwrap();
         let ram = Ram(File::open(vm.ram_path()).unwrap());

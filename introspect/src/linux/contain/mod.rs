@@ -71,6 +71,9 @@ pub(crate) struct ContainLayout {
     pids_controller: Option<usize>,
     /// `CSS_ONLINE`, of flags that say whether a cgroup has been removed.
     css_online: Option<u64>,
+    /// `CSS_DYING` of the same flags: set at once, while the other is taken away some time later.
+    #[serde(default)]
+    css_dying: Option<u64>,
 }
 
 impl ContainLayout {
@@ -79,8 +82,9 @@ impl ContainLayout {
         let members = Members::resolve(btf).ok()?;
         let is_known = members.limits.size >= (RLIMIT_NPROC + 1) * RLIMIT_BYTES && members.oom_score_adj.size == 2;
         let (pidtype_tgid, pids_controller) = (kind("PIDTYPE_TGID")?, kind("pids_cgrp_id"));
-        let css_online = btf.count_of("CSS_ONLINE").map(|bit| bit as u64);
-        is_known.then_some(Self { members, pidtype_tgid, pids_controller, css_online })
+        let [css_online, css_dying] =
+            ["CSS_ONLINE", "CSS_DYING"].map(|flag| btf.count_of(flag).map(|flag| flag as u64));
+        is_known.then_some(Self { members, pidtype_tgid, pids_controller, css_online, css_dying })
     }
 }
 
@@ -224,20 +228,24 @@ pub fn give_back(
         Measure::Nproc { .. } | Measure::Oom { .. } => None,
     });
     let lent: Vec<(u64, u64, &Edit)> = lent.collect();
-    let layout = kernel.contain.as_ref().and_then(|layout| Some((layout.pids()?, layout.css_online?)));
-    let (Some((members, online)), Some(pids)) = (layout, kernel.symbol("pids_cgrp_subsys")) else {
+    let layout = kernel.contain.as_ref().and_then(|layout| {
+        let online = layout.css_online?;
+        Some((layout.pids()?, online, online | layout.css_dying.unwrap_or(0)))
+    });
+    let (Some((members, online, of_life)), Some(pids)) = (layout, kernel.symbol("pids_cgrp_subsys")) else {
         return Ok(Vec::new());
     };
     let mut walk = Walk::new(kernel, mem, ram);
     let bases: Vec<u64> = lent.iter().map(|(state, ..)| *state).collect();
     let found = walk.gather(&bases, &members.all(), "pids_cgroup", |image| State::of(&members, image))?;
     let undone = lent.into_iter().zip(found).filter_map(|((_, serial, edit), found)| {
-        let found = found.filter(|it| it.controller == pids.raw() && it.serial == serial && it.flags & online != 0)?;
+        let found = found.filter(|it| it.controller == pids.raw() && it.serial == serial)?;
+        let is_there = found.flags & of_life == online;
         // What somebody has written since is theirs.
         let is_as_left = edit.now == found.limit.to_le_bytes();
         let Edit { at, was, now, what } = edit;
         let what = format!("{what}, given back");
-        is_as_left.then(|| Edit { at: *at, was: now.clone(), now: was.clone(), what })
+        (is_there && is_as_left).then(|| Edit { at: *at, was: now.clone(), now: was.clone(), what })
     });
     Ok(undone.collect())
 }
