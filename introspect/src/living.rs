@@ -1,8 +1,9 @@
-//! Which of several kernels in one memory lives: what a reset has left of earlier ones is as whole as the one that runs.
+//! Which of several kernels in one memory lives: what a reset has left of earlier ones is as whole as the one that
+//! runs.
 //!
-//! Time tells them apart, and also of a machine that stands still: the clock of a dead kernel stopped when it was reset,
-//! and that of its successor was set to a later time. A clock is one only if it agrees with itself: of what the next
-//! kernel has written over, hardly anything does.
+//! Time tells them apart, and also of a machine that stands still: the clock of a dead kernel stopped when it was
+//! reset, and that of its successor was set to a later time. A clock is one only if it agrees with itself: of what the
+//! next kernel has written over, hardly anything does.
 //!
 //! ```text
 //!   tk_core.timekeeper   xtime_sec + wall_to_monotonic.tv_sec  =  ktime_sec, or one less

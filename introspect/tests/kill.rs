@@ -1,5 +1,5 @@
-//! What would be written to end processes of recorded machines, sleepers by timers: and not where memory only looks like
-//! a timer wheel.
+//! What would be written to end processes of recorded machines, sleepers by timers: and not where memory only looks
+//! like a timer wheel.
 
 mod support;
 

@@ -9,8 +9,8 @@
 //! A marked thread cannot fork, and one that was woken dies within a tick: for these nothing would be won. But only one
 //! thread of a process is marked, and those that wait for a disk, a tracer or the freezer may be let go before it is.
 //!
-//! Invariants: nobody is contained but culprits of the plan, and of these no process of root or of whom the bounds spare;
-//! what is lent is given back in a standstill of its own, only where it is still what was written.
+//! Invariants: nobody is contained but culprits of the plan, and of these no process of root or of whom the bounds
+//! spare; what is lent is given back in a standstill of its own, only where it is still what was written.
 
 use std::collections::{BTreeSet, HashSet};
 

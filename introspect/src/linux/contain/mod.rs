@@ -6,7 +6,7 @@
 //!                           oom_score_adj      = 1000      the kernel's own killer takes it first
 //!        ─► css_set ─► pids_cgroup   limit     = 0         nobody in its cgroup makes one; given back afterwards
 //! ```
-//! Whose `signal_struct` is written to is proved as in `task::details`: it names the `struct pid` that names the leader.
+//! Whose `signal_struct` is written to is proved as in `task::details`: it names the `struct pid` of the leader.
 //! A `pids_cgroup` is one that names the controller of processes as its own, and is no root. Its limit holds for all
 //! below it too, so it is written to only if every process there is a culprit, or of a user whose processes culprits
 //! are; and if as many tasks were seen there as the kernel counts, so that nobody is there who was overlooked.
