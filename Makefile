@@ -20,12 +20,14 @@ bench: setup
 	$(CARGO) build --quiet --release --package monitor --package reinstate --examples
 	$(CARGO) run --quiet --release --package testbed -- bench
 
-# A million hostile inputs, a hundred thousand corruptions of recorded machines, then the whole matrix, a thousand
-# crashes, and 240 drowned machines: two hours or three. Stop it at any time; the matrices go on where they were.
+# A million hostile inputs, two million machines of which a share of everything is damaged, a hundred thousand
+# corruptions of recorded machines, then the whole matrix, a thousand crashes, and 240 drowned machines: two hours or
+# three. Stop it at any time; the matrices go on where they were.
 campaign: setup
 	scripts/setup --all
 	$(CARGO) build --quiet --release --workspace --bins
 	$(CARGO) run --quiet --release --package hostile -- --runs 1000000
+	$(CARGO) run --quiet --release --package hostile -- --scattered --runs 100000
 	BACKDOORS_CORRUPTIONS=100000 $(CARGO) test --quiet --release --package introspect a_corrupted_field
 	BACKDOORS_CORRUPTIONS=100000 $(CARGO) test --quiet --release --package introspect --test campaign every_walk
 	BACKDOORS_CORRUPTIONS=100000 $(CARGO) test --quiet --release --package testbed --test pipeline garbage

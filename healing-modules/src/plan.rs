@@ -115,6 +115,14 @@ impl Safety {
         if plan.culprits.len() > self.blast_cap {
             return Err(Unsafe::TooMany { culprits: plan.culprits.len(), cap: self.blast_cap });
         }
+        self.check_each(plan, evidence)
+    }
+
+    /// Checks each culprit of a plan, however many they are.
+    ///
+    /// # Errors
+    /// [`Unsafe`], the first reason found.
+    pub fn check_each(&self, plan: &Plan, evidence: &Evidence) -> Result<(), Unsafe> {
         for Culprit { pid, .. } in &plan.culprits {
             let seen = evidence.processes.binary_search_by_key(pid, |process| process.pid);
             let Some(process) = seen.ok().map(|at| &evidence.processes[at]).filter(|process| process.counts()) else {

@@ -19,6 +19,8 @@ mod messages;
 pub mod mutation;
 mod peer;
 mod program;
+pub mod scatter;
+pub mod scattered;
 mod walks;
 
 /// One thing that takes bytes from somebody who is not trusted.

@@ -7,11 +7,13 @@ use remote_memory::{KernelVirt, LinkError, PAGE_BYTES};
 
 use crate::btf::{Btf, TypeError};
 use crate::kallsyms;
+use crate::linux::contain::ContainLayout;
 use crate::linux::kill::KillLayout;
 use crate::linux::log::LogLayout;
 use crate::linux::task::{DetailLayouts, TaskLayout};
 use crate::linux::tcp::{EndsHash, TcpLayout, tables};
 use crate::linux::ucounts;
+use crate::living::ClockLayout;
 use crate::memory::{Memory, word};
 use crate::paging::{IMAGE_START, Space};
 use crate::sources::Sources;
@@ -40,11 +42,13 @@ const SYMBOLS: &[&str] = &[
     "nr_threads",
     "page_offset_base",
     "pcpu_hot",
+    "pids_cgrp_subsys",
     "process_timeout",
     "real_mode_header",
     "tcp_hashinfo",
     "tcp_ipv6_hash_secret",
     "timer_bases",
+    "tk_core",
     "total_forks",
     "ucounts_hashtable",
     "vm_zone_stat",
@@ -146,6 +150,8 @@ fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Ke
         ends: ends_hash(&btf, &symbols),
         log: LogLayout::resolve(&btf).ok(),
         kill: KillLayout::resolve(&btf).ok(),
+        contain: ContainLayout::resolve(&btf),
+        clock: ClockLayout::resolve(&btf),
         reserved_bit: btf.count_of("PG_reserved").and_then(|bit| u8::try_from(bit).ok()),
         hot_task: btf.field_at("pcpu_hot.current_task").ok(),
         details: DetailLayouts::resolve(&btf),

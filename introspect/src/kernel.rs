@@ -6,11 +6,13 @@ use remote_memory::{GuestPhys, KernelVirt, LinkError, RemoteKey, RemoteRead};
 use serde::{Deserialize, Serialize};
 
 use crate::btf::Field;
+use crate::linux::contain::ContainLayout;
 use crate::linux::kill::KillLayout;
 use crate::linux::log::LogLayout;
 use crate::linux::task::{DetailLayouts, TaskLayout};
 use crate::linux::tcp::{EndsHash, TcpLayout, TcpTable};
 use crate::linux::ucounts;
+use crate::living::ClockLayout;
 use crate::memory::Memory;
 use crate::paging::Space;
 use crate::sources::Sources;
@@ -75,6 +77,12 @@ pub struct Kernel {
     /// Absent where timers are kept in another way, and in descriptions that were saved before this was read.
     #[serde(default)]
     pub(crate) kill: Option<KillLayout>,
+    /// Absent in descriptions that were saved before this was read.
+    #[serde(default)]
+    pub(crate) contain: Option<ContainLayout>,
+    /// The same holds for the wall clock.
+    #[serde(default)]
+    pub(crate) clock: Option<ClockLayout>,
     /// Number of the bit of `page.flags` that marks a page that is nobody's.
     #[serde(default)]
     pub(crate) reserved_bit: Option<u8>,

@@ -26,6 +26,7 @@ mod discover_tests;
 mod kallsyms;
 mod kernel;
 pub mod linux;
+mod living;
 mod memory;
 mod paging;
 mod sources;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use control::backdoor::RegionEntry;
 use introspect::linux::tcp::TcpFilter;
 use introspect::linux::{log, machine, task, tcp};
-use introspect::{Damage, Extent, Kernel};
+use introspect::{Damage, DiscoverError, Extent, Kernel};
 use link::{Link, Options};
 use remote_memory::{PAGE_BYTES, Read, RemoteAddr, RemoteKey, RemoteRead};
 use serde::Serialize;
@@ -108,9 +108,10 @@ pub fn connect(config: &Config, target: &Target) -> Result<Link> {
 pub fn inspect(link: &mut Link, log_records: usize) -> Result<Inspection> {
     let welcome = link.welcome();
     let ram = link.region("ram")?;
+    let resets = link.stats()?.resets;
     let key = RemoteKey::new(ram.key);
     let memory = link.memory();
-    let kernel = Kernel::discover(memory, key, &extents(&ram))?;
+    let kernel = discover(memory, &ram, resets)?;
     let (log, mut damage) = log::tail(&kernel, memory, key, log_records)?;
     let (machine, more) = machine::summary(&kernel, memory, key)?;
     damage.extend(more);
@@ -128,6 +129,19 @@ pub fn inspect(link: &mut Link, log_records: usize) -> Result<Inspection> {
         sockets: sockets.iter().map(socket_line).collect(),
         damage: damage.iter().take(DAMAGE_MAX).map(Damage::to_string).collect(),
     })
+}
+
+/// Finds the kernel of a target that was reset so often. The first that is found lives unless there was a reset, which
+/// spares a look at all of a large memory.
+///
+/// # Errors
+/// [`DiscoverError`]
+pub(crate) fn discover(mem: &mut dyn RemoteRead, ram: &RegionEntry, resets: u64) -> Result<Kernel, DiscoverError> {
+    let (key, extents) = (RemoteKey::new(ram.key), extents(ram));
+    match resets {
+        0 => Kernel::discover(mem, key, &extents),
+        _ => Kernel::discover_living(mem, key, &extents),
+    }
 }
 
 /// The stretches of a target that are RAM, as its kernel is looked for in them.

@@ -289,7 +289,17 @@ fn print_repair(one: &replay::Reconsidered) {
         Again::Unanswered { why } => why.clone(),
     };
     let word = if one.agrees() { "agrees" } else { "DIFFERS" };
-    println!("{} repair at {}: {word}; journaled {}, {again}", one.target, one.mono_ns, said(&one.journaled));
+    let contained = match (one.contained, one.is_contained_rightly) {
+        (0, _) => String::new(),
+        (count, true) => format!("; {count} limits and scores contained its culprits"),
+        (count, false) => format!("; {count} limits and scores CONTAINED OTHERS or by other means"),
+    };
+    println!(
+        "{} repair at {}: {word}; journaled {}, {again}{contained}",
+        one.target,
+        one.mono_ns,
+        said(&one.journaled)
+    );
 }
 
 /// Runs until SIGTERM or SIGINT.

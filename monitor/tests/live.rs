@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use control::backdoor::{FenceToken, QueuePair, RegionEntry, Reply, Request};
+use control::backdoor::{FenceToken, QueuePair, RegionEntry, Reply, Request, Stats};
 use control::reinstate::{self, Assignment, Report};
 use control::{Channel, VERSION};
 use monitor::clock::{Clock, Monotonic};
@@ -132,6 +132,7 @@ fn answer(request: Request, server: &ServerHandle, fences: &Mutex<Vec<u64>>) -> 
             fences.lock().unwrap().push(Monotonic.now_ns());
             Reply::Fenced { token: FenceToken { target: "web".into(), epoch: 1, ram_key: 5, secret: 9 }, took_us: 10 }
         }
+        Request::Stats => Reply::Stats(Stats::default()),
         other => Reply::Refused { why: format!("{other:?} plays no part here") },
     }
 }

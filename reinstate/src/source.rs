@@ -40,6 +40,8 @@ const LINK_TRIES: u32 = 3;
 pub struct Source {
     link: Link,
     incarnation: u64,
+    /// How often it had been reset when its kernel was found: each reset makes another one.
+    resets: u64,
     kernel: Kernel,
 }
 
@@ -50,10 +52,17 @@ fn named<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> Result<T,
     result.map_err(|error| format!("{what}: {error}"))
 }
 
-fn discover(link: &mut Link) -> Result<Kernel, String> {
+/// The kernel that lives, and how often the target had been reset before.
+fn discover(link: &mut Link) -> Result<(Kernel, u64), String> {
     let ram = named("backdoor", link.region("ram"))?;
-    let extents = extents(&ram);
-    named("kernel of the target", Kernel::discover(link.memory(), RemoteKey::new(ram.key), &extents))
+    let resets = named("backdoor", link.stats())?.resets;
+    let (key, extents) = (RemoteKey::new(ram.key), extents(&ram));
+    let found = match resets {
+        // Spares a look at all of a large memory.
+        0 => Kernel::discover(link.memory(), key, &extents),
+        _ => Kernel::discover_living(link.memory(), key, &extents),
+    };
+    Ok((named("kernel of the target", found)?, resets))
 }
 
 fn extents(ram: &RegionEntry) -> Vec<Extent> {
@@ -72,8 +81,8 @@ impl Source {
         if welcome.target != assignment.target {
             return Err(format!("the backdoor at {} serves {}", assignment.backdoor, welcome.target));
         }
-        let kernel = discover(&mut link)?;
-        Ok(Self { incarnation: welcome.incarnation, link, kernel })
+        let (kernel, resets) = discover(&mut link)?;
+        Ok(Self { incarnation: welcome.incarnation, resets, link, kernel })
     }
 
     /// The target's kernel release.
@@ -89,12 +98,14 @@ impl Source {
     pub fn refresh(&mut self, filter: &TcpFilter) -> Result<Vec<IpAddr>, String> {
         named("backdoor", self.link.ping())?;
         let incarnation = self.link.welcome().incarnation;
+        let resets = named("backdoor", self.link.stats())?.resets;
         let ram = named("backdoor", self.link.region("ram"))?;
         let surveyed = tcp::survey(&self.kernel, self.link.memory(), RemoteKey::new(ram.key), filter);
         let survey = named("sockets of the target", surveyed)?;
         // A busy machine tears a chain now and then; a rebooted one has nothing where it was.
-        if incarnation != self.incarnation || (survey.sockets.is_empty() && !survey.damage.is_empty()) {
-            self.kernel = discover(&mut self.link)?;
+        let is_another = (incarnation, resets) != (self.incarnation, self.resets);
+        if is_another || (survey.sockets.is_empty() && !survey.damage.is_empty()) {
+            (self.kernel, self.resets) = discover(&mut self.link)?;
             self.incarnation = incarnation;
         }
         Ok(survey.sockets.iter().map(|socket| socket.peer.ip()).collect())

@@ -5,16 +5,17 @@
 
 mod ram;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use introspect::linux::contain::{self, Means, Request};
 use introspect::linux::task::{self, Detail};
-use introspect::linux::ucounts;
 use introspect::linux::variable::{self, Place, Variable};
+use introspect::linux::{kill, ucounts};
 use introspect::{Extent, Kernel};
 use ram::Ram;
 use remote_memory::RemoteKey;
@@ -40,12 +41,17 @@ const SCENE: &str = r#"
 set -e
 for user in 1001 1002 1003 1004; do echo u$user:x:$user:$user::/:/bin/sh; done >/etc/passwd
 mkdir -p /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && mkdir -p /sys/fs/cgroup/hogs/of-memory
+for group in . hogs; do echo +pids >/sys/fs/cgroup/$group/cgroup.subtree_control; done
+mkdir /sys/fs/cgroup/hogs/of-users /sys/fs/cgroup/mixed && echo 40 >/sys/fs/cgroup/hogs/of-users/pids.max
 cp /bin/file-server /tmp/server && chown 1003 /tmp/server && chmod 4755 /tmp/server
 run() { su u$1 -c "$2" >/dev/null 2>&1 & }
 run 1001 'exec sleep 99991'
+echo $! >/sys/fs/cgroup/hogs/of-users/cgroup.procs
 run 1001 'ulimit -u 77; exec sleep 99992'
 run 1002 'x=$(head -c 10000000 /dev/zero | tr \\0 x); sleep 99993; echo $x'
+echo $! >/sys/fs/cgroup/mixed/cgroup.procs
 run 1004 'exec /tmp/server --quiet --listen 127.0.0.1:7000 --root /tmp'
+echo $! >/sys/fs/cgroup/mixed/cgroup.procs
 unshare -p -f sleep 99994 >/dev/null 2>&1 &
 unshare -p -f unshare -p -f sleep 99995 >/dev/null 2>&1 &
 sleep 99996 >/dev/null 2>&1 &
@@ -151,6 +157,12 @@ impl Guest {
             let mut trace = Trace::new(ram);
             task::details(kernel, &mut trace, KEY).unwrap();
             ucounts::walk(kernel, &mut trace, KEY).unwrap();
+            let (tasks, _) = task::walk(kernel, &mut trace, KEY).unwrap();
+            let all: HashSet<u32> = tasks.iter().map(|task| task.tgid).collect();
+            kill::plan(kernel, &mut trace, KEY, &tasks, &all).unwrap();
+            let means = [Means::Nproc, Means::Pids, Means::Oom].into();
+            let request = Request { processes: all, means, ..Request::default() };
+            contain::plan(kernel, &mut trace, KEY, &tasks, &request).unwrap();
             trace.into_image().unwrap()
         });
         let path = |suffix: &str| PathBuf::from(format!("{}.{suffix}", prefix.display()));

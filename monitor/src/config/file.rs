@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use introspect::linux::contain::Means;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -97,6 +98,7 @@ pub(super) struct Repair {
     pub act: Option<bool>,
     #[serde(default)]
     pub hook: super::Hook,
+    pub contain: Option<Spanned<Vec<Means>>>,
     pub spare_uids: Option<Vec<u32>>,
     pub spare_comms: Option<Vec<String>>,
     pub blast_cap: Option<Spanned<usize>>,

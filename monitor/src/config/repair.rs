@@ -1,14 +1,16 @@
 //! `[target.repair]`: which healing modules treat a target, when they are asked, and what they must leave alone.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 use healing_modules::{ForkBomb, Healer, MemHog, Safety};
+use introspect::linux::contain::Means;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::{Checker, ConfigError, file};
-use crate::repair::Outside;
+use crate::repair::{self, Outside};
 
 /// How long after a treatment that did not help the next one begins, unless configured.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -56,6 +58,8 @@ pub struct Repair {
     pub act: bool,
     /// By what processes are ended.
     pub hook: Hook,
+    /// How culprits are contained that do not end at once.
+    pub contain: BTreeSet<Means>,
     /// What is never touched.
     pub safety: Safety,
     /// How long after a treatment that did not help the next one begins.
@@ -90,7 +94,20 @@ impl Checker<'_> {
         let again = table.again_s.as_ref().map(|value| self.time(value, 1.0, "target.repair.again_s")).transpose()?;
         let modules = table.module.iter().map(|module| self.module(module)).collect::<Result<_, _>>()?;
         let (act, escalate) = (table.act.unwrap_or(true), table.escalate.unwrap_or(false));
-        Ok(Repair { act, hook: table.hook, safety, again: again.unwrap_or(AGAIN), escalate, modules })
+        let contain = self.contain(table)?;
+        Ok(Repair { act, hook: table.hook, contain, safety, again: again.unwrap_or(AGAIN), escalate, modules })
+    }
+
+    fn contain(&self, table: &file::Repair) -> Result<BTreeSet<Means>, ConfigError> {
+        match (&table.contain, table.hook) {
+            (None, Hook::Table) => Ok(BTreeSet::new()),
+            (None, Hook::Raw | Hook::Auto) => Ok(repair::standard()),
+            (Some(means), Hook::Table) if !means.get_ref().is_empty() => {
+                let what = "an order in the kill table contains nobody; set hook to raw or auto, or leave this out";
+                Err(self.source.error(means.span(), "target.repair.contain", what))
+            }
+            (Some(means), _) => Ok(means.get_ref().iter().copied().collect()),
+        }
     }
 
     fn module(&self, table: &Spanned<file::Module>) -> Result<(Vec<String>, Module), ConfigError> {

@@ -1,5 +1,7 @@
 //! What a configuration must say, and the sentence for each way of getting it wrong.
 
+use introspect::linux::contain::Means;
+
 use super::*;
 
 const GOOD: &str = r#"[monitor]
@@ -304,6 +306,31 @@ fn a_repair_that_could_do_nothing_or_names_what_is_not_there_is_refused() {
         "repair = { hook = \"magic\", module = [{ use = \"forkbomb\", sensors = [\"tasks\"], too_many_procs = 1 }] }",
         "m.toml:12: target.repair.hook: unknown variant `magic`, expected one of `raw`, `table`, `auto`",
     );
+    let bomb = "module = [{ use = \"forkbomb\", sensors = [\"tasks\"], too_many_procs = 1 }]";
+    with(
+        &format!("repair = {{ contain = [\"rope\"], {bomb} }}"),
+        "m.toml:12: target.repair.contain: unknown variant `rope`, expected one of `nproc`, `pids`, `oom`",
+    );
+    with(
+        &format!("repair = {{ hook = \"table\", contain = [\"oom\"], {bomb} }}"),
+        "m.toml:12: target.repair.contain: an order in the kill table contains nobody; set hook to raw or auto, or \
+         leave this out",
+    );
+}
+
+#[test]
+fn who_does_not_end_at_once_is_contained_unless_that_is_not_wanted_or_orders_are_the_hook() {
+    let check = |words: &str, expected: &[Means]| {
+        let module = "module = [{ use = \"forkbomb\", sensors = [\"tasks\"], too_many_procs = 1 }]";
+        let text = GOOD.replace("[[target]]", &format!("[[target]]\nrepair = {{ {words} {module} }}"));
+        let repair = parsed(&text).unwrap().targets[0].repair.clone().unwrap();
+        assert_eq!(repair.contain.into_iter().collect::<Vec<_>>(), expected, "{words}");
+    };
+    check("", &[Means::Nproc, Means::Oom]);
+    check("hook = \"auto\",", &[Means::Nproc, Means::Oom]);
+    check("hook = \"table\",", &[]);
+    check("contain = [],", &[]);
+    check("contain = [\"pids\", \"nproc\"],", &[Means::Nproc, Means::Pids]);
 }
 
 #[test]

@@ -1,15 +1,18 @@
 //! The lines of a journal. What is written here is read by `monitor replay`, by the testbed and by people.
 
+use std::collections::BTreeSet;
+
 use control::backdoor::{Afterwards, FenceToken};
 use control::reinstate::Report;
 use healing_modules::outside;
 use healing_modules::{Alarm, Culprit, Evidence, Safety, Symptom};
+use introspect::linux::contain::{Contained, Means};
 use introspect::linux::kill::KillPlan;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Module, OnHang};
 use crate::detect::{Look, Plan};
-use crate::repair::OrderLine;
+use crate::repair::{self, OrderLine};
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -236,6 +239,14 @@ pub enum Event {
         module: String,
         /// What it wants done.
         plan: healing_modules::Plan,
+        /// Who would be contained, as the target was while it ran.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        contained: Vec<Contained>,
+    },
+    /// Limits that were lent and could not be given back after their repair were given back.
+    GivenBack {
+        /// How many; those of cgroups that are gone are not among them.
+        limits: usize,
     },
     /// A healing module finds nothing any more.
     Cured {
@@ -286,6 +297,15 @@ pub struct RepairLine {
     pub plan: Option<healing_modules::Plan>,
     /// What was written.
     pub kill: KillPlan,
+    /// By what means culprits were to be contained that do not end at once.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub contain: BTreeSet<Means>,
+    /// Who was, with what was there before and what was written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contained: Vec<Contained>,
+    /// Why limits that were lent were not given back when the repair was over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_given_back: Option<String>,
     /// How long the target stood still, in nanoseconds.
     pub locked_ns: u64,
     /// What was ordered instead, and what the target answered, if the kill table was the hook.
@@ -302,6 +322,11 @@ impl RepairLine {
     /// The plan that module, bounds and evidence give again. `None` if the module is another program, which is not run.
     pub fn derived(&self) -> Option<Option<healing_modules::Plan>> {
         Some(self.module.healer()?.diagnose(&self.evidence, self.earlier.as_ref(), &self.safety))
+    }
+
+    /// Whether nobody was contained but culprits, by means that were configured.
+    pub fn is_contained_rightly(&self) -> bool {
+        repair::is_of(&self.contained, self.plan.as_ref(), &self.safety, &self.contain)
     }
 
     /// Whether the plan is one that a program could make of that evidence, within the bounds.

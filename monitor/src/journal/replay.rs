@@ -66,6 +66,10 @@ pub struct Reconsidered {
     pub journaled: Option<Plan>,
     /// What comes of it again.
     pub again: Again,
+    /// Measures that contained somebody.
+    pub contained: usize,
+    /// Whether nobody was contained but culprits, by means that were configured.
+    pub is_contained_rightly: bool,
 }
 
 /// What comes of a repair when it is looked at again.
@@ -88,6 +92,10 @@ pub enum Again {
 impl Reconsidered {
     /// Whether nothing speaks against the journaled decision.
     pub fn agrees(&self) -> bool {
+        self.is_contained_rightly && self.is_decided_again()
+    }
+
+    fn is_decided_again(&self) -> bool {
         match &self.again {
             Again::Decided(plan) => *plan == self.journaled,
             Again::Checked { is_in_bounds } => *is_in_bounds,
@@ -105,6 +113,8 @@ pub fn reconsider(lines: &[Line], runs_programs: bool) -> Vec<Reconsidered> {
             target: line.target.clone(),
             mono_ns: line.mono_ns,
             journaled: repair.plan.clone(),
+            contained: repair.contained.len(),
+            is_contained_rightly: repair.is_contained_rightly(),
             again: match (repair.derived(), &repair.module) {
                 (Some(derived), _) => Again::Decided(derived),
                 (None, Module::Program(outside)) if runs_programs => ask(&mut programs, outside, &line.target, repair),

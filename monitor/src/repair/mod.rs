@@ -16,7 +16,9 @@
 //! in part (`tests/repair.rs`, `tests/kill_table.rs`); every edit is harmless by itself and after those before it, so
 //! that a path that breaks half-way leaves a healthy kernel.
 
+mod contain;
 mod evidence;
+mod patient;
 mod program;
 mod standstill;
 mod surgery;
@@ -24,10 +26,12 @@ mod table;
 mod treat;
 mod ward;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use control::backdoor::{LockToken, RegionEntry};
 use healing_modules::{Culprit, Evidence, Plan, Safety, Unanswered, Unsafe};
+use introspect::linux::contain::{Contained, Means};
 use introspect::linux::kill::{self, KillPlan};
 use introspect::{Damage, Kernel};
 use killtable::OrderError;
@@ -36,6 +40,8 @@ use link::{Link, LinkFailure};
 use remote_memory::{LinkError, RemoteKey, RemoteWrite, WriteError};
 
 use crate::inspect;
+use contain::Case;
+pub use contain::{Ways, give_back, is_of, standard};
 pub use evidence::{Findings, look};
 pub use program::{Outside, Program};
 pub use standstill::{Announced, Standstill};
@@ -85,6 +91,14 @@ pub trait Table {
         Err(LinkFailure::NoRegion(name.to_owned()))
     }
 
+    /// How often it was reset: each leaves a kernel in its memory that is not the one that lives.
+    ///
+    /// # Errors
+    /// See [`LinkFailure`].
+    fn resets(&mut self) -> Result<u64, LinkFailure> {
+        Ok(0)
+    }
+
     /// Its memory.
     fn memory(&mut self) -> &mut dyn RemoteWrite;
 }
@@ -109,6 +123,10 @@ impl Table for Link {
 
     fn region(&mut self, name: &str) -> Result<RegionEntry, LinkFailure> {
         Self::region(self, name)
+    }
+
+    fn resets(&mut self) -> Result<u64, LinkFailure> {
+        Ok(self.stats()?.resets)
     }
 
     fn memory(&mut self) -> &mut dyn RemoteWrite {
@@ -217,6 +235,10 @@ pub struct Operation {
     pub plan: Option<Plan>,
     /// What was written, and what it means for each process.
     pub kill: KillPlan,
+    /// How culprits were contained that do not end at once.
+    pub contained: Vec<Contained>,
+    /// Why nobody was ended, and culprits were only contained.
+    pub beyond: Option<Unsafe>,
     /// How long the target stood still.
     pub locked: Duration,
     /// The order that was given instead, if one was.
@@ -238,10 +260,27 @@ pub fn operate(
     safety: &Safety,
     decide: &mut dyn FnMut(&Evidence) -> Option<Plan>,
 ) -> Result<Operation, RepairError> {
+    operate_and_contain(table, kernel, reason, safety, &BTreeSet::new(), decide)
+}
+
+/// As [`operate`], and contains those of them who will not end at once; where the plan is beyond the blast cap, ends
+/// nobody and contains all of them.
+///
+/// # Errors
+/// See [`RepairError`].
+pub fn operate_and_contain(
+    table: &mut dyn Table,
+    kernel: &Kernel,
+    reason: &str,
+    safety: &Safety,
+    contain: &BTreeSet<Means>,
+    decide: &mut dyn FnMut(&Evidence) -> Option<Plan>,
+) -> Result<Operation, RepairError> {
     let ram = table.ram().map_err(RepairError::Region)?;
     let begin = Instant::now();
     let token = table.lock(reason, LEASE_MS).map_err(RepairError::NotLocked)?;
-    let outcome = in_the_standstill(table, kernel, RemoteKey::new(ram.key), &token, safety, decide);
+    let bounds = Bounds { safety, contain };
+    let outcome = in_the_standstill(table, kernel, RemoteKey::new(ram.key), &token, &bounds, decide);
     // Also after a failure: the lease is for those who die.
     let unlocked = table.unlock(&token).map_err(RepairError::NotUnlocked);
     let mut operation = outcome?;
@@ -250,12 +289,32 @@ pub fn operate(
     Ok(operation)
 }
 
+/// What a repair may do.
+struct Bounds<'a> {
+    safety: &'a Safety,
+    contain: &'a BTreeSet<Means>,
+}
+
+impl Bounds<'_> {
+    /// Why nobody may be ended although culprits may be contained; `None` if the plan may be carried out.
+    fn beyond(&self, plan: &Plan, evidence: &Evidence) -> Result<Option<Unsafe>, Unsafe> {
+        match self.safety.check(plan, evidence) {
+            Ok(()) => Ok(None),
+            Err(beyond @ Unsafe::TooMany { .. }) if !self.contain.is_empty() => {
+                self.safety.check_each(plan, evidence)?;
+                Ok(Some(beyond))
+            }
+            Err(other) => Err(other),
+        }
+    }
+}
+
 fn in_the_standstill(
     table: &mut dyn Table,
     kernel: &Kernel,
     ram: RemoteKey,
     token: &LockToken,
-    safety: &Safety,
+    bounds: &Bounds<'_>,
     decide: &mut dyn FnMut(&Evidence) -> Option<Plan>,
 ) -> Result<Operation, RepairError> {
     let begin = Instant::now();
@@ -265,14 +324,26 @@ fn in_the_standstill(
     let Some(plan) = decide(&evidence) else {
         return Ok(Operation { evidence, damage, ..Operation::default() });
     };
-    safety.check(&plan, &evidence)?;
+    let beyond = bounds.beyond(&plan, &evidence)?;
     let processes = plan.culprits.iter().map(|culprit| culprit.pid).collect();
-    let (kill, more) = kill::plan(kernel, memory, ram, &tasks, &processes)?;
+    let (kill, mut more) = match beyond {
+        None => kill::plan(kernel, memory, ram, &tasks, &processes)?,
+        Some(_) => (KillPlan::default(), Vec::new()),
+    };
+    let may_end = beyond.is_none().then_some(&kill);
+    let case = Case { kernel, tasks: &tasks, evidence: &evidence, safety: bounds.safety, plan: &plan, kill: may_end };
+    let (contained, wrong) = case.contained(memory, ram, bounds.contain)?;
+    more.extend(wrong);
     let planned = begin.elapsed();
+    match beyond {
+        Some(beyond) if contained.is_empty() => return Err(beyond.into()),
+        _ if contained.is_empty() => {}
+        _ => carry_out(memory, &token.fenced(), &contain::edits(&contained))?,
+    }
     carry_out(memory, &token.fenced(), &kill.edits)?;
     tracing::debug!(?looked, ?planned, carried_out = ?begin.elapsed(), edits = kill.edits.len(), "in the standstill");
     let damage = damage.into_iter().chain(more).collect();
-    Ok(Operation { evidence, plan: Some(plan), kill, damage, ..Operation::default() })
+    Ok(Operation { evidence, plan: Some(plan), kill, contained, beyond, damage, ..Operation::default() })
 }
 
 /// Looks at the target as it is now.
@@ -317,12 +388,13 @@ pub fn survivors(
     }
 }
 
-/// Finds the target's kernel.
+/// Finds the target's kernel, the one that lives.
 ///
 /// # Errors
 /// In a sentence.
 pub fn discover(table: &mut dyn Table) -> Result<Kernel, String> {
     let ram = table.ram().map_err(|failure| failure.to_string())?;
-    let extents = inspect::extents(&ram);
-    Kernel::discover(table.memory(), RemoteKey::new(ram.key), &extents).map_err(|error| error.to_string())
+    let resets = table.resets().map_err(|failure| failure.to_string())?;
+    let kernel = inspect::discover(table.memory(), &ram, resets);
+    kernel.map_err(|error| error.to_string())
 }

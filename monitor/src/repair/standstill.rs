@@ -86,6 +86,10 @@ impl Table for Announced<'_> {
         self.table.region(name)
     }
 
+    fn resets(&mut self) -> Result<u64, LinkFailure> {
+        self.table.resets()
+    }
+
     fn memory(&mut self) -> &mut dyn RemoteWrite {
         self.table.memory()
     }

@@ -27,7 +27,7 @@ use link::LinkFailure;
 use remote_memory::{HookWord, RemoteAddr, RemoteKey, Rights, Warrant};
 use serde::{Deserialize, Serialize};
 
-use super::{Findings, Operation, PATIENCE, RepairError, Table, look_at, operate};
+use super::{Findings, Operation, PATIENCE, RepairError, Table, Ways, look_at, operate_and_contain};
 use crate::config::Hook;
 
 /// How long a target may take to take an order up. Each processor looks 200 times a second, from an interrupt.
@@ -61,26 +61,27 @@ pub struct OrderLine {
     pub declined: u64,
 }
 
-/// Repairs by the hook that is configured.
+/// Repairs by the hook that is configured. An order contains nobody: whom it names is ended wherever it is met.
 ///
 /// # Errors
 /// See [`RepairError`].
 pub fn operate_by(
-    hook: Hook,
+    ways: impl Into<Ways>,
     table: &mut dyn Table,
     kernel: &Kernel,
     reason: &str,
     safety: &Safety,
     decide: &mut dyn FnMut(&Evidence) -> Option<Plan>,
 ) -> Result<Operation, RepairError> {
+    let Ways { hook, contain } = ways.into();
     let by_table = match hook {
-        Hook::Raw => return operate(table, kernel, reason, safety, decide),
+        Hook::Raw => return operate_and_contain(table, kernel, reason, safety, &contain, decide),
         Hook::Table | Hook::Auto => by_order(table, kernel, safety, decide),
     };
     match by_table {
         Err(why) if hook == Hook::Auto && is_table_s_fault(&why) => {
             tracing::warn!(%why, "the kill table is of no use; by raw writes then");
-            let operation = operate(table, kernel, reason, safety, decide)?;
+            let operation = operate_and_contain(table, kernel, reason, safety, &contain, decide)?;
             Ok(Operation { not_by_table: Some(why.to_string()), ..operation })
         }
         outcome => outcome,

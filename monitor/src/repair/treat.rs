@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use healing_modules::{Culprit, Evidence, Healer, Moment, Plan, Safety};
 use introspect::Kernel;
-use introspect::linux::kill::Fate;
+use introspect::linux::contain::Contained;
+use introspect::linux::kill::{self, Fate};
+use remote_memory::RemoteKey;
 
-use super::{Findings, Operation, PATIENCE, RepairError, Table, conclude, look_at, operate_by, survivors};
-use crate::config::Hook;
+use super::contain::{Case, give_back};
+use super::{Findings, Operation, PATIENCE, RepairError, Table, Ways, conclude, look_at, operate_by, survivors};
 
 /// Repairs of one treatment. A bomb is over after one, a hog whose controller starts it anew after a few; what needs
 /// more than this is not cured by more of it.
@@ -22,6 +24,8 @@ pub struct Treated {
     pub operation: Operation,
     /// Culprits that live on.
     pub survivors: Vec<Culprit>,
+    /// Why limits that were lent were not given back; they are owed still.
+    pub not_given_back: Option<String>,
 }
 
 /// How a treatment ended.
@@ -29,8 +33,8 @@ pub struct Treated {
 pub enum Cure {
     /// The module finds nothing. Without any repair: there was nothing, or it has passed.
     Healthy,
-    /// It would have been repaired; nothing was written.
-    DryRun(Plan),
+    /// It would have been repaired, and culprits contained; nothing was written.
+    DryRun(Plan, Vec<Contained>),
     /// It was repaired and is ill still.
     Ill {
         /// In a sentence.
@@ -48,19 +52,22 @@ pub fn treat(
     kernel: &Kernel,
     healer: &dyn Healer,
     safety: &Safety,
-    hook: Hook,
+    ways: impl Into<Ways>,
     is_dry_run: bool,
     mut note: impl FnMut(&Treated),
 ) -> Result<Cure, RepairError> {
+    let ways = ways.into();
     for _ in 0..REPAIRS_MAX {
         let earlier = earlier(table, kernel, healer)?;
         // A look that costs the target nothing: it is locked only if something is to be done.
-        let Findings { evidence, .. } = look_at(table, kernel)?;
+        let Findings { evidence, tasks, .. } = look_at(table, kernel)?;
         let found = healer.consult(Moment::Running, &evidence, earlier.as_ref(), safety)?;
         let Some(plan) = found else { return Ok(Cure::Healthy) };
         if is_dry_run {
             safety.check(&plan, &evidence)?;
-            return Ok(Cure::DryRun(plan));
+            let case = Case { kernel, tasks: &tasks, evidence: &evidence, safety, plan: &plan, kill: None };
+            let contained = would_contain(table, case, &ways)?;
+            return Ok(Cure::DryRun(plan, contained));
         }
         let mut unanswered = None;
         let mut decide = |evidence: &Evidence| {
@@ -70,23 +77,38 @@ pub fn treat(
                 None
             })
         };
-        let mut operation = operate_by(hook, table, kernel, healer.name(), safety, &mut decide)?;
+        let mut operation = operate_by(ways.clone(), table, kernel, healer.name(), safety, &mut decide)?;
         if let Some(error) = unanswered {
             return Err(error.into());
         }
         let Some(plan) = &operation.plan else { continue }; // it has passed before the target stood still
+        if let Some(beyond) = &operation.beyond {
+            let why = format!("{beyond}; of its culprits {} were contained", operation.contained.len());
+            let survivors = plan.culprits.clone();
+            note(&Treated { earlier, operation, survivors, not_given_back: None });
+            return Ok(Cure::Ill { why });
+        }
         // Who could not be woken for want of room is for the next repair.
         let is_later = |culprit: &&Culprit| operation.kill.fate_of(culprit.pid) == Some(&Fate::Later);
         let marked: Vec<Culprit> = plan.culprits.iter().filter(|culprit| !is_later(culprit)).cloned().collect();
-        let left = survivors(table, kernel, &marked, PATIENCE)?;
+        let left = survivors(table, kernel, &marked, PATIENCE);
+        // Whatever came of it: a limit that nobody remembers is worse than one that is set anew.
+        let not_given_back = give_back(table, kernel, &operation.contained).err().map(|error| error.to_string());
+        let (left, failed) = match left {
+            Ok(left) => (left, None),
+            Err(error) => (marked, Some(error)),
+        };
         if let Some(order) = &mut operation.order {
             // What was done is done, and is told all the same.
             if let Err(why) = conclude(table, order) {
                 tracing::warn!(%why, "an order could not be withdrawn; it ends with its lease");
             }
         }
-        let treated = Treated { earlier, operation, survivors: left };
+        let treated = Treated { earlier, operation, survivors: left, not_given_back };
         note(&treated);
+        if let Some(error) = failed {
+            return Err(error);
+        }
         if !treated.survivors.is_empty() {
             let first = &treated.survivors[0];
             let why = format!(
@@ -100,6 +122,18 @@ pub fn treat(
         }
     }
     Ok(Cure::Ill { why: format!("{REPAIRS_MAX} repairs ended their culprits, and the module finds more each time") })
+}
+
+/// Who would be contained, of a target that runs: nothing is written.
+fn would_contain(table: &mut dyn Table, case: Case<'_>, ways: &Ways) -> Result<Vec<Contained>, RepairError> {
+    if ways.contain.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ram = RemoteKey::new(table.ram().map_err(RepairError::Region)?.key);
+    let processes = case.plan.culprits.iter().map(|culprit| culprit.pid).collect();
+    let (kill, _) = kill::plan(case.kernel, table.memory(), ram, case.tasks, &processes)?;
+    let case = Case { kill: Some(&kill), ..case };
+    Ok(case.contained(table.memory(), ram, &ways.contain)?.0)
 }
 
 /// The earlier look of a module that goes by what changed.

@@ -11,11 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use healing_modules::{Dispatcher, HealingModule};
-use introspect::Kernel;
-use link::Link;
-
-use super::{Announced, Cure, Program, Standstill, Treated, discover, treat};
+use super::patient::Patient;
+use super::{Announced, Cure, Program, RepairError, Standstill, Treated, Ways, give_back, treat};
 use crate::clock::{Clock, Monotonic};
 use crate::config::{Config, Module, Repair, Target};
 use crate::escalate::{Failure, Failures};
@@ -23,6 +20,9 @@ use crate::inspect;
 use crate::journal::{Event, Journal, RepairLine};
 use crate::metrics::TargetMetrics;
 use crate::partner::Partner;
+use crate::sample::Life;
+use healing_modules::{Dispatcher, HealingModule};
+use introspect::linux::contain::Contained;
 
 /// How often a waiting ward looks whether the daemon is to end.
 const NOTICE: Duration = Duration::from_millis(100);
@@ -148,6 +148,8 @@ impl Ward {
             standstill: ward.standstill.clone(),
             failures: ward.failures.clone(),
             patient: None,
+            owed: Vec::new(),
+            known: None,
         };
         let stop = Arc::clone(stop);
         let thread = thread::Builder::new().name(format!("ward {}", target.name));
@@ -170,8 +172,11 @@ struct Duty {
     partner: Partner,
     standstill: Standstill,
     failures: Failures,
-    /// The link, and the kernel behind it in that life of the backdoor.
-    patient: Option<(Link, Kernel, u64)>,
+    /// The link, and the kernel behind it in this life of the target.
+    patient: Option<Patient>,
+    /// What was lent in repairs and could not be given back yet, in the life of the target that was known last.
+    owed: Vec<Contained>,
+    known: Option<Life>,
 }
 
 impl Duty {
@@ -200,11 +205,19 @@ impl Duty {
                 }
                 next = Instant::now();
             }
+            if !self.owed.is_empty() && !self.give_back() {
+                next = Instant::now() + CONNECT_AGAIN;
+                continue;
+            }
             if raised.is_empty() || !self.partner.duty(&self.target.name).lets_repair() {
                 continue;
             }
             let concerned: BTreeSet<_> = raised.iter().flat_map(|sensor| self.dispatcher.concerned(sensor)).collect();
             let mut is_raised = false;
+            if !self.patient.as_mut().is_some_and(Patient::is_the_same) {
+                self.patient = None;
+                continue;
+            }
             for module in concerned {
                 let failed = self.treat(module);
                 next = Instant::now() + self.repair.again;
@@ -226,14 +239,13 @@ impl Duty {
     /// Connects to the target and learns its kernel.
     fn meet(&mut self) -> bool {
         let met = inspect::connect(&self.config, &self.target).map_err(|error| format!("{error:#}"));
-        let learnt = met.and_then(|mut link| {
-            let kernel = discover(&mut link)?;
-            let incarnation = link.welcome().incarnation;
-            Ok((link, kernel, incarnation))
-        });
-        match learnt {
+        match met.and_then(Patient::meet) {
             Ok(patient) => {
-                tracing::info!(target_name = %self.target.name, kernel = %patient.1.release, "can be repaired");
+                tracing::info!(target_name = %self.target.name, kernel = %patient.kernel.release, "can be repaired");
+                // Limits of a kernel end with it.
+                if self.known.replace(patient.life) != Some(patient.life) {
+                    self.owed.clear();
+                }
                 self.patient = Some(patient);
                 true
             }
@@ -242,6 +254,33 @@ impl Duty {
                 false
             }
         }
+    }
+
+    /// Gives back what is owed; false if the target cannot be reached or held for that now.
+    fn give_back(&mut self) -> bool {
+        let Some(mut patient) = self.patient.take() else { return false };
+        if !patient.is_the_same() {
+            return false;
+        }
+        let mut table = Announced::new(&mut patient.link, &self.standstill);
+        let outcome = give_back(&mut table, &patient.kernel, &self.owed);
+        let is_over = match outcome {
+            Ok(limits) => {
+                self.journal.note(&self.target.name, Monotonic.now_ns(), Event::GivenBack { limits });
+                true
+            }
+            // Somebody else has written there meanwhile: theirs stands.
+            Err(RepairError::Changed { .. }) => true,
+            Err(why) => {
+                tracing::warn!(target_name = %self.target.name, %why, "limits cannot be given back yet");
+                false
+            }
+        };
+        if is_over {
+            self.owed.clear();
+        }
+        self.patient = patient.is_the_same().then_some(patient);
+        is_over
     }
 
     /// Leaves a treatment that failed to the watch, if the target is ill still.
@@ -257,15 +296,20 @@ impl Duty {
     /// Treats the target; why it cannot be cured in place, if that is so.
     fn treat(&mut self, module: HealingModule) -> Option<String> {
         let (healer, policies) = (self.dispatcher.module(module)?, self.modules.get(&module)?);
-        let (mut link, kernel, incarnation) = self.patient.take()?;
+        let Patient { mut link, kernel, life, met, clock_s } = self.patient.take()?;
         let name = healer.name().to_owned();
         let mut repairs = 0;
         let is_dry_run = !self.repair.act;
-        let (safety, hook) = (&self.repair.safety, self.repair.hook);
+        let safety = &self.repair.safety;
+        let ways = Ways { hook: self.repair.hook, contain: self.repair.contain.clone() };
+        let mut owed = Vec::new();
         // An order stops nothing, and announces no standstill: whoever hangs meanwhile hangs.
         let mut table = Announced::new(&mut link, &self.standstill);
-        let outcome = treat(&mut table, &kernel, healer, safety, hook, is_dry_run, |treated| {
+        let outcome = treat(&mut table, &kernel, healer, safety, ways, is_dry_run, |treated| {
             repairs += 1;
+            if treated.not_given_back.is_some() {
+                owed.extend(treated.operation.contained.iter().filter(|one| one.is_lent()).cloned());
+            }
             self.note_repair(policies, treated);
         });
         let failed = match &outcome {
@@ -283,10 +327,10 @@ impl Duty {
                 self.metrics.cures.inc();
                 Some(Event::Cured { module: name, repairs })
             }
-            Ok(Cure::DryRun(plan)) => {
+            Ok(Cure::DryRun(plan, contained)) => {
                 let proof = &plan.proof;
                 tracing::warn!(target_name = %self.target.name, module = %name, proof, "not repaired: act = false");
-                Some(Event::RepairWithheld { module: name, plan })
+                Some(Event::RepairWithheld { module: name, plan, contained })
             }
             Ok(Cure::Ill { why }) => Some(Event::NotCured { module: name, why }),
             Err(error) => Some(Event::NotCured { module: name, why: error.to_string() }),
@@ -298,10 +342,9 @@ impl Duty {
         if let Some(event) = event {
             self.journal.note(&self.target.name, Monotonic.now_ns(), event);
         }
-        // A machine that was started anew has another kernel, or the same one elsewhere.
-        if link.ping().is_ok() && link.welcome().incarnation == incarnation {
-            self.patient = Some((link, kernel, incarnation));
-        }
+        self.owed.extend(owed);
+        let mut patient = Patient { link, kernel, life, met, clock_s };
+        self.patient = patient.is_the_same().then_some(patient);
         failed
     }
 
@@ -311,7 +354,8 @@ impl Duty {
         self.metrics.repairs.inc();
         self.metrics.processes_ended.inc_by((culprits - treated.survivors.len()) as u64);
         let proof = operation.plan.as_ref().map_or("", |plan| plan.proof.as_str());
-        tracing::warn!(target_name = %self.target.name, culprits, proof, locked = ?operation.locked, "repaired");
+        let (locked, contained) = (operation.locked, operation.contained.len());
+        tracing::warn!(target_name = %self.target.name, culprits, contained, proof, ?locked, "repaired");
         let line = RepairLine {
             module: module.clone(),
             safety: self.repair.safety.clone(),
@@ -319,6 +363,9 @@ impl Duty {
             evidence: operation.evidence.clone(),
             plan: operation.plan.clone(),
             kill: operation.kill.clone(),
+            contain: self.repair.contain.clone(),
+            contained: operation.contained.clone(),
+            not_given_back: treated.not_given_back.clone(),
             locked_ns: operation.locked.as_nanos() as u64,
             order: operation.order.clone(),
             not_by_table: operation.not_by_table.clone(),

@@ -1,6 +1,7 @@
 //! Healing modules that are programs of their own: the example of the guide repairs a recorded machine, and programs
 //! that are slow, silent, dead or malicious do no harm to anything.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -102,6 +103,9 @@ fn treated(act: bool) -> (Patient, Outside, Vec<RepairLine>) {
             evidence: operation.evidence.clone(),
             plan: operation.plan.clone(),
             kill: operation.kill.clone(),
+            contain: BTreeSet::new(),
+            contained: Vec::new(),
+            not_given_back: None,
             locked_ns: 1,
             survivors: Vec::new(),
         });
@@ -119,7 +123,7 @@ fn treat_once(
 ) -> Result<(), RepairError> {
     if is_dry_run {
         let cure = treat(patient, &kernel(), program, safety, Hook::Raw, true, |_| panic!("no repair"))?;
-        assert!(matches!(cure, Cure::DryRun(_)), "{cure:?}");
+        assert!(matches!(cure, Cure::DryRun(..)), "{cure:?}");
         return Ok(());
     }
     let mut decide = |evidence: &Evidence| ask(program, Moment::Standstill, evidence).unwrap();
@@ -141,7 +145,8 @@ fn the_example_of_the_guide_ends_whom_it_names_on_a_recorded_machine() {
     assert_eq!((plan.policy.as_str(), patient.unlocked), ("CROWD", 1));
     assert!(plan.culprits.iter().all(|culprit| culprit.comm == hog_name() && culprit.uid == HOG_USER), "{plan:?}");
     assert!(plan.proof.starts_with(&format!("user {HOG_USER} has")), "{}", plan.proof);
-    assert_eq!(patient.written.len(), 2 * plan.culprits.len());
+    let marks = lines[0].kill.edits.iter().filter(|edit| is_mark(edit)).count();
+    assert_eq!((patient.written.len(), marks), (lines[0].kill.edits.len(), 2 * plan.culprits.len()));
     let (patient, ..) = treated(false);
     assert!(patient.written.is_empty(), "a dry run");
 }
@@ -228,7 +233,7 @@ fn a_program_that_goes_by_what_changed_is_shown_both_looks() {
     let mut patient = Patient::new(Mishap::LockRefused);
     let cure =
         treat(&mut patient, &kernel(), &program, &Safety::default(), Hook::Raw, true, |_| panic!("no repair")).unwrap();
-    assert!(matches!(&cure, Cure::DryRun(plan) if plan.policy == "LATER"), "{cure:?}");
+    assert!(matches!(&cure, Cure::DryRun(plan, _) if plan.policy == "LATER"), "{cure:?}");
 }
 
 #[test]

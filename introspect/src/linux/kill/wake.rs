@@ -47,6 +47,9 @@ const LEVEL_SLOTS: u64 = 64;
 const PINNED: u32 = 0x0010_0000;
 const SLOT_SHIFT: u32 = 22;
 
+/// `NEXT_TIMER_MAX_DELTA`: no wheel that is used lags further behind, in ticks.
+const LAG_MAX: u64 = 1 << 30;
+
 /// A wheel as it stands.
 struct Wheel {
     cpu: u32,
@@ -69,7 +72,10 @@ impl Walk<'_> {
         let Some(function) = self.kernel.symbol("process_timeout") else {
             return Ok(Err("this kernel's symbol table has no process_timeout".to_owned()));
         };
-        let Some(wheel) = self.free_wheel(&layout)? else {
+        let Some(jiffies) = self.number("jiffies", 0, 8)? else {
+            return Ok(Err("the kernel's clock cannot be read".to_owned()));
+        };
+        let Some(wheel) = self.free_wheel(&layout, jiffies)? else {
             return Ok(Err("every processor stands in the middle of its timers".to_owned()));
         };
         let mut slots = match self.free_slots(&layout, sleepers.len())? {
@@ -77,14 +83,13 @@ impl Walk<'_> {
             Err(why) => return Ok(Err(why)),
         };
         let sleepers = &sleepers[..slots.places.len()];
-        let jiffies = self.number("jiffies", 0, 8)?.unwrap_or(wheel.clk);
         let clk = forwarded(wheel.clk, wheel.next, jiffies);
         let tick = clk.wrapping_add(1);
         let index = tick % LEVEL_SLOTS;
         let vector = place(wheel.at, layout.base_vectors.offset + index as usize * 8);
         let first = word(&wheel.bytes, layout.base_vectors.offset + index as usize * 8, 8);
-        let Some(first_pprev) = self.pprev_of(&layout, first)? else {
-            return Ok(Err("a timer that waits already cannot be read".to_owned()));
+        let Some(first_pprev) = self.pprev_of(&layout, first, vector)? else {
+            return Ok(Err("a timer that waits already is not what it should be".to_owned()));
         };
         let flags = wheel.cpu | PINNED | (index as u32) << SLOT_SHIFT;
         let timer = |next: u64, pprev: u64, sleeper: &Task| {
@@ -129,16 +134,18 @@ impl Walk<'_> {
         self.kernel.space.page_offset_base.wrapping_add(at)
     }
 
-    /// The wheel of a processor that does not hold it, one with a running tick if there is one.
-    fn free_wheel(&mut self, layout: &KillLayout) -> Result<Option<Wheel>, LinkError> {
+    /// The wheel of a processor that does not hold it, one with a running tick if there is one. What a processor's
+    /// base says is only a claim: a place whose clock is not near the kernel's is no wheel.
+    fn free_wheel(&mut self, layout: &KillLayout, jiffies: u64) -> Result<Option<Wheel>, LinkError> {
         let Some(bases) = self.kernel.symbol("timer_bases") else { return Ok(None) };
         let processors = self.cpu_bases()?;
         let at: Vec<_> = processors.iter().map(|(_, base)| KernelVirt::new(base.wrapping_add(bases.raw()))).collect();
         let records = self.kernel.space.fetch_equal(&mut self.memory, &at, layout_span(layout))?;
         let wheel = |(index, (cpu, _)): (usize, &(u32, u64))| {
             let bytes = records.bytes(index)?;
+            let lag = jiffies.wrapping_add(1).wrapping_sub(layout.base_clk.of(bytes));
             // A raw spin lock that is free is zero.
-            (word(bytes, layout.base_lock.offset, 4) == 0).then(|| Wheel {
+            (lag <= LAG_MAX && word(bytes, layout.base_lock.offset, 4) == 0).then(|| Wheel {
                 cpu: *cpu,
                 at: at[index],
                 clk: layout.base_clk.of(bytes),
@@ -150,9 +157,14 @@ impl Walk<'_> {
         Ok(processors.iter().enumerate().filter_map(wheel).min_by_key(|wheel| wheel.is_idle))
     }
 
-    /// Where the `pprev` of the first timer of a vector is and what it says; `Some(None)` if the vector is empty.
+    /// Where the `pprev` of the first timer of a vector is, which must be the vector; `Some(None)` if that is empty.
     #[allow(clippy::type_complexity, reason = "three answers: cannot be read, empty, there")]
-    fn pprev_of(&mut self, layout: &KillLayout, first: u64) -> Result<Option<Option<GuestPhys>>, LinkError> {
+    fn pprev_of(
+        &mut self,
+        layout: &KillLayout,
+        first: u64,
+        vector: KernelVirt,
+    ) -> Result<Option<Option<GuestPhys>>, LinkError> {
         if first == 0 {
             return Ok(Some(None));
         }
@@ -163,7 +175,9 @@ impl Walk<'_> {
             // On the stack of a task, most often.
             None => self.kernel.space.walk_pages(&mut self.memory, &[at.raw()])?.pop().flatten(),
         };
-        Ok(found.map(Some))
+        let there = self.memory.fetch_equal(&[found], 8)?;
+        let is_the_vector = there.bytes(0).is_some_and(|bytes| word(bytes, 0, 8) == vector.raw());
+        Ok(found.filter(|_| is_the_vector).map(Some))
     }
 
     /// One reference more for each sleeper.
