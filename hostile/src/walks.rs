@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use introspect::Kernel;
-use introspect::linux::kill::{self, Fate};
+use introspect::linux::kill::{self, Fate, Member, What};
 use introspect::linux::task::{self, Task};
 use introspect::linux::tcp::{self, TcpFilter};
 use introspect::linux::{log, machine, ucounts};
@@ -187,7 +187,7 @@ pub(crate) fn processes(input: &[u8]) -> bool {
 pub(crate) fn kills(input: &[u8]) -> bool {
     let (kernel, mut memory) = damaged(&*MANY_PROCESSES, input);
     let (tasks, _) = task::walk(kernel, &mut memory, KEY).expect("an image does not lose its path");
-    let victims: HashSet<u32> = tasks.iter().map(|task| task.tgid).collect();
+    let victims: Vec<u32> = tasks.iter().map(|task| task.tgid).collect();
     memory.rounds = 0;
     let planned = kill::plan(kernel, &mut memory, KEY, &tasks, &victims);
     let (plan, _) = planned.expect("an image does not lose its path");
@@ -198,12 +198,18 @@ pub(crate) fn kills(input: &[u8]) -> bool {
     for edit in &plan.edits {
         let mut there = vec![0; edit.was.len()];
         memory.copy_out(edit.at, &mut there).expect("a place that was read");
-        assert!(there == edit.was && edit.now.len() == edit.was.len(), "{}: not what is there", edit.what);
-        let is_mark = edit.what.starts_with("pending signals") || edit.what.starts_with("thread flags");
+        assert!(there == *edit.was && edit.now.len() == edit.was.len(), "{}: not what is there", edit.what);
+        let is_mark = matches!(edit.what, What::OfTask(Member::PendingSignals | Member::ThreadFlags, _));
         assert!(!is_mark || own.contains(&edit.at), "{}: in no task", edit.what);
     }
     let spared = |task: &Task| task.tgid <= 1 || task.is_kernel_thread();
     assert!(tasks.iter().filter(|task| spared(task)).all(|task| !killed(&task)), "init or the kernel would die");
+    // In memory that has not changed each is the task it was, and nobody is woken who has no mark.
+    memory.rounds = 0;
+    let (again, _) = kill::wake_marked(kernel, &mut memory, KEY, &tasks).expect("an image does not lose its path");
+    let living = tasks.iter().filter(|task| !task.is_exiting()).count();
+    assert_eq!(again.fates.len(), living, "not all are found again");
+    assert!(again.edits.is_empty() || again.fates.iter().any(|(_, fate)| !is_refused(fate)), "a wake-up of nobody");
     !plan.edits.is_empty()
 }
 

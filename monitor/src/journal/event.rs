@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Module, OnHang};
 use crate::detect::{Look, Plan};
-use crate::repair::OrderLine;
+use crate::repair::{OrderLine, Waking};
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -286,7 +286,10 @@ pub struct RepairLine {
     pub plan: Option<healing_modules::Plan>,
     /// What was written.
     pub kill: KillPlan,
-    /// How long the target stood still, in nanoseconds.
+    /// What was written in further standstills, to wake those for whom that one had no room. Older journals have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wakings: Vec<Waking>,
+    /// How long the target stood still in all, in nanoseconds.
     pub locked_ns: u64,
     /// What was ordered instead, and what the target answered, if the kill table was the hook.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -27,7 +27,7 @@ use link::LinkFailure;
 use remote_memory::{HookWord, RemoteAddr, RemoteKey, Rights, Warrant};
 use serde::{Deserialize, Serialize};
 
-use super::{Findings, Operation, PATIENCE, RepairError, Table, look_at, operate};
+use super::{Findings, Occasion, Operation, PATIENCE, RepairError, Table, look_at, operate};
 use crate::config::Hook;
 
 /// How long a target may take to take an order up. Each processor looks 200 times a second, from an interrupt.
@@ -65,22 +65,23 @@ pub struct OrderLine {
 ///
 /// # Errors
 /// See [`RepairError`].
-pub fn operate_by(
+pub fn operate_by<'a>(
     hook: Hook,
     table: &mut dyn Table,
     kernel: &Kernel,
-    reason: &str,
+    occasion: impl Into<Occasion<'a>>,
     safety: &Safety,
     decide: &mut dyn FnMut(&Evidence) -> Option<Plan>,
 ) -> Result<Operation, RepairError> {
+    let occasion = occasion.into();
     let by_table = match hook {
-        Hook::Raw => return operate(table, kernel, reason, safety, decide),
+        Hook::Raw => return operate(table, kernel, occasion, safety, decide),
         Hook::Table | Hook::Auto => by_order(table, kernel, safety, decide),
     };
     match by_table {
         Err(why) if hook == Hook::Auto && is_table_s_fault(&why) => {
             tracing::warn!(%why, "the kill table is of no use; by raw writes then");
-            let operation = operate(table, kernel, reason, safety, decide)?;
+            let operation = operate(table, kernel, occasion, safety, decide)?;
             Ok(Operation { not_by_table: Some(why.to_string()), ..operation })
         }
         outcome => outcome,

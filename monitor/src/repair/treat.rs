@@ -1,12 +1,12 @@
 //! A treatment: repair after repair, until the module that asked for it finds nothing any more.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use healing_modules::{Culprit, Evidence, Healer, Moment, Plan, Safety};
 use introspect::Kernel;
-use introspect::linux::kill::Fate;
 
-use super::{Findings, Operation, PATIENCE, RepairError, Table, conclude, look_at, operate_by, survivors};
+use super::{Findings, Occasion, Operation, PATIENCE, RepairError, Table, conclude, look_at, operate_by, survivors};
 use crate::config::Hook;
 
 /// Repairs of one treatment. A bomb is over after one, a hog whose controller starts it anew after a few; what needs
@@ -70,14 +70,16 @@ pub fn treat(
                 None
             })
         };
-        let mut operation = operate_by(hook, table, kernel, healer.name(), safety, &mut decide)?;
+        let occasion = Occasion { reason: healer.name(), judges_memory: healer.judges_memory() };
+        let mut operation = operate_by(hook, table, kernel, occasion, safety, &mut decide)?;
         if let Some(error) = unanswered {
             return Err(error.into());
         }
         let Some(plan) = &operation.plan else { continue }; // it has passed before the target stood still
         // Who could not be woken for want of room is for the next repair.
-        let is_later = |culprit: &&Culprit| operation.kill.fate_of(culprit.pid) == Some(&Fate::Later);
-        let marked: Vec<Culprit> = plan.culprits.iter().filter(|culprit| !is_later(culprit)).cloned().collect();
+        let later: HashSet<u32> = operation.kill.waiting.iter().map(|task| task.tgid).collect();
+        let is_left = |culprit: &&Culprit| !later.contains(&culprit.pid);
+        let marked: Vec<Culprit> = plan.culprits.iter().filter(is_left).cloned().collect();
         let left = survivors(table, kernel, &marked, PATIENCE)?;
         if let Some(order) = &mut operation.order {
             // What was done is done, and is told all the same.

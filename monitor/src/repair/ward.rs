@@ -319,6 +319,7 @@ impl Duty {
             evidence: operation.evidence.clone(),
             plan: operation.plan.clone(),
             kill: operation.kill.clone(),
+            wakings: operation.wakings.clone(),
             locked_ns: operation.locked.as_nanos() as u64,
             order: operation.order.clone(),
             not_by_table: operation.not_by_table.clone(),

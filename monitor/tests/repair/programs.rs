@@ -102,6 +102,7 @@ fn treated(act: bool) -> (Patient, Outside, Vec<RepairLine>) {
             evidence: operation.evidence.clone(),
             plan: operation.plan.clone(),
             kill: operation.kill.clone(),
+            wakings: Vec::new(),
             locked_ns: 1,
             survivors: Vec::new(),
         });
