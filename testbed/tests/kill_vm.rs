@@ -199,8 +199,9 @@ fn check_crowd(line: &str, vcpus: u32) {
     let count = |plan: &KillPlan, fate: Fate| plan.fates.iter().filter(|(_, it)| *it == fate).count();
     assert_eq!((count(&plan, Fate::Woken), count(&plan, Fate::Later), plan.waiting.len()), (ROOM, 60, 60));
     patient.wait_until("the first are gone", |patient| patient.count("sleep") == 60);
-    // One of those that wait is woken by another, and sees its mark.
-    patient.vm.run(&format!("kill -USR1 {}", plan.waiting[0].pid)).unwrap();
+    // One of those that wait is woken by another. No other signal would do that: the kernel takes one with
+    // TIF_SIGPENDING for awake.
+    patient.vm.run(&format!("kill -KILL {}", plan.waiting[0].pid)).unwrap();
     patient.wait_until("it is gone", |patient| patient.count("sleep") == 59);
     let second = patient.wake(&plan.waiting);
     assert_eq!((count(&second, Fate::Woken), count(&second, Fate::Later)), (ROOM, 19), "{:?}", second.fates);

@@ -5,7 +5,8 @@ use remote_memory::{Fenced, LinkError, Read, RemoteAddr, RemoteWrite, Warrant};
 
 use super::RepairError;
 
-/// Edits that are compared in one round: as many stretches as a window has, and no more memory of ours than caches hold.
+/// Edits that are compared in one round: as many stretches as a window has, and no more memory of ours than caches
+/// hold.
 const EDITS_PER_ROUND: usize = 16 * 1024;
 
 /// Which side of the edits memory is compared with.

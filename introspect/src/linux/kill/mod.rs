@@ -166,7 +166,8 @@ pub fn plan(
 }
 
 /// How to wake `marked`, whom an earlier standstill has marked and left for want of room ([`KillPlan::waiting`]): the
-/// machine ran since then, so each is read again. Who is not the task it was, or has woken up by itself, is passed over.
+/// machine ran since then, so each is read again. Who is not the task it was, or has woken up by itself, is passed
+/// over.
 ///
 /// # Errors
 /// [`LinkError`] if the path to the memory failed.
