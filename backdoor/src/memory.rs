@@ -12,7 +12,7 @@ use remote_memory::{RemoteKey, Rights, Window};
 
 use crate::guard::{Guard, Refused};
 use crate::guest_ram::{Mapping, Outside};
-use crate::scatter::Reach;
+use crate::scatter::{Piece, Reach};
 use crate::windows::Windows;
 
 /// Bytes of the words that atomics work on.
@@ -83,9 +83,14 @@ fn unreachable(Outside: Outside) -> Refusal {
     Refusal::Unreachable
 }
 
+/// Scattered places are fetched beside each other.
+fn expect(mapping: &Mapping, pieces: &[Piece]) {
+    pieces.iter().for_each(|piece| mapping.expect(piece.offset, piece.len));
+}
+
 /// Fills the beginning of `rest`, which moves on.
-fn copy_out(mapping: &Mapping, reach: Reach<'_>, rest: &mut &mut [u8]) -> Result<(), Refusal> {
-    for piece in reach {
+fn copy_out(mapping: &Mapping, pieces: impl Iterator<Item = Piece>, rest: &mut &mut [u8]) -> Result<(), Refusal> {
+    for piece in pieces {
         let (now, later) = std::mem::take(rest).split_at_mut(piece.len as usize);
         mapping.read(piece.offset, now).map_err(unreachable)?;
         *rest = later;
@@ -94,8 +99,8 @@ fn copy_out(mapping: &Mapping, reach: Reach<'_>, rest: &mut &mut [u8]) -> Result
 }
 
 /// Writes the beginning of `rest`, which moves on.
-fn copy_in(mapping: &Mapping, reach: Reach<'_>, rest: &mut &[u8]) -> Result<(), Refusal> {
-    for piece in reach {
+fn copy_in(mapping: &Mapping, pieces: impl Iterator<Item = Piece>, rest: &mut &[u8]) -> Result<(), Refusal> {
+    for piece in pieces {
         let (now, later) = rest.split_at(piece.len as usize);
         mapping.write(piece.offset, now).map_err(unreachable)?;
         *rest = later;
@@ -120,7 +125,10 @@ impl Memory for GuardedMemory {
             Ok((mapping, reach)) => copy_out(mapping, reach, &mut rest),
             Err(Refusal::Access) => {
                 let mapping = state.mapping.as_ref().ok_or(Refusal::Unreachable)?;
-                let copy = |reach: Reach<'_>| copy_out(mapping, reach, &mut rest);
+                let copy = |pieces: &[Piece]| {
+                    expect(mapping, pieces);
+                    copy_out(mapping, pieces.iter().copied(), &mut rest)
+                };
                 state.windows.each(&state.guard, (key, addr, len), Rights::READ, copy)
             }
             Err(refusal) => Err(refusal),
@@ -136,7 +144,10 @@ impl Memory for GuardedMemory {
             Err(Refusal::Access) if state.windows.note(key, addr, bytes)? => Ok(()),
             Err(Refusal::Access) => {
                 let mapping = state.mapping.as_ref().ok_or(Refusal::Unreachable)?;
-                let copy = |reach: Reach<'_>| copy_in(mapping, reach, &mut rest);
+                let copy = |pieces: &[Piece]| {
+                    expect(mapping, pieces);
+                    copy_in(mapping, pieces.iter().copied(), &mut rest)
+                };
                 state.windows.each(&state.guard, (key, addr, len), Rights::WRITE, copy)
             }
             Err(refusal) => Err(refusal),

@@ -19,10 +19,13 @@ use remote_memory::window::{self, List as Named, Stretch};
 use remote_memory::{RemoteKey, Rights, Window};
 
 use crate::guard::{Guard, Refused};
-use crate::scatter::Reach;
+use crate::scatter::{Piece, Reach};
 
 /// Stretches of one list: those of a walk over as many processes in one round.
 const PIECES_MAX: u32 = 16 * 1024;
+
+/// Stretches that a packet of data has, mostly.
+const PIECES_OF_A_PACKET: usize = 128;
 
 /// All open windows.
 #[derive(Debug, Default)]
@@ -115,20 +118,22 @@ impl Windows {
         Ok(true)
     }
 
-    /// Calls `touch` with the places of each stretch of `len` bytes from `addr` of the data; for writing only if all of
-    /// them are permitted, so that nothing is written in part.
+    /// Calls `touch` with the places behind `len` bytes from `addr` of the data, in their order, if each of them may be
+    /// used with `rights`: nothing is written in part.
     pub fn each(
         &self,
         guard: &Guard,
         (key, addr, len): (RemoteKey, u64, u64),
         rights: Rights,
-        touch: impl FnMut(Reach<'_>) -> Result<(), Refusal>,
+        touch: impl FnOnce(&[Piece]) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         let Some((open, Face::Data)) = self.find(key) else { return Err(Refusal::Access) };
-        if rights.covers(Rights::WRITE) {
-            open.each(guard, addr, len, rights, |_| Ok(()))?;
-        }
-        open.each(guard, addr, len, rights, touch)
+        let mut pieces = Vec::with_capacity(PIECES_OF_A_PACKET);
+        open.each(guard, addr, len, rights, |reach| {
+            pieces.extend(reach);
+            Ok(())
+        })?;
+        touch(&pieces)
     }
 }
 
@@ -188,7 +193,7 @@ mod tests {
 
     use super::*;
     use crate::guard::RAM;
-    use crate::scatter::{Piece, Run, Scatter};
+    use crate::scatter::{Run, Scatter};
 
     /// Addresses of the memory: 0..100 and 200..300, which lie behind each other in the file.
     fn guard(rng: &mut StdRng) -> (Guard, RemoteKey) {
@@ -201,8 +206,8 @@ mod tests {
 
     const NUMBER: u32 = 9;
 
-    fn bytes_of(reach: Reach<'_>) -> impl Iterator<Item = u64> {
-        reach.flat_map(|Piece { offset, len }| offset..offset + len)
+    fn bytes_of(pieces: &[Piece]) -> impl Iterator<Item = u64> {
+        pieces.iter().flat_map(|Piece { offset, len }| *offset..offset + len)
     }
 
     fn listed(key: RemoteKey, stretches: &[(u64, u32)]) -> Vec<u8> {
@@ -221,8 +226,8 @@ mod tests {
     ) -> Result<Vec<u64>, Refusal> {
         let mut found = Vec::new();
         let addr = window::data_addr(NUMBER, addr as u32);
-        windows.each(guard, (window.data, addr, len), rights, |reach| {
-            found.extend(bytes_of(reach));
+        windows.each(guard, (window.data, addr, len), rights, |pieces| {
+            found.extend(bytes_of(pieces));
             Ok(())
         })?;
         Ok(found)

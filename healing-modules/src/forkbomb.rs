@@ -50,6 +50,10 @@ impl Healer for ForkBomb {
         self.rate_too_high.map(|_| RATE_OVER_NS)
     }
 
+    fn judges_memory(&self) -> bool {
+        false
+    }
+
     fn diagnose(&self, evidence: &Evidence, earlier: Option<&Evidence>, safety: &Safety) -> Option<Plan> {
         let judged: Vec<&Process> = evidence.judged().filter(|process| !safety.spares(process)).collect();
         let by_count = self.too_many_procs.and_then(|max| too_many(&judged, evidence, safety, max));

@@ -25,6 +25,11 @@ pub trait Healer: Send + Sync + Debug {
         None
     }
 
+    /// Whether it judges processes by what memory they have. Who does not, holds the target still for less.
+    fn judges_memory(&self) -> bool {
+        true
+    }
+
     /// What is to be done, if the illness is there. Pure: the same evidence gives the same plan.
     fn diagnose(&self, evidence: &Evidence, earlier: Option<&Evidence>, safety: &Safety) -> Option<Plan>;
 

@@ -14,7 +14,7 @@ use std::sync::LazyLock;
 
 use introspect::Kernel;
 use introspect::linux::contain::{self, Means, Measure, Request};
-use introspect::linux::kill::{self, Edit, Fate};
+use introspect::linux::kill::{self, Edit, Fate, Member, What};
 use introspect::linux::task::{self, Task};
 use introspect::linux::tcp::{self, TcpFilter};
 use introspect::linux::{log, machine, ucounts};
@@ -160,7 +160,7 @@ impl Damaged<'_> {
     fn is_as_planned(&self, edit: &Edit) {
         let mut there = vec![0; edit.was.len()];
         self.copy_out(edit.at, &mut there).expect("a place that was read");
-        assert!(there == edit.was && edit.now.len() == edit.was.len(), "{}: not what is there", edit.what);
+        assert!(there == *edit.was && edit.now.len() == edit.was.len(), "{}: not what is there", edit.what);
     }
 }
 
@@ -268,7 +268,7 @@ pub(crate) fn kills(input: &[u8]) -> bool {
 pub(crate) fn kills_depth(input: &[u8]) -> Depth {
     let (kernel, mut memory) = damaged(&*MANY_PROCESSES, input);
     let (tasks, damage) = task::walk(kernel, &mut memory, KEY).expect("an image does not lose its path");
-    let victims: HashSet<u32> = tasks.iter().map(|task| task.tgid).collect();
+    let victims: Vec<u32> = tasks.iter().map(|task| task.tgid).collect();
     memory.rounds = 0;
     let planned = kill::plan(kernel, &mut memory, KEY, &tasks, &victims);
     let (plan, more) = planned.expect("an image does not lose its path");
@@ -279,7 +279,7 @@ pub(crate) fn kills_depth(input: &[u8]) -> Depth {
     let wheels = &memory.machine.wheels;
     for edit in &plan.edits {
         memory.is_as_planned(edit);
-        let is_mark = edit.what.starts_with("pending signals") || edit.what.starts_with("thread flags");
+        let is_mark = matches!(edit.what, What::OfTask(Member::PendingSignals | Member::ThreadFlags, _));
         assert!(!is_mark || own.contains(&edit.at), "{}: in no task", edit.what);
         let in_a_task = || tasks.iter().filter(killed).any(|task| lies_in(kernel, task.address, TASK_BYTES, edit.at));
         let in_a_wheel = || wheels.iter().any(|wheel| lies_in(kernel, *wheel, WHEEL_BYTES, edit.at));
@@ -291,8 +291,14 @@ pub(crate) fn kills_depth(input: &[u8]) -> Depth {
     }
     let spared = |task: &Task| task.tgid <= 1 || task.is_kernel_thread();
     assert!(tasks.iter().filter(|task| spared(task)).all(|task| !killed(&task)), "init or the kernel would die");
+    // In memory that has not changed each is the task it was, and nobody is woken who has no mark.
     memory.rounds = 0;
-    let contained = contained(kernel, &mut memory, &tasks, victims);
+    let (again, _) = kill::wake_marked(kernel, &mut memory, KEY, &tasks).expect("an image does not lose its path");
+    let living = tasks.iter().filter(|task| !task.is_exiting()).count();
+    assert_eq!(again.fates.len(), living, "not all are found again");
+    assert!(again.edits.is_empty() || again.fates.iter().any(|(_, fate)| !is_refused(fate)), "a wake-up of nobody");
+    memory.rounds = 0;
+    let contained = contained(kernel, &mut memory, &tasks, victims.into_iter().collect());
     let reached = plan.fates.iter().filter(|(_, fate)| !is_refused(fate)).count();
     Depth { tasks: tasks.len(), reached, found: plan.edits.len() + contained, faults: damage.len() + more.len() }
 }

@@ -25,6 +25,7 @@ mod discover;
 mod discover_tests;
 mod kallsyms;
 mod kernel;
+mod keyed;
 pub mod linux;
 mod living;
 mod memory;

@@ -10,6 +10,7 @@
 //! are served from it: the same sock's head and body, the next one of the slab.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use remote_memory::{GuestPhys, LinkError, Read, RemoteAddr, RemoteKey, RemoteRead};
 
@@ -32,8 +33,10 @@ pub(crate) struct Memory<'a> {
     link: &'a mut dyn RemoteRead,
     ram: RemoteKey,
     extents: Vec<Extent>,
-    /// Stretches read so far by their first address; they may overlap.
-    kept: BTreeMap<u64, Vec<u8>>,
+    /// Stretches read so far by their first address: in which of `stores`, and where there. They may overlap.
+    kept: BTreeMap<u64, (usize, Range<usize>)>,
+    /// The stretches of each round, one after the other.
+    stores: Vec<Vec<u8>>,
     kept_bytes: usize,
     /// Two small wants travel together if no more lies between them: what a READ of its own costs on this link.
     gap_bytes_max: u64,
@@ -52,7 +55,20 @@ pub(crate) struct Want<'b> {
 impl<'a> Memory<'a> {
     pub(crate) fn new(link: &'a mut dyn RemoteRead, ram: RemoteKey, extents: &[Extent]) -> Self {
         let gap_bytes_max = link.gap_bytes();
-        Self { link, ram, extents: extents.to_vec(), kept: BTreeMap::new(), kept_bytes: 0, gap_bytes_max }
+        Self {
+            link,
+            ram,
+            extents: extents.to_vec(),
+            kept: BTreeMap::new(),
+            stores: Vec::new(),
+            kept_bytes: 0,
+            gap_bytes_max,
+        }
+    }
+
+    /// How many bytes cost as much as a stretch of their own on this link.
+    pub(crate) fn gap_bytes(&self) -> usize {
+        usize::try_from(self.gap_bytes_max).unwrap_or(usize::MAX)
     }
 
     /// Whether `len` bytes at `at` are RAM, all in one extent. What is not RAM may be a device: never read it.
@@ -73,38 +89,45 @@ impl<'a> Memory<'a> {
             }
             is_ram && !self.serve(want)
         });
-        let stretches = self.stretches(&mut small);
-        let mut read: Vec<Vec<u8>> =
-            stretches.iter().map(|stretch| vec![0; (stretch.end - stretch.start) as usize]).collect();
+        let mut stretches = self.stretches(&mut small);
+        // Most wants have no neighbours: they go straight to their place.
+        let mut joined = Vec::new();
         let mut small = small.into_iter();
-        let mut together = Vec::with_capacity(stretches.len());
+        stretches.retain(|stretch| {
+            let into = if stretch.wants == 1 { &mut alone } else { &mut joined };
+            into.extend(small.by_ref().take(stretch.wants));
+            stretch.wants > 1
+        });
+        let mut store = vec![0; stretches.iter().map(Stretch::bytes).sum()];
+        let mut rest = store.as_mut_slice();
+        let mut many = Vec::with_capacity(stretches.len());
         for stretch in &stretches {
-            let wants: Vec<Want<'_>> = small.by_ref().take(stretch.wants).collect();
-            if stretch.wants == 1 {
-                alone.extend(wants);
-            } else {
-                together.push(wants);
-            }
+            let (bytes, later) = std::mem::take(&mut rest).split_at_mut(stretch.bytes());
+            many.push((stretch.start, bytes));
+            rest = later;
         }
-        let mut many: Vec<_> = stretches
-            .iter()
-            .zip(&mut read)
-            .filter_map(|(stretch, bytes)| (stretch.wants > 1).then_some((stretch.start, bytes)))
-            .collect();
-        let whole = self.read_round(&mut many, &mut alone, &mut failed)?;
-        let mut again = Vec::new();
-        for ((mut wants, (start, bytes)), whole) in together.into_iter().zip(many).zip(whole) {
+        let whole = self.read_round(many, &mut alone, &mut failed)?;
+        let (mut again, mut at, mut joined) = (Vec::new(), 0, joined.into_iter());
+        let keeps = self.kept_bytes.saturating_add(store.len()) <= KEPT_BYTES_MAX;
+        for (stretch, whole) in stretches.iter().zip(whole) {
+            let wants = joined.by_ref().take(stretch.wants);
+            let place = at..at + stretch.bytes();
+            at = place.end;
             if !whole {
                 again.extend(wants);
                 continue;
             }
-            for want in &mut wants {
-                copy(start, bytes, want);
+            wants.for_each(|mut want| copy(stretch.start, &store[place.clone()], &mut want));
+            if keeps && self.kept.get(&stretch.start).is_none_or(|(_, known)| known.len() < place.len()) {
+                self.kept.insert(stretch.start, (self.stores.len(), place));
             }
-            self.keep(start, std::mem::take(bytes));
+        }
+        if keeps && !store.is_empty() {
+            self.kept_bytes += store.len();
+            self.stores.push(store);
         }
         if !again.is_empty() {
-            self.read_round(&mut [], &mut again, &mut failed)?;
+            self.read_round(Vec::new(), &mut again, &mut failed)?;
         }
         Ok(())
     }
@@ -115,26 +138,18 @@ impl<'a> Memory<'a> {
         mut wants: Vec<Want<'_>>,
         mut failed: impl FnMut(usize),
     ) -> Result<(), LinkError> {
-        self.read_round(&mut [], &mut wants, &mut failed).map(drop)
+        self.read_round(Vec::new(), &mut wants, &mut failed).map(drop)
     }
 
     /// Fills a want from what was read before, if it lies in it.
     fn serve(&self, want: &mut Want<'_>) -> bool {
-        let Some((start, bytes)) = self.kept.range(..=want.at.raw()).next_back() else { return false };
+        let Some((start, (store, place))) = self.kept.range(..=want.at.raw()).next_back() else { return false };
         let end = want.at.raw().saturating_add(want.into.len() as u64);
-        let inside = end <= start.saturating_add(bytes.len() as u64);
+        let inside = end <= start.saturating_add(place.len() as u64);
         if inside {
-            copy(*start, bytes, want);
+            copy(*start, &self.stores[*store][place.clone()], want);
         }
         inside
-    }
-
-    fn keep(&mut self, start: u64, bytes: Vec<u8>) {
-        let room = self.kept_bytes.saturating_add(bytes.len()) <= KEPT_BYTES_MAX;
-        if room && self.kept.get(&start).is_none_or(|known| known.len() < bytes.len()) {
-            self.kept_bytes += bytes.len();
-            self.kept.insert(start, bytes);
-        }
     }
 
     /// Sorts `wants` by address and says which of them travel together, all in one extent.
@@ -161,13 +176,13 @@ impl<'a> Memory<'a> {
     /// One round: whole stretches, each with its start, and wants by themselves. Says which stretches came.
     fn read_round(
         &mut self,
-        stretches: &mut [(u64, &mut Vec<u8>)],
+        stretches: Vec<(u64, &mut [u8])>,
         wants: &mut [Want<'_>],
         failed: &mut impl FnMut(usize),
     ) -> Result<Vec<bool>, LinkError> {
         let mut batch = Vec::with_capacity(stretches.len() + wants.len());
-        for (start, bytes) in stretches.iter_mut() {
-            batch.push(Read::new(RemoteAddr::new(self.ram, *start), bytes.as_mut_slice()));
+        for (start, bytes) in stretches {
+            batch.push(Read::new(RemoteAddr::new(self.ram, start), bytes));
         }
         let together = batch.len();
         let mut owners = Vec::with_capacity(wants.len());
@@ -234,6 +249,12 @@ struct Stretch {
     start: u64,
     end: u64,
     wants: usize,
+}
+
+impl Stretch {
+    fn bytes(&self) -> usize {
+        (self.end - self.start) as usize
+    }
 }
 
 /// Fills a want from a stretch that holds it.

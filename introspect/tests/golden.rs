@@ -39,7 +39,7 @@ fn check(path: &std::path::Path, found: &str) {
 }
 
 fn task_line(text: &mut String, task: &Task) {
-    let Task { address, pid, tgid, parent, uid, comm, state, flags, start_time_ns } = task;
+    let Task { address, pid, tgid, parent, uid, comm, state, flags, start_time_ns, words: _ } = task;
     writeln!(text, "{pid} {tgid} {parent} {uid:?} {comm:?} {state:#x} {flags:#x} {start_time_ns} {address}").unwrap();
 }
 

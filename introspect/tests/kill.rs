@@ -3,10 +3,8 @@
 
 mod support;
 
-use std::collections::HashSet;
-
 use introspect::Kernel;
-use introspect::linux::kill::{self, Fate, KillPlan};
+use introspect::linux::kill::{self, Fate, KillPlan, What};
 use introspect::linux::task;
 use remote_memory::KernelVirt;
 use remote_memory::image::Image;
@@ -17,7 +15,7 @@ const USER: u32 = 1001;
 
 fn planned(kernel: &Kernel, image: &mut Image) -> KillPlan {
     let (tasks, _) = task::walk(kernel, image, KEY).unwrap();
-    let victims: HashSet<u32> = tasks.iter().filter(|task| task.uid == Some(USER)).map(|task| task.tgid).collect();
+    let victims: Vec<u32> = tasks.iter().filter(|task| task.uid == Some(USER)).map(|task| task.tgid).collect();
     assert!(victims.len() > 1);
     kill::plan(kernel, image, KEY, &tasks, &victims).unwrap().0
 }
@@ -40,7 +38,7 @@ fn sleepers_of_recorded_machines_are_woken_by_timers() {
     }
 }
 
-/// Found by damage of every hundredth pointer: what a processor's base was taken for became a place of zeroes.
+/// Found by reading: what a processor's base was taken for became a place of zeroes.
 #[test]
 fn what_is_not_near_the_kernel_s_clock_is_no_wheel() {
     for machine in PROCESSES {
@@ -66,7 +64,7 @@ fn a_vector_that_leads_to_no_timer_of_its_own_is_left_alone() {
     for machine in PROCESSES {
         let (kernel, mut image) = load(machine);
         let plan = planned(&kernel, &mut image);
-        let vector = plan.edits.iter().find(|edit| edit.what == "vector of a timer wheel").unwrap().at;
+        let vector = plan.edits.iter().find(|edit| edit.what == What::from("vector of a timer wheel")).unwrap().at;
         let (tasks, _) = task::walk(&kernel, &mut image, KEY).unwrap();
         image.write_at(vector, &tasks[0].address.raw().to_le_bytes());
         nobody_is_woken(&planned(&kernel, &mut image), "not what it should be");

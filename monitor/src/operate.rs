@@ -295,7 +295,7 @@ impl Kill {
         // An operator may end anything but what would end the machine; that is held where places are found.
         let safety = Safety { spare_uids: Vec::new(), spare_comms: Vec::new(), blast_cap: self.pids.len() };
         if self.dry_run {
-            return self.say_only(link, &kernel, &wanted);
+            return self.say_only(link, &kernel);
         }
         let mut decide = |evidence: &Evidence| {
             let named = evidence.processes.iter().filter(|process| wanted.contains(&process.pid));
@@ -310,13 +310,15 @@ impl Kill {
             unknown.sort_unstable();
             bail!("nothing was done: {unknown:?} are gone, ending, the first process, or the kernel's own");
         }
-        let Operation { plan, kill, locked, .. } = operation;
+        let fates = operation.fates();
+        let Operation { plan, kill, wakings, locked, .. } = operation;
         let culprits = plan.map(|plan| plan.culprits).unwrap_or_default();
+        let edits = wakings.iter().map(|waking| waking.kill.edits.len()).sum::<usize>() + kill.edits.len();
         let left = survivors(link, &kernel, &culprits, PATIENCE)?;
         let killed = Killed {
             locked_ms: locked.as_secs_f64() * 1e3,
-            edits: kill.edits.len(),
-            fates: kill.fates,
+            edits,
+            fates,
             survivors: left.iter().map(|culprit| culprit.pid).collect(),
         };
         println!("{}", serde_json::to_string(&killed)?);
@@ -327,10 +329,10 @@ impl Kill {
     }
 
     /// Of a target that runs: what is found may be of different moments, and nothing is written.
-    fn say_only(&self, link: &mut Link, kernel: &Kernel, wanted: &HashSet<u32>) -> Result<()> {
+    fn say_only(&self, link: &mut Link, kernel: &Kernel) -> Result<()> {
         let ram = RemoteKey::new(link.region("ram")?.key);
         let Findings { tasks, .. } = look(kernel, link.memory(), ram)?;
-        let (plan, _) = kill::plan(kernel, link.memory(), ram, &tasks, wanted)?;
+        let (plan, _) = kill::plan(kernel, link.memory(), ram, &tasks, &self.pids)?;
         println!("{}", serde_json::to_string(&plan)?);
         Ok(())
     }

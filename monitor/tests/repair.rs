@@ -5,7 +5,7 @@ mod machine;
 
 use control::backdoor::{FenceToken, LockToken, RegionEntry};
 use healing_modules::{Culprit, Evidence, MemHog, Plan, Safety, Unsafe};
-use introspect::linux::kill::{Edit, Fate};
+use introspect::linux::kill::{Edit, Fate, Member, What};
 use link::LinkFailure;
 use machine::kernel;
 use monitor::config::Hook;
@@ -143,10 +143,11 @@ fn the_marks_of_the_culprits_are_written_and_nothing_else() {
     assert!(!culprits.is_empty() && operation.kill.fates.len() == culprits.len());
     assert_eq!((patient.unlocked, patient.is_locked), (1, false));
     assert_eq!(patient.written.len(), operation.kill.edits.len());
-    for edit in operation.kill.edits.iter().filter(|edit| edit.what.starts_with("pending")) {
+    for edit in operation.kill.edits.iter().filter(|edit| matches!(edit.what, What::OfTask(Member::PendingSignals, _)))
+    {
         assert_eq!(patient.word(edit.at) & 1 << 8, 1 << 8, "SIGKILL");
     }
-    for edit in operation.kill.edits.iter().filter(|edit| edit.what.starts_with("thread flags")) {
+    for edit in operation.kill.edits.iter().filter(|edit| matches!(edit.what, What::OfTask(Member::ThreadFlags, _))) {
         assert_eq!(patient.word(edit.at) & 1 << 2, 1 << 2, "TIF_SIGPENDING");
     }
     // Both sleep, and are woken by timers: all of that lies in memory of nobody, and in the wheel.
@@ -156,7 +157,7 @@ fn the_marks_of_the_culprits_are_written_and_nothing_else() {
 }
 
 fn is_mark(edit: &Edit) -> bool {
-    edit.what.starts_with("pending signals") || edit.what.starts_with("thread flags")
+    matches!(edit.what, What::OfTask(Member::PendingSignals | Member::ThreadFlags, _))
 }
 
 #[test]

@@ -104,7 +104,7 @@ impl Patient {
     fn carry_out(&self, edit: &Edit) {
         let mut there = vec![0; edit.was.len()];
         self.ram.0.read_exact_at(&mut there, edit.at).unwrap();
-        assert_eq!((&there, edit.now.len()), (&edit.was, edit.was.len()), "{}", edit.what);
+        assert_eq!((&there[..], edit.now.len()), (&edit.was[..], edit.was.len()), "{}", edit.what);
         self.ram.0.write_all_at(&edit.now, edit.at).unwrap();
     }
 }

@@ -3,7 +3,6 @@
 
 mod ram;
 
-use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -60,9 +59,18 @@ impl Patient {
     fn kill(&mut self, is_victim: impl Fn(&Task) -> bool) -> KillPlan {
         self.vm.qmp().stop().unwrap();
         let tasks = self.tasks();
-        let victims: HashSet<u32> = tasks.iter().filter(|task| is_victim(task)).map(|task| task.tgid).collect();
+        let victims: Vec<u32> = tasks.iter().filter(|task| is_victim(task)).map(|task| task.tgid).collect();
         let (plan, damage) = kill::plan(&self.kernel, &mut self.ram, KEY, &tasks, &victims).unwrap();
         assert!(damage.is_empty(), "{damage:?}");
+        plan.edits.iter().for_each(|edit| self.carry_out(edit));
+        self.vm.qmp().cont().unwrap();
+        plan
+    }
+
+    /// Wakes those who are marked already, in another standstill.
+    fn wake(&mut self, marked: &[Task]) -> KillPlan {
+        self.vm.qmp().stop().unwrap();
+        let (plan, _) = kill::wake_marked(&self.kernel, &mut self.ram, KEY, marked).unwrap();
         plan.edits.iter().for_each(|edit| self.carry_out(edit));
         self.vm.qmp().cont().unwrap();
         plan
@@ -71,7 +79,7 @@ impl Patient {
     fn carry_out(&self, edit: &Edit) {
         let mut there = vec![0; edit.was.len()];
         self.ram.0.read_exact_at(&mut there, edit.at).unwrap();
-        assert_eq!((&there, edit.now.len()), (&edit.was, edit.was.len()), "{}", edit.what);
+        assert_eq!((&there[..], edit.now.len()), (&edit.was[..], edit.was.len()), "{}", edit.what);
         self.ram.0.write_all_at(&edit.now, edit.at).unwrap();
     }
 
@@ -161,6 +169,59 @@ fn check_held(line: &str, vcpus: u32) {
     patient.vm.run("echo 0 > /cg/f/cgroup.freeze").unwrap();
     patient.wait_until("the thawed one is gone", |patient| patient.count("sleep") == 0);
     patient.is_well();
+}
+
+/// Timers lie from here on, the header first, each slot with the address of what points to its timer at its second
+/// word as long as that waits.
+const TIMERS: u64 = 0x2_0000;
+const SLOT_BYTES: u64 = 48;
+
+/// Slots that are left.
+const ROOM: usize = 40;
+
+/// More than there is room for: marked at once, woken by and by, whoever has gone meanwhile aside.
+fn check_crowd(line: &str, vcpus: u32) {
+    let mut patient = Patient::boot(line, vcpus);
+    patient.spawn("sleep", "sleep 9999", 3);
+    patient.kill(called("sleep"));
+    patient.wait_until("the first are gone", |patient| patient.count("sleep") == 0);
+    let all = kill::room(&patient.kernel, &mut patient.ram, KEY).unwrap();
+    assert!(all > ROOM, "room for {all}");
+    // As if timers waited that never fire.
+    patient.ram.0.write_all_at(&(all as u64).to_le_bytes(), TIMERS + 8).unwrap();
+    for slot in ROOM as u64..all as u64 {
+        patient.ram.0.write_all_at(&[1], TIMERS + (slot + 1) * SLOT_BYTES + 8).unwrap();
+    }
+    assert_eq!(kill::room(&patient.kernel, &mut patient.ram, KEY).unwrap(), ROOM);
+
+    patient.spawn("sleep", "sleep 9999", 100);
+    let plan = patient.kill(called("sleep"));
+    let count = |plan: &KillPlan, fate: Fate| plan.fates.iter().filter(|(_, it)| *it == fate).count();
+    assert_eq!((count(&plan, Fate::Woken), count(&plan, Fate::Later), plan.waiting.len()), (ROOM, 60, 60));
+    patient.wait_until("the first are gone", |patient| patient.count("sleep") == 60);
+    // One of those that wait is woken by another. No other signal would do that: the kernel takes one with
+    // TIF_SIGPENDING for awake.
+    patient.vm.run(&format!("kill -KILL {}", plan.waiting[0].pid)).unwrap();
+    patient.wait_until("it is gone", |patient| patient.count("sleep") == 59);
+    let second = patient.wake(&plan.waiting);
+    assert_eq!((count(&second, Fate::Woken), count(&second, Fate::Later)), (ROOM, 19), "{:?}", second.fates);
+    assert_eq!(second.fate_of(plan.waiting[0].tgid), None);
+    patient.wait_until("the second are gone", |patient| patient.count("sleep") == 19);
+    // Whoever has their number now is somebody else.
+    let strangers = second.waiting.iter().map(|task| Task { start_time_ns: task.start_time_ns + 1, ..task.clone() });
+    let none = patient.wake(&strangers.collect::<Vec<_>>());
+    assert!(none.edits.is_empty() && none.fates.is_empty(), "{:?}", none.fates);
+    let third = patient.wake(&second.waiting);
+    assert_eq!((count(&third, Fate::Woken), third.waiting.len()), (19, 0));
+    patient.wait_until("all are gone", |patient| patient.count("sleep") == 0);
+    patient.is_well();
+}
+
+#[test]
+fn sleepers_for_whom_there_was_no_room_are_woken_by_the_next_standstills() {
+    for line in guest::Kernel::lines().unwrap() {
+        check_crowd(&line, 1);
+    }
 }
 
 #[test]

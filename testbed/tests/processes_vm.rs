@@ -5,7 +5,7 @@
 
 mod ram;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -158,10 +158,10 @@ impl Guest {
             task::details(kernel, &mut trace, KEY).unwrap();
             ucounts::walk(kernel, &mut trace, KEY).unwrap();
             let (tasks, _) = task::walk(kernel, &mut trace, KEY).unwrap();
-            let all: HashSet<u32> = tasks.iter().map(|task| task.tgid).collect();
+            let all: Vec<u32> = tasks.iter().map(|task| task.tgid).collect();
             kill::plan(kernel, &mut trace, KEY, &tasks, &all).unwrap();
             let means = [Means::Nproc, Means::Pids, Means::Oom].into();
-            let request = Request { processes: all, means, ..Request::default() };
+            let request = Request { processes: all.into_iter().collect(), means, ..Request::default() };
             contain::plan(kernel, &mut trace, KEY, &tasks, &request).unwrap();
             trace.into_image().unwrap()
         });

@@ -13,6 +13,8 @@
 pub mod find;
 pub mod layout;
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
@@ -22,6 +24,12 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// Bytes of the words that are copied at once.
 const WORD: usize = size_of::<u64>();
+
+/// Bytes that a processor fetches at once.
+const LINE: usize = 64;
+
+/// Lines of one place that are asked for; those behind them the processor guesses.
+const EXPECTED_LINES_MAX: usize = 4;
 
 /// A shared mapping of a file, whole.
 #[derive(Debug)]
@@ -85,6 +93,19 @@ impl Mapping {
         assert!(index.is_multiple_of(WORD) && index + WORD <= self.len, "callers check first");
         // SAFETY: as for `byte`; aligned because mappings begin at a page and the index is a multiple of 8.
         unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(index).cast()) }
+    }
+
+    /// Has the processor fetch the beginning of what is used next from `offset` on. Scattered places then come beside
+    /// each other, and not one after the other, each at the price of a look into the page tables.
+    pub fn expect(&self, offset: u64, len: u64) {
+        let Ok(start) = usize::try_from(len).map_err(|_| Outside).and_then(|len| self.check(offset, len)) else {
+            return;
+        };
+        #[cfg(target_arch = "x86_64")]
+        for line in (start & !(LINE - 1)..start + len as usize).step_by(LINE).take(EXPECTED_LINES_MAX) {
+            // SAFETY: inside the mapping (checked; it begins at a page); a hint reads nothing and cannot fault.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.base.as_ptr().add(line).cast()) };
+        }
     }
 
     /// Copies memory from `offset` on into all of `into`.

@@ -173,30 +173,28 @@ impl Walk<'_> {
         let base = |link: u64| link.wrapping_sub(members.next.offset as u64);
         let bases: Vec<u64> = links.iter().map(|(link, _)| base(*link)).collect();
         let fields = [members.next, members.back, members.namespace, members.uid, layout.processes];
-        let images = self.copies(&bases, &fields, "ucounts")?;
+        let found = self.gather(&bases, &fields, "ucounts", |image| fields.map(|field| field.of(image)))?;
         let initial = self.kernel.symbol("init_user_ns");
         let mut next = Vec::new();
-        for (((link, from), base), image) in links.iter().zip(&bases).zip(images.iter()) {
-            let Some(image) = image else { continue };
+        for (((link, from), base), found) in links.iter().zip(&bases).zip(found) {
+            let Some([behind, back, namespace, uid, processes]) = found else { continue };
             if !seen.insert(*link) {
                 self.report(*base, "ucounts chain", Fault::Cycle);
                 continue;
             }
-            let back = members.back.of(image);
             if back != *from {
                 self.report(*base, "ucounts.node.pprev", Fault::Mismatch { expected: *from, found: back });
                 continue;
             }
-            let namespace = KernelVirt::new(members.namespace.of(image));
+            let namespace = KernelVirt::new(namespace);
             users.push(UserCount {
                 address: KernelVirt::new(*base),
-                uid: members.uid.of(image) as u32,
+                uid: uid as u32,
                 namespace,
                 is_initial: Some(namespace) == initial,
                 // Below zero for a moment, while a task moves from one user to another.
-                processes: layout.processes.of(image).cast_signed().max(0).cast_unsigned(),
+                processes: processes.cast_signed().max(0).cast_unsigned(),
             });
-            let behind = members.next.of(image);
             if !is_end(behind) {
                 next.push((behind, *link));
             }

@@ -7,14 +7,16 @@ use crate::memory::{Memory, Records, word};
 use crate::paging::Pieces;
 use crate::{Damage, Fault, Kernel};
 
-/// Members of a struct closer than this travel in one read: a request costs about as much as this many bytes.
+/// Members of a struct closer than this travel in one read, or closer than a request costs on this link if that is
+/// less: what lies between them is read for nothing.
 pub(super) const GAP_BYTES: usize = 256;
 
 /// `CONFIG_NR_CPUS` of the largest kernels.
 const CPUS_MAX: u64 = 8192;
 
-/// Structs whose members travel in one round: bounds our memory, and so large that rounds do not multiply.
-pub(super) const STRUCTS_PER_ROUND: usize = 16 * 1024;
+/// Structs whose members travel in one round: their stretches fill a window, more would be another round in any case,
+/// and what we keep for them stays in a processor's caches.
+pub(super) const STRUCTS_PER_ROUND: usize = 2048;
 
 pub(super) struct Walk<'a> {
     pub kernel: &'a Kernel,
@@ -79,28 +81,28 @@ impl<'a> Walk<'a> {
     ) -> Result<Vec<Option<T>>, LinkError> {
         let mut found = Vec::with_capacity(bases.len());
         for bases in bases.chunks(STRUCTS_PER_ROUND) {
-            let copies = self.copies(bases, fields, part)?;
-            found.extend(copies.iter().map(|copy| copy.map(&of)));
+            self.copies(bases, fields, part)?.each(|_, copy| found.push(copy.map(&of)));
         }
         Ok(found)
     }
 
-    /// Copies of some members of the structs at `bases`, each at its own offset, in one round. `None` for a struct that
-    /// could not be read, which is reported.
-    pub fn copies(&mut self, bases: &[u64], fields: &[Field], part: &'static str) -> Result<Records, LinkError> {
-        let parts = merged(fields);
-        let len = parts.last().map_or(0, |(start, len)| start + len);
-        let mut images = Records::blank(bases.len(), len);
-        let (copies, present) = images.parts_mut();
+    /// Copies of some members of the structs at `bases`, in one round. A struct that could not be read is reported.
+    pub fn copies(&mut self, bases: &[u64], fields: &[Field], part: &'static str) -> Result<Copies, LinkError> {
+        let parts = merged(fields, self.memory.gap_bytes().min(GAP_BYTES));
+        let mut packed = Records::blank(bases.len(), parts.iter().map(|(_, len)| len).sum());
+        let (copies, present) = packed.parts_mut();
+        let mut copies: Vec<&mut [u8]> = copies.collect();
+        // In the order of memory, which the reads are put into anyway.
+        let mut order: Vec<usize> = (0..copies.len()).collect();
+        order.sort_unstable_by_key(|owner| bases[*owner]);
         let mut failed = Vec::new();
         let mut pieces = Pieces::default();
-        for (owner, (base, image)) in bases.iter().zip(copies).enumerate() {
-            let (mut rest, mut passed) = (image, 0);
+        for owner in order {
+            let mut rest = std::mem::take(&mut copies[owner]);
             for (start, len) in &parts {
-                let (piece, later) = rest.split_at_mut(start + len - passed);
-                let at = KernelVirt::new(base.wrapping_add(*start as u64));
-                pieces.add(&self.kernel.space, owner, at, &mut piece[start - passed..]);
-                (rest, passed) = (later, start + len);
+                let (piece, later) = rest.split_at_mut(*len);
+                pieces.add(&self.kernel.space, owner, KernelVirt::new(bases[owner].wrapping_add(*start as u64)), piece);
+                rest = later;
             }
         }
         pieces.fetch(&self.kernel.space, &mut self.memory, |owner| failed.push(owner))?;
@@ -110,18 +112,47 @@ impl<'a> Walk<'a> {
             present[owner] = false;
             self.report(bases[owner], part, Fault::Unreadable);
         }
-        Ok(images)
+        Ok(Copies { packed, parts })
+    }
+}
+
+/// Members of equal structs, without what lies between them: of a task's ten thousand bytes, two hundred.
+pub(super) struct Copies {
+    packed: Records,
+    /// Of a struct, as (offset, length).
+    parts: Vec<(usize, usize)>,
+}
+
+impl Copies {
+    /// Calls `each` with the number of every struct and a copy of it in which the members lie at their own offsets;
+    /// `None` for one that could not be read.
+    pub fn each(&self, mut each: impl FnMut(usize, Option<&[u8]>)) {
+        let mut image = vec![0; self.parts.last().map_or(0, |(start, len)| start + len)];
+        for (number, packed) in self.packed.iter().enumerate() {
+            let Some(mut rest) = packed else {
+                each(number, None);
+                continue;
+            };
+            for (start, len) in &self.parts {
+                let (piece, later) = rest.split_at(*len);
+                image[*start..start + len].copy_from_slice(piece);
+                rest = later;
+            }
+            each(number, Some(&image));
+        }
     }
 }
 
 /// The parts of a struct to read, as (offset, length), neighbours merged.
-fn merged(fields: &[Field]) -> Vec<(usize, usize)> {
+fn merged(fields: &[Field], gap_bytes: usize) -> Vec<(usize, usize)> {
     let mut fields = fields.to_vec();
     fields.sort_by_key(|field| field.offset);
     let mut parts: Vec<(usize, usize)> = Vec::new();
     for field in fields {
         match parts.last_mut() {
-            Some((start, len)) if field.offset <= *start + *len + GAP_BYTES => *len = (*len).max(field.end() - *start),
+            Some((start, len)) if field.offset <= *start + *len + gap_bytes => {
+                *len = (*len).max(field.end() - *start);
+            }
             _ => parts.push((field.offset, field.size)),
         }
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Module, OnHang};
 use crate::detect::{Look, Plan};
-use crate::repair::{self, OrderLine};
+use crate::repair::{self, OrderLine, Waking};
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -297,6 +297,9 @@ pub struct RepairLine {
     pub plan: Option<healing_modules::Plan>,
     /// What was written.
     pub kill: KillPlan,
+    /// What was written in further standstills, to wake those for whom that one had no room. Older journals have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wakings: Vec<Waking>,
     /// By what means culprits were to be contained that do not end at once.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub contain: BTreeSet<Means>,
@@ -306,7 +309,7 @@ pub struct RepairLine {
     /// Why limits that were lent were not given back when the repair was over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_given_back: Option<String>,
-    /// How long the target stood still, in nanoseconds.
+    /// How long the target stood still in all, in nanoseconds.
     pub locked_ns: u64,
     /// What was ordered instead, and what the target answered, if the kill table was the hook.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -57,11 +57,11 @@ pub(super) struct Case<'a> {
 
 impl Case<'_> {
     /// Who is to be contained by `means` of their own, and whose cgroups are.
-    fn culprits(&self) -> (HashSet<u32>, HashSet<u32>) {
-        let all: HashSet<u32> = self.plan.culprits.iter().map(|culprit| culprit.pid).collect();
-        let Some(kill) = self.kill else { return (all, HashSet::new()) };
+    fn culprits(&self, means: &BTreeSet<Means>) -> (HashSet<u32>, HashSet<u32>) {
+        let all = || self.plan.culprits.iter().map(|culprit| culprit.pid);
+        let Some(kill) = self.kill else { return (all().collect(), HashSet::new()) };
         let stays = |pid: &u32| matches!(kill.fate_of(*pid), Some(Fate::Sleeps { .. }));
-        (all.iter().copied().filter(stays).collect(), all)
+        (all().filter(stays).collect(), if means.contains(&Means::Pids) { all().collect() } else { HashSet::new() })
     }
 
     /// What is to be written for it.
@@ -71,7 +71,11 @@ impl Case<'_> {
         ram: RemoteKey,
         means: &BTreeSet<Means>,
     ) -> Result<(Vec<Contained>, Vec<Damage>), LinkError> {
-        let (themselves, in_cgroups) = self.culprits();
+        let (themselves, in_cgroups) = self.culprits(means);
+        // Most repairs, also of thirty thousand, which stand still meanwhile.
+        if themselves.is_empty() && in_cgroups.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
         let spared = self.evidence.processes.iter().filter(|process| self.safety.spares(process));
         let spared: HashSet<u32> = spared.map(|process| process.pid).collect();
         let (of_cgroups, own): (BTreeSet<Means>, BTreeSet<Means>) = means.iter().partition(|one| **one == Means::Pids);

@@ -1,6 +1,5 @@
 //! What a target's memory says of its processes, in the words of the healing modules.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use healing_modules::{Evidence, Process};
@@ -27,9 +26,22 @@ pub struct Findings {
 /// # Errors
 /// [`LinkError`] if the path to the memory failed.
 pub fn look(kernel: &Kernel, memory: &mut dyn RemoteRead, ram: RemoteKey) -> Result<Findings, LinkError> {
+    look_for(kernel, memory, ram, true)
+}
+
+/// As [`look`]; what memory each process has only `with_memory`: a quarter of the look.
+///
+/// # Errors
+/// [`LinkError`] if the path to the memory failed.
+pub(super) fn look_for(
+    kernel: &Kernel,
+    memory: &mut dyn RemoteRead,
+    ram: RemoteKey,
+    with_memory: bool,
+) -> Result<Findings, LinkError> {
     let begin = Instant::now();
     let taken_ns = Monotonic.now_ns();
-    let (found, mut damage) = essentials(kernel, memory, ram)?;
+    let (found, mut damage) = essentials(kernel, memory, ram, with_memory)?;
     let (machine, more) = machine::summary(kernel, memory, ram)?;
     damage.extend(more);
     let evidence = Evidence {
@@ -45,17 +57,15 @@ pub fn look(kernel: &Kernel, memory: &mut dyn RemoteRead, ram: RemoteKey) -> Res
 /// Threads joined to their processes, in the order of their ids. A process lives as long as one of its threads does;
 /// its leader may have gone before.
 fn processes(details: &[Detail]) -> Vec<Process> {
-    let mut processes: BTreeMap<u32, Process> = BTreeMap::new();
-    for detail in details {
-        let thread = process(detail);
-        let process = processes.entry(detail.task.tgid).or_insert_with(|| thread.clone());
-        if detail.task.pid == detail.task.tgid {
-            *process = Process { is_exiting: process.is_exiting && thread.is_exiting, ..thread.clone() };
-        }
-        process.is_exiting &= thread.is_exiting;
-        process.rss_pages = process.rss_pages.max(thread.rss_pages);
-    }
-    processes.into_values().collect()
+    let mut threads: Vec<&Detail> = details.iter().collect();
+    // The leader first, if it is there.
+    threads.sort_by_key(|detail| (detail.task.tgid, detail.task.pid != detail.task.tgid));
+    let group = |threads: &[&Detail]| Process {
+        is_exiting: threads.iter().all(|thread| thread.task.is_exiting()),
+        rss_pages: threads.iter().filter_map(|thread| Some(thread.rss.as_ref()?.pages())).max(),
+        ..process(threads[0])
+    };
+    threads.chunk_by(|one, next| one.task.tgid == next.task.tgid).map(group).collect()
 }
 
 fn process(detail: &Detail) -> Process {

@@ -5,6 +5,8 @@
 //!    │           in the standstill, so that what is judged is what is written to        │
 //!    └── a lease: should this monitor die in between, the target goes on by itself ─────┘
 //! ```
+//! Marked sleepers for whom there was no timer are woken in further, shorter standstills ([`waking`]).
+//!
 //! Where the target's agent has a kill table, an order in it does the same without a standstill ([`table`]): the
 //! target's own kernel ends whom it names.
 //!
@@ -24,6 +26,7 @@ mod standstill;
 mod surgery;
 mod table;
 mod treat;
+mod waking;
 mod ward;
 
 use std::collections::BTreeSet;
@@ -32,7 +35,8 @@ use std::time::{Duration, Instant};
 use control::backdoor::{LockToken, RegionEntry};
 use healing_modules::{Culprit, Evidence, Plan, Safety, Unanswered, Unsafe};
 use introspect::linux::contain::{Contained, Means};
-use introspect::linux::kill::{self, KillPlan};
+use introspect::linux::kill::{self, Fate, KillPlan};
+use introspect::linux::task::Task;
 use introspect::{Damage, Kernel};
 use killtable::OrderError;
 use killtable::layout::Refusal;
@@ -42,19 +46,25 @@ use remote_memory::{LinkError, RemoteKey, RemoteWrite, WriteError};
 use crate::inspect;
 use contain::Case;
 pub use contain::{Ways, give_back, is_of, standard};
+use evidence::look_for;
 pub use evidence::{Findings, look};
 pub use program::{Outside, Program};
 pub use standstill::{Announced, Standstill};
 pub use surgery::carry_out;
 pub use table::{OrderLine, conclude, operate_by};
 pub use treat::{Cure, Treated, treat};
+pub use waking::Waking;
 pub use ward::Ward;
 
 /// How long the target stands still at most: a repair takes a few milliseconds, and clients wait meanwhile.
 pub const LEASE_MS: u32 = 2_000;
 
-/// How long the marked may take to die. They see their signal within a tick; a machine that is drowned has many.
+/// How long the marked may take until the next of them dies. They see their signal within a tick; a machine that is
+/// drowned has many.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many patiences all of them may take together: 30 000 of an emulated guest take half a minute.
+const PATIENCES_MAX: u32 = 12;
 
 /// How long the dead may take to be buried by their parents. Until then their user still has them by number, and what
 /// looks again counts them; a parent that never does is the next culprit.
@@ -226,7 +236,7 @@ impl RepairError {
     }
 }
 
-/// What was done to a target in one standstill.
+/// What was done to a target: in one standstill, and in those that wake for whom that one had no room.
 #[derive(Debug, Default)]
 pub struct Operation {
     /// What was seen in the standstill.
@@ -235,11 +245,13 @@ pub struct Operation {
     pub plan: Option<Plan>,
     /// What was written, and what it means for each process.
     pub kill: KillPlan,
+    /// How those were woken for whom there was no room in the first standstill.
+    pub wakings: Vec<Waking>,
     /// How culprits were contained that do not end at once.
     pub contained: Vec<Contained>,
     /// Why nobody was ended, and culprits were only contained.
     pub beyond: Option<Unsafe>,
-    /// How long the target stood still.
+    /// How long the target stood still, in all.
     pub locked: Duration,
     /// The order that was given instead, if one was.
     pub order: Option<OrderLine>,
@@ -249,18 +261,46 @@ pub struct Operation {
     pub damage: Vec<Damage>,
 }
 
+impl Operation {
+    /// What became of each process in the end.
+    pub fn fates(&self) -> Vec<(u32, Fate)> {
+        let mut fates = self.kill.fates.clone();
+        for (pid, fate) in self.wakings.iter().flat_map(|waking| &waking.kill.fates) {
+            if let Ok(at) = fates.binary_search_by_key(pid, |(pid, _)| *pid) {
+                fates[at].1 = fate.clone();
+            }
+        }
+        fates
+    }
+}
+
+/// What a repair is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Occasion<'a> {
+    /// What whoever asks for the lock is told.
+    pub reason: &'a str,
+    /// Whether processes are judged by what memory they have; it is not read otherwise.
+    pub judges_memory: bool,
+}
+
+impl<'a> From<&'a str> for Occasion<'a> {
+    fn from(reason: &'a str) -> Self {
+        Self { reason, judges_memory: true }
+    }
+}
+
 /// Holds the target still, has `decide` judge it, and ends the processes that the plan names.
 ///
 /// # Errors
 /// See [`RepairError`].
-pub fn operate(
+pub fn operate<'a>(
     table: &mut dyn Table,
     kernel: &Kernel,
-    reason: &str,
+    occasion: impl Into<Occasion<'a>>,
     safety: &Safety,
     decide: &mut dyn FnMut(&Evidence) -> Option<Plan>,
 ) -> Result<Operation, RepairError> {
-    operate_and_contain(table, kernel, reason, safety, &BTreeSet::new(), decide)
+    operate_and_contain(table, kernel, occasion, safety, &BTreeSet::new(), decide)
 }
 
 /// As [`operate`], and contains those of them who will not end at once; where the plan is beyond the blast cap, ends
@@ -268,24 +308,31 @@ pub fn operate(
 ///
 /// # Errors
 /// See [`RepairError`].
-pub fn operate_and_contain(
+pub fn operate_and_contain<'a>(
     table: &mut dyn Table,
     kernel: &Kernel,
-    reason: &str,
+    occasion: impl Into<Occasion<'a>>,
     safety: &Safety,
     contain: &BTreeSet<Means>,
     decide: &mut dyn FnMut(&Evidence) -> Option<Plan>,
 ) -> Result<Operation, RepairError> {
     let ram = table.ram().map_err(RepairError::Region)?;
+    let occasion @ Occasion { reason, .. } = occasion.into();
     let begin = Instant::now();
     let token = table.lock(reason, LEASE_MS).map_err(RepairError::NotLocked)?;
     let bounds = Bounds { safety, contain };
-    let outcome = in_the_standstill(table, kernel, RemoteKey::new(ram.key), &token, &bounds, decide);
+    let outcome = in_the_standstill(table, (kernel, RemoteKey::new(ram.key)), &token, occasion, &bounds, decide);
     // Also after a failure: the lease is for those who die.
     let unlocked = table.unlock(&token).map_err(RepairError::NotUnlocked);
-    let mut operation = outcome?;
+    let locked = begin.elapsed();
+    let (mut operation, tasks) = outcome?;
+    // Giving the memory of thirty thousand back takes a while, too.
+    drop(tasks);
     unlocked?;
-    operation.locked = begin.elapsed();
+    operation.locked = locked;
+    let Operation { kill, damage, .. } = &mut operation;
+    operation.wakings = waking::wake_rest(table, kernel, reason, kill, damage);
+    operation.locked += operation.wakings.iter().map(Waking::locked).sum::<Duration>();
     Ok(operation)
 }
 
@@ -311,21 +358,21 @@ impl Bounds<'_> {
 
 fn in_the_standstill(
     table: &mut dyn Table,
-    kernel: &Kernel,
-    ram: RemoteKey,
+    (kernel, ram): (&Kernel, RemoteKey),
     token: &LockToken,
+    occasion: Occasion<'_>,
     bounds: &Bounds<'_>,
     decide: &mut dyn FnMut(&Evidence) -> Option<Plan>,
-) -> Result<Operation, RepairError> {
+) -> Result<(Operation, Vec<Task>), RepairError> {
     let begin = Instant::now();
     let memory = table.memory();
-    let Findings { evidence, tasks, damage } = look(kernel, memory, ram)?;
+    let Findings { evidence, tasks, damage } = look_for(kernel, memory, ram, occasion.judges_memory)?;
     let looked = begin.elapsed();
     let Some(plan) = decide(&evidence) else {
-        return Ok(Operation { evidence, damage, ..Operation::default() });
+        return Ok((Operation { evidence, damage, ..Operation::default() }, tasks));
     };
     let beyond = bounds.beyond(&plan, &evidence)?;
-    let processes = plan.culprits.iter().map(|culprit| culprit.pid).collect();
+    let processes: Vec<u32> = plan.culprits.iter().map(|culprit| culprit.pid).collect();
     let (kill, mut more) = match beyond {
         None => kill::plan(kernel, memory, ram, &tasks, &processes)?,
         Some(_) => (KillPlan::default(), Vec::new()),
@@ -343,7 +390,8 @@ fn in_the_standstill(
     carry_out(memory, &token.fenced(), &kill.edits)?;
     tracing::debug!(?looked, ?planned, carried_out = ?begin.elapsed(), edits = kill.edits.len(), "in the standstill");
     let damage = damage.into_iter().chain(more).collect();
-    Ok(Operation { evidence, plan: Some(plan), kill, contained, beyond, damage, ..Operation::default() })
+    let operation = Operation { evidence, plan: Some(plan), kill, contained, beyond, damage, ..Operation::default() };
+    Ok((operation, tasks))
 }
 
 /// Looks at the target as it is now.
@@ -355,8 +403,8 @@ pub fn look_at(table: &mut dyn Table, kernel: &Kernel) -> Result<Findings, Repai
     Ok(look(kernel, table.memory(), RemoteKey::new(ram.key))?)
 }
 
-/// Looks again and again until none of `culprits` lives or the patience is at its end; returns those that do. Waits a
-/// moment longer for the dead to be buried.
+/// Looks again and again until none of `culprits` lives or `patience` has passed without the death of any; returns
+/// those that live. Waits a moment longer for the dead to be buried.
 ///
 /// # Errors
 /// See [`RepairError`].
@@ -367,24 +415,30 @@ pub fn survivors(
     patience: Duration,
 ) -> Result<Vec<Culprit>, RepairError> {
     let begin = Instant::now();
-    let mut all_dead = None;
+    let (mut all_dead, mut fewest, mut last_death) = (None, usize::MAX, begin);
     loop {
-        let Findings { evidence, .. } = look_at(table, kernel)?;
+        let look = Instant::now();
+        let ram = table.ram().map_err(RepairError::Region)?;
+        let Findings { evidence, .. } = look_for(kernel, table.memory(), RemoteKey::new(ram.key), false)?;
         let found = |culprit: &Culprit| {
             let at = evidence.processes.binary_search_by_key(&culprit.pid, |process| process.pid).ok()?;
             Some(&evidence.processes[at]).filter(|process| culprit.was(process))
         };
         let present: Vec<_> = culprits.iter().filter_map(|culprit| Some((culprit, found(culprit)?))).collect();
         let living = present.iter().filter(|(_, process)| process.counts());
-        let left: Vec<Culprit> = living.map(|(culprit, _)| (*culprit).clone()).collect();
+        let left: Vec<&Culprit> = living.map(|(culprit, _)| *culprit).collect();
+        if left.len() < fewest {
+            (fewest, last_death) = (left.len(), Instant::now());
+        }
         let is_over = match left.is_empty() {
             true => present.is_empty() || all_dead.get_or_insert_with(Instant::now).elapsed() >= BURIAL,
-            false => begin.elapsed() >= patience,
+            false => last_death.elapsed() >= patience || begin.elapsed() >= patience * PATIENCES_MAX,
         };
         if is_over {
-            return Ok(left);
+            return Ok(left.into_iter().cloned().collect());
         }
-        std::thread::sleep(LOOK_EVERY);
+        // A look at many takes as long as the deaths of some, of the same processors where the hypervisor is ours.
+        std::thread::sleep(LOOK_EVERY.max(look.elapsed()));
     }
 }
 

@@ -27,7 +27,7 @@ use link::LinkFailure;
 use remote_memory::{HookWord, RemoteAddr, RemoteKey, Rights, Warrant};
 use serde::{Deserialize, Serialize};
 
-use super::{Findings, Operation, PATIENCE, RepairError, Table, Ways, look_at, operate_and_contain};
+use super::{Findings, Occasion, Operation, PATIENCE, RepairError, Table, Ways, look_at, operate_and_contain};
 use crate::config::Hook;
 
 /// How long a target may take to take an order up. Each processor looks 200 times a second, from an interrupt.
@@ -65,23 +65,24 @@ pub struct OrderLine {
 ///
 /// # Errors
 /// See [`RepairError`].
-pub fn operate_by(
+pub fn operate_by<'a>(
     ways: impl Into<Ways>,
     table: &mut dyn Table,
     kernel: &Kernel,
-    reason: &str,
+    occasion: impl Into<Occasion<'a>>,
     safety: &Safety,
     decide: &mut dyn FnMut(&Evidence) -> Option<Plan>,
 ) -> Result<Operation, RepairError> {
     let Ways { hook, contain } = ways.into();
+    let occasion = occasion.into();
     let by_table = match hook {
-        Hook::Raw => return operate_and_contain(table, kernel, reason, safety, &contain, decide),
+        Hook::Raw => return operate_and_contain(table, kernel, occasion, safety, &contain, decide),
         Hook::Table | Hook::Auto => by_order(table, kernel, safety, decide),
     };
     match by_table {
         Err(why) if hook == Hook::Auto && is_table_s_fault(&why) => {
             tracing::warn!(%why, "the kill table is of no use; by raw writes then");
-            let operation = operate_and_contain(table, kernel, reason, safety, &contain, decide)?;
+            let operation = operate_and_contain(table, kernel, occasion, safety, &contain, decide)?;
             Ok(Operation { not_by_table: Some(why.to_string()), ..operation })
         }
         outcome => outcome,

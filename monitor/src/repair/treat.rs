@@ -1,15 +1,18 @@
 //! A treatment: repair after repair, until the module that asked for it finds nothing any more.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use healing_modules::{Culprit, Evidence, Healer, Moment, Plan, Safety};
 use introspect::Kernel;
 use introspect::linux::contain::Contained;
-use introspect::linux::kill::{self, Fate};
+use introspect::linux::kill;
 use remote_memory::RemoteKey;
 
 use super::contain::{Case, give_back};
-use super::{Findings, Operation, PATIENCE, RepairError, Table, Ways, conclude, look_at, operate_by, survivors};
+use super::{
+    Findings, Occasion, Operation, PATIENCE, RepairError, Table, Ways, conclude, look_at, operate_by, survivors,
+};
 
 /// Repairs of one treatment. A bomb is over after one, a hog whose controller starts it anew after a few; what needs
 /// more than this is not cured by more of it.
@@ -77,7 +80,8 @@ pub fn treat(
                 None
             })
         };
-        let mut operation = operate_by(ways.clone(), table, kernel, healer.name(), safety, &mut decide)?;
+        let occasion = Occasion { reason: healer.name(), judges_memory: healer.judges_memory() };
+        let mut operation = operate_by(ways.clone(), table, kernel, occasion, safety, &mut decide)?;
         if let Some(error) = unanswered {
             return Err(error.into());
         }
@@ -89,8 +93,9 @@ pub fn treat(
             return Ok(Cure::Ill { why });
         }
         // Who could not be woken for want of room is for the next repair.
-        let is_later = |culprit: &&Culprit| operation.kill.fate_of(culprit.pid) == Some(&Fate::Later);
-        let marked: Vec<Culprit> = plan.culprits.iter().filter(|culprit| !is_later(culprit)).cloned().collect();
+        let later: HashSet<u32> = operation.kill.waiting.iter().map(|task| task.tgid).collect();
+        let is_left = |culprit: &&Culprit| !later.contains(&culprit.pid);
+        let marked: Vec<Culprit> = plan.culprits.iter().filter(is_left).cloned().collect();
         let left = survivors(table, kernel, &marked, PATIENCE);
         // Whatever came of it: a limit that nobody remembers is worse than one that is set anew.
         let not_given_back = give_back(table, kernel, &operation.contained).err().map(|error| error.to_string());
@@ -130,7 +135,7 @@ fn would_contain(table: &mut dyn Table, case: Case<'_>, ways: &Ways) -> Result<V
         return Ok(Vec::new());
     }
     let ram = RemoteKey::new(table.ram().map_err(RepairError::Region)?.key);
-    let processes = case.plan.culprits.iter().map(|culprit| culprit.pid).collect();
+    let processes: Vec<u32> = case.plan.culprits.iter().map(|culprit| culprit.pid).collect();
     let (kill, _) = kill::plan(case.kernel, table.memory(), ram, case.tasks, &processes)?;
     let case = Case { kill: Some(&kill), ..case };
     Ok(case.contained(table.memory(), ram, &ways.contain)?.0)

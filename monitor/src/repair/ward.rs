@@ -366,6 +366,7 @@ impl Duty {
             contain: self.repair.contain.clone(),
             contained: operation.contained.clone(),
             not_given_back: treated.not_given_back.clone(),
+            wakings: operation.wakings.clone(),
             locked_ns: operation.locked.as_nanos() as u64,
             order: operation.order.clone(),
             not_by_table: operation.not_by_table.clone(),

@@ -74,7 +74,7 @@ fn whoever_waits_for_a_disk_is_marked_and_contained() {
     for one in &operation.contained {
         let mut there = vec![0; one.edit.now.len()];
         patient.image.copy_out(one.edit.at, &mut there).unwrap();
-        assert_eq!(there, one.edit.now);
+        assert_eq!(there, *one.edit.now);
     }
     // It is so already.
     assert!(operated(&mut patient, HOG_USER, 10, &[Means::Nproc, Means::Oom]).unwrap().contained.is_empty());
@@ -168,6 +168,7 @@ fn a_journal_holds_what_was_written_and_a_replay_tells_who_should_not_have_been_
             contain: contain.clone(),
             contained: operation.contained.clone(),
             not_given_back: None,
+            wakings: Vec::new(),
             locked_ns: 1,
             order: None,
             not_by_table: None,

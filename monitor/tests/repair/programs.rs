@@ -106,6 +106,7 @@ fn treated(act: bool) -> (Patient, Outside, Vec<RepairLine>) {
             contain: BTreeSet::new(),
             contained: Vec::new(),
             not_given_back: None,
+            wakings: Vec::new(),
             locked_ns: 1,
             survivors: Vec::new(),
         });

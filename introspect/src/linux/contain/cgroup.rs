@@ -55,8 +55,8 @@ impl Walk<'_> {
         let edit = |(address, pids): (u64, BTreeSet<u32>)| {
             let State { limit: was, serial, .. } = *tree.get(&address)?;
             let at = self.member(address, members.limit, 0, 8)?;
-            let what = format!("pids.max of the cgroup of {}", pids.first()?);
-            let edit = Edit { at, was: was.to_le_bytes().to_vec(), now: vec![0; 8], what };
+            let what = format!("pids.max of the cgroup of {}", pids.first()?).into();
+            let edit = Edit { at, was: was.to_le_bytes().to_vec().into(), now: vec![0; 8].into(), what };
             let (pids, limit) = (pids.into_iter().collect(), Some(was).filter(|was| *was < PIDS_MAX));
             let measure = Measure::Pids { pids, limit, state: address, serial };
             (was != 0).then_some(Contained { measure, edit })

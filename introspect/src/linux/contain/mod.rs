@@ -242,10 +242,10 @@ pub fn give_back(
         let found = found.filter(|it| it.controller == pids.raw() && it.serial == serial)?;
         let is_there = found.flags & of_life == online;
         // What somebody has written since is theirs.
-        let is_as_left = edit.now == found.limit.to_le_bytes();
+        let is_as_left = *edit.now == found.limit.to_le_bytes();
         let Edit { at, was, now, what } = edit;
         let what = format!("{what}, given back");
-        (is_there && is_as_left).then(|| Edit { at: *at, was: now.clone(), now: was.clone(), what })
+        (is_there && is_as_left).then(|| Edit { at: *at, was: now.clone(), now: was.clone(), what: what.into() })
     });
     Ok(undone.collect())
 }
@@ -309,7 +309,7 @@ impl Walk<'_> {
         let at = self.member(signal, members.limits, RLIMIT_NPROC * RLIMIT_BYTES, RLIMIT_BYTES)?;
         let was = [soft.to_le_bytes(), hard.to_le_bytes()].concat();
         let what = format!("limit of processes of {}", task.pid);
-        let edit = Edit { at, was, now: vec![0; RLIMIT_BYTES], what };
+        let edit = Edit { at, was: was.into(), now: vec![0; RLIMIT_BYTES].into(), what: what.into() };
         ((soft, hard) != (0, 0)).then_some(Contained { measure: Measure::Nproc { pid: task.tgid, soft, hard }, edit })
     }
 
@@ -317,7 +317,8 @@ impl Walk<'_> {
         let score_adj = found.score_adj;
         let at = self.member(signal, members.oom_score_adj, 0, 2)?;
         let (was, now) = (score_adj.to_le_bytes().to_vec(), OOM_SCORE_ADJ_MAX.to_le_bytes().to_vec());
-        let edit = Edit { at, was, now, what: format!("oom_score_adj of {}", task.pid) };
+        let what = format!("oom_score_adj of {}", task.pid).into();
+        let edit = Edit { at, was: was.into(), now: now.into(), what };
         let measure = Measure::Oom { pid: task.tgid, score_adj };
         (score_adj != OOM_SCORE_ADJ_MAX).then_some(Contained { measure, edit })
     }
@@ -344,6 +345,7 @@ mod tests {
             state: 0,
             flags: 0,
             start_time_ns: 0,
+            words: crate::linux::task::Words::default(),
         }
     }
 

@@ -13,20 +13,22 @@
 //! Nothing is written here. The plan is a list of [`Edit`]s in an order in which every beginning of it is harmless; who
 //! holds the target's lock carries them out. It holds for the standstill in which it was made and for no other.
 
+mod edit;
+mod slots;
 mod stopped;
 mod wake;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-
-use remote_memory::{GuestPhys, KernelVirt, LinkError, RemoteKey, RemoteRead};
+use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
 use serde::{Deserialize, Serialize};
 
+pub use edit::{Bytes, Edit, Member, What};
+use edit::{set, set_word};
+pub use slots::room;
 use stopped::is_stopped;
 
-use super::task::Task;
+use super::task::{self, Task};
 use super::walk::Walk;
 use crate::btf::layout;
-use crate::memory::word;
 use crate::{Damage, Fault, Kernel};
 
 /// Bit of signal 9 in a set of signals.
@@ -67,19 +69,6 @@ layout! {
     }
 }
 
-/// A place to be changed. It is so now; whoever finds it otherwise changes nothing.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Edit {
-    /// Guest-physical address.
-    pub at: u64,
-    /// What is there.
-    pub was: Vec<u8>,
-    /// What is to be there; as long as `was`.
-    pub now: Vec<u8>,
-    /// What the place is to the kernel.
-    pub what: String,
-}
-
 /// What becomes of a process that is to die.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -93,7 +82,8 @@ pub enum Fate {
         /// Why it is not woken.
         why: String,
     },
-    /// It is marked, and woken by the next repair: there is no room for more timers in this one.
+    /// It is marked, and woken by the next standstill (see [`wake_marked`]): there is no room for more timers in this
+    /// one.
     Later,
     /// It is not touched.
     Refused {
@@ -109,6 +99,9 @@ pub struct KillPlan {
     pub edits: Vec<Edit>,
     /// By process id, ascending. A list, as maps with numbers for keys do not come back out of every format.
     pub fates: Vec<(u32, Fate)>,
+    /// The threads of those that are to be woken later, for [`wake_marked`]. Not kept with the plan.
+    #[serde(skip)]
+    pub waiting: Vec<Task>,
 }
 
 impl KillPlan {
@@ -116,6 +109,18 @@ impl KillPlan {
     pub fn fate_of(&self, process: u32) -> Option<&Fate> {
         let found = self.fates.binary_search_by_key(&process, |(pid, _)| *pid).ok()?;
         Some(&self.fates[found].1)
+    }
+
+    /// Another fate for one that has some.
+    fn decide(&mut self, task: &Task, fate: Fate) {
+        if let Ok(found) = self.fates.binary_search_by_key(&task.tgid, |(pid, _)| *pid) {
+            self.fates[found].1 = fate;
+        }
+    }
+
+    fn leave(&mut self, task: &Task) {
+        self.decide(task, Fate::Later);
+        self.waiting.push(task.clone());
     }
 }
 
@@ -129,49 +134,66 @@ pub fn plan(
     mem: &mut dyn RemoteRead,
     ram: RemoteKey,
     tasks: &[Task],
-    processes: &HashSet<u32>,
+    processes: &[u32],
 ) -> Result<(KillPlan, Vec<Damage>), LinkError> {
     let mut walk = Walk::new(kernel, mem, ram);
-    let (mut edits, mut fates) = (Vec::new(), BTreeMap::new());
-    let mut chosen: Vec<&Task> = Vec::new();
-    let mut threads: HashMap<u32, Vec<&Task>> = HashMap::with_capacity(processes.len());
-    for task in tasks.iter().filter(|task| processes.contains(&task.tgid)) {
-        threads.entry(task.tgid).or_default().push(task);
-    }
-    for process in processes {
-        match thread_of(*process, threads.get(process).map_or(&[][..], Vec::as_slice)) {
-            Ok(task) => chosen.push(task),
-            Err(why) => drop(fates.insert(*process, Fate::Refused { why: why.to_owned() })),
-        }
-    }
-    chosen.sort_by_key(|task| task.pid);
-    let mut sleepers = Vec::new();
-    for (task, marks) in chosen.iter().zip(walk.marks(&chosen)?) {
-        let Some(marks) = marks else {
-            fates.insert(task.tgid, Fate::Refused { why: "its memory cannot be read".to_owned() });
-            continue;
-        };
-        edits.extend(marks);
-        let fate = fate_of(task);
-        if fate == Fate::Woken {
-            sleepers.push(*task);
-        }
-        fates.insert(task.tgid, fate);
-    }
-    walk.leave_frozen(&mut sleepers, &mut fates)?;
-    let unstopped = walk.unstop_all(&mut sleepers, &mut fates)?;
-    match walk.wake(&sleepers)? {
-        Ok((more, woken)) => {
-            edits.extend(unstopped.into_iter().chain(more));
-            fates.extend(sleepers[woken..].iter().map(|task| (task.tgid, Fate::Later)));
-        }
-        Err(why) => {
-            for task in sleepers {
-                fates.insert(task.tgid, Fate::Sleeps { why: why.clone() });
+    let mut wanted = processes.to_vec();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let mut threads: Vec<&Task> = tasks.iter().filter(|task| wanted.binary_search(&task.tgid).is_ok()).collect();
+    threads.sort_by_key(|task| task.tgid);
+    let (mut edits, mut fates, mut sleepers) = (Vec::with_capacity(2 * wanted.len()), Vec::new(), Vec::new());
+    let mut rest = threads.as_slice();
+    for process in wanted {
+        let (own, others) = rest.split_at(rest.iter().take_while(|task| task.tgid == process).count());
+        rest = others;
+        let fate = match thread_of(process, own) {
+            Ok(task) if walk.mark(task, &mut edits) => {
+                let fate = walk.fate_of(task);
+                sleepers.extend((fate == Fate::Woken).then_some(task));
+                fate
             }
-        }
+            Ok(_) => Fate::Refused { why: "its memory cannot be read".to_owned() },
+            Err(why) => Fate::Refused { why: why.to_owned() },
+        };
+        fates.push((process, fate));
     }
-    Ok((KillPlan { edits, fates: fates.into_iter().collect() }, walk.damage))
+    let mut plan = KillPlan { edits, fates, waiting: Vec::new() };
+    if let Err((why, sleepers)) = walk.wake_up(sleepers, &mut plan)? {
+        sleepers.into_iter().for_each(|task| plan.decide(task, Fate::Sleeps { why: why.clone() }));
+    }
+    Ok((plan, walk.damage))
+}
+
+/// How to wake `marked`, whom an earlier standstill has marked and left for want of room ([`KillPlan::waiting`]): the
+/// machine ran since then, so each is read again. Who is not the task it was, or has woken up by itself, is passed
+/// over.
+///
+/// # Errors
+/// [`LinkError`] if the path to the memory failed.
+pub fn wake_marked(
+    kernel: &Kernel,
+    mem: &mut dyn RemoteRead,
+    ram: RemoteKey,
+    marked: &[Task],
+) -> Result<(KillPlan, Vec<Damage>), LinkError> {
+    let (found, damage) = task::again(kernel, mem, ram, marked)?;
+    let mut walk = Walk::new(kernel, mem, ram);
+    walk.damage = damage;
+    let (mut plan, mut sleepers) = (KillPlan::default(), Vec::new());
+    for task in found.iter().flatten().filter(|task| !task.is_exiting()) {
+        let fate = match task.words.pending & SIGKILL {
+            0 => Fate::Refused { why: "its mark is gone".to_owned() },
+            _ => walk.fate_of(task),
+        };
+        sleepers.extend((fate == Fate::Woken).then_some(task));
+        plan.fates.push((task.tgid, fate));
+    }
+    plan.fates.sort_by_key(|(process, _)| *process);
+    if let Err((_, sleepers)) = walk.wake_up(sleepers, &mut plan)? {
+        sleepers.into_iter().for_each(|task| plan.leave(task));
+    }
+    Ok((plan, walk.damage))
 }
 
 /// The thread of a process that will see the signal first: one that runs, then one that can be woken.
@@ -218,60 +240,57 @@ fn fate_of(task: &Task) -> Fate {
 }
 
 impl Walk<'_> {
-    /// Those that are frozen are not woken: it would not help.
-    fn leave_frozen(&mut self, sleepers: &mut Vec<&Task>, fates: &mut BTreeMap<u32, Fate>) -> Result<(), LinkError> {
-        let mut frozen = self.are_frozen(sleepers)?.into_iter();
-        sleepers.retain(|task| {
-            let is_frozen = frozen.next().unwrap_or(false);
-            if is_frozen {
-                let why = "its cgroup is frozen; it ends when that is thawed".to_owned();
-                fates.insert(task.tgid, Fate::Sleeps { why });
+    /// As [`fate_of`]; those that are frozen are not woken: it would not help.
+    fn fate_of(&self, task: &Task) -> Fate {
+        match fate_of(task) {
+            Fate::Woken if stopped::is_frozen(task) => {
+                Fate::Sleeps { why: "its cgroup is frozen; it ends when that is thawed".to_owned() }
             }
-            !is_frozen
-        });
-        Ok(())
+            fate => fate,
+        }
     }
 
-    /// The edits that make sleepers of those that are stopped; one that is not as it was found is not woken.
-    fn unstop_all(
+    /// The two marks of a task, what of them it does not have yet; `false` where they cannot be written.
+    fn mark(&mut self, task: &Task, edits: &mut Vec<Edit>) -> bool {
+        let places = [self.kernel.pending_signals_of(task.address), self.kernel.thread_flags_of(task.address)];
+        let [Some(pending), Some(flags)] = places else {
+            self.report(task.address.raw(), "marks of a task", Fault::Unreadable);
+            return false;
+        };
+        let marks = [
+            (pending, task.words.pending, SIGKILL, Member::PendingSignals),
+            (flags, task.words.thread_flags, TIF_SIGPENDING, Member::ThreadFlags),
+        ];
+        let missing = marks.into_iter().filter(|(_, was, bit, _)| was & bit == 0);
+        edits
+            .extend(missing.map(|(at, was, bit, member)| set_word(at, was, was | bit, What::OfTask(member, task.pid))));
+        true
+    }
+
+    /// Adds what wakes `sleepers` to the plan, and says of whom it does not; or why nobody can be woken, with those who
+    /// are not.
+    #[allow(clippy::type_complexity, reason = "a reason, and whom it concerns")]
+    fn wake_up<'t>(
         &mut self,
-        sleepers: &mut Vec<&Task>,
-        fates: &mut BTreeMap<u32, Fate>,
-    ) -> Result<Vec<Edit>, LinkError> {
-        let stopped: Vec<&Task> = sleepers.iter().copied().filter(|task| is_stopped(task.state)).collect();
-        let mut all = Vec::new();
-        for (task, edits) in stopped.iter().zip(self.unstop(&stopped)?) {
-            let Some(edits) = edits else {
-                sleepers.retain(|sleeper| sleeper.address != task.address);
-                let why = "it is stopped, and its state cannot be read".to_owned();
-                fates.insert(task.tgid, Fate::Sleeps { why });
-                continue;
-            };
-            all.extend(edits);
-        }
-        Ok(all)
-    }
-
-    /// The two marks of each task; `None` where they cannot be read.
-    fn marks(&mut self, tasks: &[&Task]) -> Result<Vec<Option<[Edit; 2]>>, LinkError> {
-        let pending: Vec<_> = tasks.iter().map(|task| self.kernel.pending_signals_of(task.address)).collect();
-        let flags: Vec<_> = tasks.iter().map(|task| self.kernel.thread_flags_of(task.address)).collect();
-        let were_pending = self.memory.fetch_equal(&pending, 8)?;
-        let flags_were = self.memory.fetch_equal(&flags, 8)?;
-        let mut marks = Vec::with_capacity(tasks.len());
-        for (index, task) in tasks.iter().enumerate() {
-            let edit = |at: Option<GuestPhys>, bytes: Option<&[u8]>, bit: u64, what: &str| {
-                let was = word(bytes?, 0, 8);
-                Some(set_word(at?, was, was | bit, format!("{what} of {}", task.pid)))
-            };
-            let signal = edit(pending[index], were_pending.bytes(index), SIGKILL, "pending signals");
-            let both = signal.zip(edit(flags[index], flags_were.bytes(index), TIF_SIGPENDING, "thread flags"));
-            if both.is_none() {
-                self.report(task.address.raw(), "marks of a task", Fault::Unreadable);
+        mut sleepers: Vec<&'t Task>,
+        plan: &mut KillPlan,
+    ) -> Result<Result<(), (String, Vec<&'t Task>)>, LinkError> {
+        let mut unstopped = Vec::new();
+        sleepers.retain(|task| {
+            let edits = self.unstop(task);
+            if edits.is_none() {
+                plan.decide(task, Fate::Sleeps { why: "it is stopped, and its state cannot be written".to_owned() });
             }
-            marks.push(both.map(|(pending, flags)| [pending, flags]));
-        }
-        Ok(marks)
+            edits.map(|edits| unstopped.extend(edits)).is_some()
+        });
+        Ok(match self.wake(&sleepers)? {
+            Ok((more, woken)) => {
+                plan.edits.extend(unstopped.into_iter().chain(more));
+                sleepers[woken..].iter().for_each(|task| plan.leave(task));
+                Ok(())
+            }
+            Err(why) => Err((why, sleepers)),
+        })
     }
 }
 
@@ -279,17 +298,10 @@ fn place(base: KernelVirt, offset: usize) -> KernelVirt {
     KernelVirt::new(base.raw().wrapping_add(offset as u64))
 }
 
-fn set_word(at: GuestPhys, was: u64, now: u64, what: impl Into<String>) -> Edit {
-    set(at, was.to_le_bytes().to_vec(), now.to_le_bytes().to_vec(), what)
-}
-
-fn set(at: GuestPhys, was: Vec<u8>, now: Vec<u8>, what: impl Into<String>) -> Edit {
-    Edit { at: at.raw(), was, now, what: what.into() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::linux::task::Words;
 
     fn task(pid: u32, tgid: u32, state: u32, flags: u32) -> Task {
         Task {
@@ -302,6 +314,7 @@ mod tests {
             state,
             flags,
             start_time_ns: 0,
+            words: Words::default(),
         }
     }
 

@@ -13,13 +13,10 @@
 //!
 //! A traced task is left alone: its tracer may be in the middle of it. It ends when the tracer lets go of it or dies.
 
-use remote_memory::{GuestPhys, LinkError};
-
-use super::{Edit, INTERRUPTIBLE, STOPPED, WAKEKILL, place, set};
+use super::{Edit, INTERRUPTIBLE, Member, STOPPED, WAKEKILL, What, place, set};
 use crate::btf::Field;
 use crate::linux::task::Task;
 use crate::linux::walk::Walk;
-use crate::memory::word;
 
 /// `JOBCTL_STOPPED`.
 const JOBCTL_STOPPED: u64 = 1 << 26;
@@ -32,48 +29,28 @@ pub(super) fn is_stopped(state: u32) -> bool {
     state == STOPPED | WAKEKILL
 }
 
-impl Walk<'_> {
-    /// Which of `tasks` the freezer of a cgroup holds, or is about to.
-    pub(super) fn are_frozen(&mut self, tasks: &[&Task]) -> Result<Vec<bool>, LinkError> {
-        let Some(jobctl) = self.kernel.kill.as_ref().and_then(|layout| layout.jobctl) else {
-            return Ok(vec![false; tasks.len()]);
-        };
-        let is_trapped = |control: Option<(_, u64)>| control.is_some_and(|(_, word)| word & JOBCTL_TRAP_FREEZE != 0);
-        Ok(self.field_of(tasks, jobctl)?.into_iter().map(is_trapped).collect())
-    }
-
-    /// The edits that make sleepers of those of `tasks` that are stopped; `None` for one that is not as it was found.
-    pub(super) fn unstop(&mut self, tasks: &[&Task]) -> Result<Vec<Option<Vec<Edit>>>, LinkError> {
-        let state = self.kernel.task.state;
-        let jobctl = self.kernel.kill.as_ref().and_then(|layout| layout.jobctl);
-        let states = self.field_of(tasks, state)?;
-        let controls = match jobctl {
-            Some(jobctl) => self.field_of(tasks, jobctl)?,
-            None => vec![None; tasks.len()],
-        };
-        let edits = tasks.iter().zip(states.into_iter().zip(controls)).map(|(task, (was, control))| {
-            let (at, was) = was.filter(|(_, was)| *was == u64::from(STOPPED | WAKEKILL))?;
-            let mut edits = vec![number(at, state, was, INTERRUPTIBLE.into(), format!("state of {}", task.pid))];
-            if let Some(jobctl) = jobctl {
-                let (at, was) = control?;
-                edits.push(number(at, jobctl, was, was & !JOBCTL_STOPPED, format!("job control of {}", task.pid)));
-            }
-            Some(edits)
-        });
-        Ok(edits.collect())
-    }
-
-    /// Where a member of each task is, and its value; `None` where it cannot be read.
-    fn field_of(&mut self, tasks: &[&Task], field: Field) -> Result<Vec<Option<(GuestPhys, u64)>>, LinkError> {
-        let places: Vec<_> =
-            tasks.iter().map(|task| self.kernel.phys(place(task.address, field.offset), field.size as u64)).collect();
-        let found = self.memory.fetch_equal(&places, field.size)?;
-        let read = |(index, at): (usize, &Option<GuestPhys>)| Some(((*at)?, word(found.bytes(index)?, 0, field.size)));
-        Ok(places.iter().enumerate().map(read).collect())
-    }
+/// Whether the freezer of a cgroup holds a task, or is about to.
+pub(super) fn is_frozen(task: &Task) -> bool {
+    task.words.job_control.is_some_and(|word| word & JOBCTL_TRAP_FREEZE != 0)
 }
 
-fn number(at: GuestPhys, field: Field, was: u64, now: u64, what: String) -> Edit {
-    let bytes = |value: u64| value.to_le_bytes()[..field.size].to_vec();
-    set(at, bytes(was), bytes(now), what)
+impl Walk<'_> {
+    /// The edits that make a sleeper of a task that is stopped; none for one that is not, `None` if they cannot be
+    /// made.
+    pub(super) fn unstop(&self, task: &Task) -> Option<Vec<Edit>> {
+        if !is_stopped(task.state) {
+            return Some(Vec::new());
+        }
+        let number = |field: Field, was: u64, now: u64, member: Member| {
+            let at = self.kernel.phys(place(task.address, field.offset), field.size as u64)?;
+            let (was, now) = (was.to_le_bytes(), now.to_le_bytes());
+            Some(set(at, was.get(..field.size)?, now.get(..field.size)?, What::OfTask(member, task.pid)))
+        };
+        let state = self.kernel.task.state;
+        let mut edits = vec![number(state, task.state.into(), INTERRUPTIBLE.into(), Member::State)?];
+        if let Some((field, was)) = self.kernel.kill.as_ref().and_then(|kill| kill.jobctl).zip(task.words.job_control) {
+            edits.push(number(field, was, was & !JOBCTL_STOPPED, Member::JobControl)?);
+        }
+        Some(edits)
+    }
 }

@@ -19,26 +19,12 @@
 //! die of something else meanwhile and its `task_struct` be freed. There the sleeper gets one reference more, which is
 //! never given back: 9 KiB of the target's memory for each.
 
-use remote_memory::{GuestPhys, KernelVirt, LinkError, PAGE_BYTES};
+use remote_memory::{GuestPhys, KernelVirt, LinkError};
 
-use super::{Edit, KillLayout, place, set, set_word};
+use super::{Edit, KillLayout, Member, What, place, set, set_word};
 use crate::linux::task::Task;
 use crate::linux::walk::Walk;
 use crate::memory::word;
-
-/// Where slots lie: between the BIOS's own data and where its extended data may begin. What boot loaders leave there
-/// was copied when the kernel began. Less of it where the trampoline or a page that is not reserved comes first.
-const AREA_START: u64 = 0x2_0000;
-const AREA_BYTES: u64 = 0x7_0000;
-
-/// The trampoline is some tens of kilobytes long.
-const TRAMPOLINE_BYTES_MAX: u64 = 0x1_0000;
-
-/// One timer each; the first slot is a header: the magic, then how many slots have been used.
-const SLOT_BYTES: usize = 64;
-
-/// "bdwakers", so that what the BIOS left there is not taken for used slots.
-const MAGIC: u64 = u64::from_le_bytes(*b"bdwakers");
 
 /// Slots of the wheel's first level, one for each tick; the only one used here.
 const LEVEL_SLOTS: u64 = 64;
@@ -92,10 +78,9 @@ impl Walk<'_> {
             return Ok(Err("a timer that waits already is not what it should be".to_owned()));
         };
         let flags = wheel.cpu | PINNED | (index as u32) << SLOT_SHIFT;
-        let timer = |next: u64, pprev: u64, sleeper: &Task| {
-            let mut bytes = vec![0; SLOT_BYTES];
+        let fill = |slot: &mut [u8], next: u64, pprev: u64, sleeper: &Task| {
             let mut put = |field: crate::btf::Field, value: u64| {
-                bytes[field.offset..field.end()].copy_from_slice(&value.to_le_bytes()[..field.size]);
+                slot[field.offset..field.end()].copy_from_slice(&value.to_le_bytes()[..field.size]);
             };
             put(layout.node_next, next);
             put(layout.node_pprev, pprev);
@@ -103,23 +88,22 @@ impl Walk<'_> {
             put(layout.function, function.raw());
             put(layout.flags, flags.into());
             put(layout.sleeper, sleeper.address.raw());
-            bytes
         };
         let nodes: Vec<u64> = slots.places.iter().map(|at| self.low(*at) + layout.node.offset as u64).collect();
         let mut pprev = vector.raw();
         for (number, sleeper) in sleepers.iter().enumerate() {
             let next = nodes.get(number + 1).copied().unwrap_or(first);
-            slots.fill(number, timer(next, pprev, sleeper));
+            fill(slots.slot(number), next, pprev, sleeper);
             pprev = nodes[number];
         }
         let mut edits = Vec::new();
         if wheel.is_idle || layout.expiry_lock.is_some() {
-            let Some(held) = self.held(&layout, sleepers)? else {
+            let Some(held) = self.held(&layout, sleepers) else {
                 return Ok(Err("the references of a sleeper cannot be read".to_owned()));
             };
             edits.extend(held);
         }
-        edits.extend(slots.edits);
+        edits.extend(slots.edits());
         let Some(linked) =
             self.linked(&layout, &wheel, clk, (vector, first, nodes[0]), first_pprev.map(|at| (at, pprev)))
         else {
@@ -127,11 +111,6 @@ impl Walk<'_> {
         };
         edits.extend(linked);
         Ok(Ok((edits, sleepers.len())))
-    }
-
-    /// The direct map's address of a place in the first megabyte.
-    fn low(&self, at: u64) -> u64 {
-        self.kernel.space.page_offset_base.wrapping_add(at)
     }
 
     /// The wheel of a processor that does not hold it, one with a running tick if there is one. What a processor's
@@ -181,16 +160,15 @@ impl Walk<'_> {
     }
 
     /// One reference more for each sleeper.
-    fn held(&mut self, layout: &KillLayout, sleepers: &[&Task]) -> Result<Option<Vec<Edit>>, LinkError> {
-        let at: Vec<_> = sleepers.iter().map(|task| place(task.address, layout.usage.offset)).collect();
-        let records = self.kernel.space.fetch_equal(&mut self.memory, &at, 4)?;
-        let edit = |(index, task): (usize, &&Task)| {
-            let was = word(records.bytes(index)?, 0, 4) as u32;
+    fn held(&self, layout: &KillLayout, sleepers: &[&Task]) -> Option<Vec<Edit>> {
+        let edit = |task: &&Task| {
+            let was = task.words.references;
             let now = was.checked_add(1).filter(|_| was > 0 && was < i32::MAX as u32)?;
-            let what = format!("references of {}", task.pid);
-            Some(set(self.kernel.phys(at[index], 4)?, was.to_le_bytes().to_vec(), now.to_le_bytes().to_vec(), what))
+            let at = self.kernel.phys(place(task.address, layout.usage.offset), 4)?;
+            let what = What::OfTask(Member::References, task.pid);
+            Some(set(at, &was.to_le_bytes()[..], &now.to_le_bytes()[..], what))
         };
-        Ok(sleepers.iter().enumerate().map(edit).collect())
+        sleepers.iter().map(edit).collect()
     }
 
     /// The edits that put a chain of timers before the `first` of `vector`: the chain's head first, so that a beginning
@@ -219,70 +197,10 @@ impl Walk<'_> {
                 [(layout.base_has_timers, 1, "timers pending"), (layout.base_recalc, 0, "expiry to be counted anew")]
             {
                 let was = field.of(&wheel.bytes) as u8;
-                edits.push(set(at(field)?, vec![was], vec![value], what));
+                edits.push(set(at(field)?, &[was][..], &[value][..], what));
             }
         }
         Some(edits)
-    }
-
-    /// Up to `count` slots whose timers have fired or never were, of memory that is reserved; at least one.
-    fn free_slots(&mut self, layout: &KillLayout, count: usize) -> Result<Result<Slots, String>, LinkError> {
-        if layout.sleeper.end() > SLOT_BYTES || layout.node_pprev.end() > SLOT_BYTES {
-            return Ok(Err("this kernel's timers are larger than a slot".to_owned()));
-        }
-        let slots_max = match self.area_bytes()? {
-            Ok(bytes) => (bytes as usize / SLOT_BYTES).saturating_sub(1),
-            Err(why) => return Ok(Err(why)),
-        };
-        let start = KernelVirt::new(self.low(AREA_START));
-        let unreadable = || Ok(Err("the first megabyte cannot be read".to_owned()));
-        let Some(header) = self.kernel.space.fetch(&mut self.memory, start, SLOT_BYTES)? else { return unreadable() };
-        let used = match word(&header, 0, 8) {
-            MAGIC => (word(&header, 8, 8) as usize).min(slots_max),
-            _ => 0,
-        };
-        // Those that were never used come behind the others: no more has to be read.
-        let looked_at = used.saturating_add(count).min(slots_max);
-        let area_bytes = (looked_at + 1) * SLOT_BYTES;
-        let Some(area) = self.kernel.space.fetch(&mut self.memory, start, area_bytes)? else { return unreadable() };
-        let is_free =
-            |slot: &usize| *slot >= used || word(&area, (slot + 1) * SLOT_BYTES + layout.node_pprev.offset, 8) == 0;
-        let chosen: Vec<usize> = (0..looked_at).filter(is_free).take(count).collect();
-        if chosen.is_empty() {
-            return Ok(Err(format!("all of {slots_max} timers still wait to wake somebody")));
-        }
-        Ok(Ok(Slots::new(&area, &chosen, used)))
-    }
-
-    /// Bytes of the area that are the kernel's own and nobody's, the trampoline elsewhere.
-    fn area_bytes(&mut self) -> Result<Result<u64, String>, LinkError> {
-        let space = &self.kernel.space;
-        let Some(reserved) = self.kernel.reserved_bit else {
-            return Ok(Err("this kernel does not say which bit marks a reserved page".to_owned()));
-        };
-        let pages = AREA_START / PAGE_BYTES..(AREA_START + AREA_BYTES) / PAGE_BYTES;
-        let at: Vec<_> = pages
-            .map(|number| KernelVirt::new(space.vmemmap_base.wrapping_add(number * space.page_struct_bytes)))
-            .collect();
-        let flags = space.fetch_equal(&mut self.memory, &at, 8)?;
-        let is_reserved = |bytes: &Option<&[u8]>| bytes.is_some_and(|bytes| word(bytes, 0, 8) >> reserved & 1 == 1);
-        let reserved_bytes = flags.iter().take_while(is_reserved).count() as u64 * PAGE_BYTES;
-        let trampoline = self.number("real_mode_header", 0, 8)?;
-        let trampoline = trampoline.map(|at| at.wrapping_sub(self.kernel.space.page_offset_base));
-        Ok(match before_trampoline(reserved_bytes, trampoline) {
-            0 => Err("this kernel has given the first megabyte away".to_owned()),
-            bytes => Ok(bytes),
-        })
-    }
-}
-
-/// What is left of the first `bytes` of the area by a trampoline at this guest-physical address.
-fn before_trampoline(bytes: u64, trampoline: Option<u64>) -> u64 {
-    match trampoline {
-        Some(at) if at < AREA_START + bytes && at.saturating_add(TRAMPOLINE_BYTES_MAX) > AREA_START => {
-            at.saturating_sub(AREA_START) / PAGE_BYTES * PAGE_BYTES
-        }
-        _ => bytes,
     }
 }
 
@@ -312,46 +230,6 @@ fn is_before(a: u64, b: u64) -> bool {
     (a.wrapping_sub(b) as i64) < 0
 }
 
-/// Slots to be filled, neighbours in one edit.
-struct Slots {
-    /// Guest-physical address of each.
-    places: Vec<u64>,
-    /// The header, then stretches of slots.
-    edits: Vec<Edit>,
-    /// For each slot its edit, and its offset there.
-    homes: Vec<(usize, usize)>,
-}
-
-impl Slots {
-    fn new(area: &[u8], chosen: &[usize], used: usize) -> Self {
-        let bytes = |slot: usize| area[(slot + 1) * SLOT_BYTES..(slot + 2) * SLOT_BYTES].to_vec();
-        let place_of = |slot: usize| AREA_START + ((slot + 1) * SLOT_BYTES) as u64;
-        let (mut edits, mut homes): (Vec<Edit>, Vec<_>) = (Vec::new(), Vec::new());
-        let mut follows = usize::MAX;
-        for slot in chosen {
-            match edits.last_mut() {
-                Some(last) if follows == *slot => last.was.extend(bytes(*slot)),
-                _ => edits.push(set(GuestPhys::new(place_of(*slot)), bytes(*slot), Vec::new(), "timers")),
-            }
-            let home = edits.len() - 1;
-            homes.push((home + 1, edits[home].was.len() - SLOT_BYTES));
-            follows = slot + 1;
-        }
-        for edit in &mut edits {
-            edit.now = vec![0; edit.was.len()];
-        }
-        let used = used.max(chosen.last().map_or(0, |slot| slot + 1)) as u64;
-        let header = [MAGIC.to_le_bytes(), used.to_le_bytes()].concat();
-        edits.insert(0, set(GuestPhys::new(AREA_START), area[..16].to_vec(), header, "how many slots are used"));
-        Self { places: chosen.iter().map(|slot| place_of(*slot)).collect(), edits, homes }
-    }
-
-    fn fill(&mut self, number: usize, timer: Vec<u8>) {
-        let (edit, offset) = self.homes[number];
-        self.edits[edit].now[offset..offset + SLOT_BYTES].copy_from_slice(&timer);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -363,26 +241,5 @@ mod tests {
         assert_eq!(forwarded(100, 120, 150), 120, "that one comes first");
         assert_eq!(forwarded(100, 90, 150), 100, "no wheel of a healthy kernel");
         assert_eq!(forwarded(u64::MAX, 20, 5), 5, "jiffies wrap");
-    }
-
-    #[test]
-    fn the_area_ends_where_the_trampoline_begins() {
-        assert_eq!(before_trampoline(AREA_BYTES, None), AREA_BYTES);
-        assert_eq!(before_trampoline(AREA_BYTES, Some(AREA_START + AREA_BYTES)), AREA_BYTES);
-        assert_eq!(before_trampoline(AREA_BYTES, Some(0x1_0000)), AREA_BYTES, "it ends before");
-        assert_eq!(before_trampoline(AREA_BYTES, Some(AREA_START + 0x3_0800)), 0x3_0000);
-        assert_eq!(before_trampoline(AREA_BYTES, Some(AREA_START - 0x1000)), 0);
-    }
-
-    #[test]
-    fn slots_side_by_side_are_one_edit_and_the_header_counts_them() {
-        let area = vec![7; AREA_BYTES as usize];
-        let mut slots = Slots::new(&area, &[0, 1, 5], 3);
-        slots.fill(2, vec![9; SLOT_BYTES]);
-        let lens: Vec<_> = slots.edits.iter().map(|edit| (edit.at, edit.was.len(), edit.now.len())).collect();
-        assert_eq!(lens, [(AREA_START, 16, 16), (AREA_START + 64, 128, 128), (AREA_START + 384, 64, 64)]);
-        assert_eq!(slots.edits[0].now[8], 6);
-        assert_eq!(slots.edits[2].now, vec![9; SLOT_BYTES]);
-        assert_eq!(slots.places, [AREA_START + 64, AREA_START + 128, AREA_START + 384]);
     }
 }

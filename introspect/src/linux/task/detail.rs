@@ -12,6 +12,7 @@
 //! is read once.
 
 use std::collections::HashMap;
+use std::iter;
 use std::sync::Arc;
 
 use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
@@ -21,6 +22,7 @@ use super::cgroup::CgroupLayout;
 use super::rss::{Rss, RssLayout};
 use super::{Task, walk_with};
 use crate::btf::{Btf, Field, layout};
+use crate::keyed::NumberMap;
 use crate::linux::walk::{Walk, distinct};
 use crate::memory::word;
 use crate::{Damage, Fault, Kernel};
@@ -136,7 +138,7 @@ pub fn details(
     mem: &mut dyn RemoteRead,
     ram: RemoteKey,
 ) -> Result<(Vec<Detail>, Vec<Damage>), LinkError> {
-    let Begun { mut walk, mut details, heads } = begin(kernel, mem, ram)?;
+    let Begun { mut walk, mut details, heads } = begin(kernel, mem, ram, Head::fields)?;
     let Some(layouts) = &kernel.details else { return Ok((details, walk.damage)) };
     walk.credentials(&mut details, &heads, &layouts.detail)?;
     walk.groups(&mut details, &heads, layouts)?;
@@ -148,7 +150,7 @@ pub fn details(
     Ok((details, walk.damage))
 }
 
-/// As [`details`], and less: depth and memory of each task, and nothing else of what it has. What a machine that
+/// As [`details`], and less: the depth of each task and, if `with_memory`, what is resident of it. What a machine that
 /// stands still is judged by, in half the time.
 ///
 /// # Errors
@@ -157,9 +159,11 @@ pub fn essentials(
     kernel: &Kernel,
     mem: &mut dyn RemoteRead,
     ram: RemoteKey,
+    with_memory: bool,
 ) -> Result<(Vec<Detail>, Vec<Damage>), LinkError> {
-    let Begun { mut walk, mut details, heads } = begin(kernel, mem, ram)?;
-    let Some(layouts) = &kernel.details else { return Ok((details, walk.damage)) };
+    let fields = if with_memory { Head::fields_of_memory } else { |_: &Layouts| Vec::new() };
+    let Begun { mut walk, mut details, heads } = begin(kernel, mem, ram, fields)?;
+    let Some(layouts) = kernel.details.as_ref().filter(|_| with_memory) else { return Ok((details, walk.damage)) };
     walk.memory_of(&mut details, &heads, layouts)?;
     Ok((details, walk.damage))
 }
@@ -171,9 +175,14 @@ struct Begun<'a> {
     heads: Vec<Head>,
 }
 
-fn begin<'a>(kernel: &'a Kernel, mem: &'a mut dyn RemoteRead, ram: RemoteKey) -> Result<Begun<'a>, LinkError> {
+fn begin<'a>(
+    kernel: &'a Kernel,
+    mem: &'a mut dyn RemoteRead,
+    ram: RemoteKey,
+    fields: fn(&Layouts) -> Vec<Field>,
+) -> Result<Begun<'a>, LinkError> {
     let layouts = kernel.details.as_ref();
-    let fields = layouts.map(Head::fields).unwrap_or_default();
+    let fields = layouts.map(fields).unwrap_or_default();
     let of = |image: &[u8]| layouts.map_or_else(Head::default, |layouts| Head::of(layouts, image));
     let (tasks, mut heads, damage) = walk_with(kernel, mem, ram, &fields, of)?;
     let mut walk = Walk::new(kernel, mem, ram);
@@ -230,8 +239,13 @@ struct Signal {
 impl Head {
     fn fields(layouts: &Layouts) -> Vec<Field> {
         let layout = &layouts.detail;
-        let fields = [layout.mm, layout.signal, layout.css_set, layout.cred, layout.thread_pid];
-        fields.into_iter().chain(layouts.rss.as_ref().and_then(RssLayout::cached)).collect()
+        let others = [layout.signal, layout.css_set, layout.cred, layout.thread_pid];
+        Self::fields_of_memory(layouts).into_iter().chain(others).collect()
+    }
+
+    /// Those that say what memory a task has; the others are then null.
+    fn fields_of_memory(layouts: &Layouts) -> Vec<Field> {
+        iter::once(layouts.detail.mm).chain(layouts.rss.as_ref().and_then(RssLayout::cached)).collect()
     }
 
     fn of(layouts: &Layouts, image: &[u8]) -> Self {
@@ -254,7 +268,7 @@ impl Walk<'_> {
     fn memory_of(&mut self, details: &mut [Detail], heads: &[Head], layouts: &Layouts) -> Result<(), LinkError> {
         let is_leader = |(detail, _): &(&Detail, &Head)| detail.task.pid == detail.task.tgid;
         let leaders = details.iter().zip(heads).filter(is_leader);
-        let leaders: HashMap<u32, u64> = leaders.map(|(detail, head)| (detail.task.tgid, head.mm)).collect();
+        let leaders: NumberMap<u32, u64> = leaders.map(|(detail, head)| (detail.task.tgid, head.mm)).collect();
         for (detail, head) in details.iter_mut().zip(heads).filter(|(_, head)| head.mm != 0) {
             let expected = leaders.get(&detail.task.tgid).copied().filter(|mm| *mm != head.mm && *mm != 0);
             match expected {
@@ -299,7 +313,7 @@ impl Walk<'_> {
         let layout = &layouts.detail;
         let is_leader = |(detail, _): &(&Detail, &Head)| detail.task.pid == detail.task.tgid;
         let leaders = details.iter().zip(heads).filter(is_leader);
-        let leaders: HashMap<u32, u64> = leaders.map(|(detail, head)| (detail.task.tgid, head.pid)).collect();
+        let leaders: NumberMap<u32, u64> = leaders.map(|(detail, head)| (detail.task.tgid, head.pid)).collect();
         let signals = distinct(heads.iter().map(|head| head.signal));
         let limit = |image: &[u8], at: usize| word(layout.limits.bytes_of(image), RLIMIT_NPROC * 16 + at, 8);
         let fields = [layout.threads, layout.limits, layout.signal_pids];
@@ -357,11 +371,14 @@ impl Walk<'_> {
 
 /// Generations above each task. Parents are processes; one that comes back to itself has no depth.
 fn depths(tasks: &[Task], walk: &mut Walk<'_>) -> Vec<Option<u32>> {
-    let parents: HashMap<u32, &Task> =
+    let parents: NumberMap<u32, &Task> =
         tasks.iter().filter(|task| task.pid == task.tgid).map(|task| (task.tgid, task)).collect();
-    let mut known: HashMap<u32, Option<u32>> = HashMap::new();
+    let mut known: NumberMap<u32, Option<u32>> = NumberMap::default();
+    known.reserve(tasks.len());
+    let mut chain = Vec::new();
     for task in tasks {
-        let (mut chain, mut at) = (Vec::new(), task.tgid);
+        let mut at = task.tgid;
+        chain.clear();
         let top = loop {
             if let Some(depth) = known.get(&at) {
                 break *depth;
@@ -389,11 +406,12 @@ fn depths(tasks: &[Task], walk: &mut Walk<'_>) -> Vec<Option<u32>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Words;
     use super::*;
 
     fn task(pid: u32, parent: u32) -> Task {
-        let (comm, address) = (String::new(), KernelVirt::new(u64::from(pid) << 16));
-        Task { address, pid, tgid: pid, parent, uid: None, comm, state: 0, flags: 0, start_time_ns: 0 }
+        let (comm, address, words) = (String::new(), KernelVirt::new(u64::from(pid) << 16), Words::default());
+        Task { address, pid, tgid: pid, parent, uid: None, comm, state: 0, flags: 0, start_time_ns: 0, words }
     }
 
     fn check(tasks: &[(u32, u32)], expected: &[Option<u32>], faults: usize) {

@@ -9,12 +9,11 @@ mod cgroup;
 mod detail;
 mod rss;
 
-use std::collections::{HashMap, HashSet};
-
 use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
 
 use super::walk::{STRUCTS_PER_ROUND, Walk as Shared};
 use crate::btf::{Field, layout};
+use crate::keyed::{NumberMap, NumberSet};
 use crate::memory::word;
 use crate::{Damage, Fault, Kernel};
 
@@ -75,6 +74,23 @@ pub struct Task {
     pub flags: u32,
     /// When it started, in nanoseconds of the target's monotonic clock.
     pub start_time_ns: u64,
+    /// What a repair of it goes by besides.
+    pub words: Words,
+}
+
+/// Members of a task that its end changes, as they were when it was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Words {
+    /// Signals pending for this thread alone.
+    pub(crate) pending: u64,
+    /// `thread_info.flags`.
+    pub(crate) thread_flags: u64,
+    /// `jobctl`, where the kernel's layout is known.
+    pub(crate) job_control: Option<u64>,
+    /// The `struct pid` that named it.
+    pub(crate) named_by: u64,
+    /// References to the struct; 0 where the kernel's layout is not known.
+    pub(crate) references: u32,
 }
 
 impl Task {
@@ -94,10 +110,41 @@ impl Task {
 /// # Errors
 /// [`LinkError`] if the path to the memory failed.
 pub fn walk(kernel: &Kernel, mem: &mut dyn RemoteRead, ram: RemoteKey) -> Result<(Vec<Task>, Vec<Damage>), LinkError> {
-    let mut walk = Walk { shared: Shared::new(kernel, mem, ram), seen: HashSet::new() };
+    let mut walk = Walk { shared: Shared::new(kernel, mem, ram), seen: NumberSet::default() };
     let pids = walk.pids()?;
     let (tasks, _) = walk.tasks(&pids, &[], |_| ())?;
     Ok((tasks, walk.shared.damage))
+}
+
+/// Reads tasks of an earlier look again. `None` for one that is not the same any more: it must be named by the pid that
+/// named it and name that in turn, and have the number and the start that it had.
+///
+/// # Errors
+/// [`LinkError`] if the path to the memory failed.
+pub(crate) fn again(
+    kernel: &Kernel,
+    mem: &mut dyn RemoteRead,
+    ram: RemoteKey,
+    tasks: &[Task],
+) -> Result<(Vec<Option<Task>>, Vec<Damage>), LinkError> {
+    let mut walk = Walk { shared: Shared::new(kernel, mem, ram), seen: NumberSet::default() };
+    let pids: Vec<u64> = tasks.iter().map(|task| task.words.named_by).collect();
+    let links = walk.words(&pids, kernel.task.pid_tasks, "pid.tasks")?;
+    let bases: Vec<u64> = tasks.iter().map(|task| task.address.raw()).collect();
+    let fields: Vec<Field> = wanted(kernel).collect();
+    let mut found = Vec::with_capacity(tasks.len());
+    walk.shared.copies(&bases, &fields, "task_struct")?.each(|number, image| {
+        let (before, link) = (&tasks[number], links[number]);
+        let is_named = link.map(|link| link.wrapping_sub(kernel.task.pid_links.offset as u64)) == Some(bases[number]);
+        found.push(image.filter(|_| is_named).and_then(|image| {
+            let names = kernel.task.thread_pid.is_none_or(|field| field.of(image) == pids[number]);
+            let now = task(kernel, (pids[number], bases[number]), image);
+            let same =
+                names && (now.pid, now.tgid, now.start_time_ns) == (before.pid, before.tgid, before.start_time_ns);
+            same.then_some(Task { parent: before.parent, uid: before.uid, ..now })
+        }));
+    });
+    Ok((found, walk.shared.damage))
 }
 
 /// Two lists that go by each other, and what was wrong in memory.
@@ -112,7 +159,7 @@ fn walk_with<T>(
     more: &[Field],
     of: impl Fn(&[u8]) -> T,
 ) -> Result<Beside<Task, T>, LinkError> {
-    let mut walk = Walk { shared: Shared::new(kernel, mem, ram), seen: HashSet::new() };
+    let mut walk = Walk { shared: Shared::new(kernel, mem, ram), seen: NumberSet::default() };
     let pids = walk.pids()?;
     let (tasks, taken) = walk.tasks(&pids, more, of)?;
     Ok((tasks, taken, walk.shared.damage))
@@ -120,7 +167,7 @@ fn walk_with<T>(
 
 struct Walk<'a> {
     shared: Shared<'a>,
-    seen: HashSet<u64>,
+    seen: NumberSet<u64>,
 }
 
 impl Walk<'_> {
@@ -154,6 +201,7 @@ impl Walk<'_> {
                 return Ok(pids);
             }
             let at: Vec<_> = nodes.iter().map(|node| offset(*node, layout.slots.offset)).collect();
+            self.seen.reserve(nodes.len().saturating_mul(XARRAY_SLOTS_MAX));
             let slots_bytes = layout.slots.size.min(XARRAY_SLOTS_MAX * 8);
             let records = self.shared.kernel.space.fetch_equal(&mut self.shared.memory, &at, slots_bytes)?;
             let mut deeper = Vec::new();
@@ -208,40 +256,39 @@ impl Walk<'_> {
         let named = |(pid, link): (&u64, Option<u64>)| Some((*pid, link.filter(|link| *link != 0).map(base)?));
         let named: Vec<(u64, u64)> = pids.iter().zip(links).filter_map(named).collect();
         let mut found = Vec::with_capacity(named.len());
-        let wanted: Vec<Field> = wanted(layout).chain(more.iter().copied()).collect();
+        self.seen.reserve(named.len());
+        let fields: Vec<Field> = wanted(self.shared.kernel).chain(more.iter().copied()).collect();
         for named in named.chunks(STRUCTS_PER_ROUND) {
             let bases: Vec<u64> = named.iter().map(|(_, base)| *base).collect();
-            let images = self.shared.copies(&bases, &wanted, "task_struct")?;
-            let creds: Vec<u64> = images.iter().flatten().map(|image| layout.real_cred.of(image)).collect();
-            let uids = self.uids(&creds)?;
-            for ((pid, base), image) in named.iter().zip(images.iter()) {
-                let Some(image) = image else { continue };
+            let copies = self.shared.copies(&bases, &fields, "task_struct")?;
+            copies.each(|number, image| {
+                let (Some(image), (pid, base)) = (image, named[number]) else { return };
                 // A repair writes into what is taken for a task: it must name the pid that names it.
                 let back = layout.thread_pid.map(|field| field.of(image));
-                if let Some(found) = back.filter(|back| back != pid) {
-                    self.report(*base, "task_struct.thread_pid", Fault::Mismatch { expected: *pid, found });
-                    continue;
+                if let Some(found) = back.filter(|back| *back != pid) {
+                    return self.report(base, "task_struct.thread_pid", Fault::Mismatch { expected: pid, found });
                 }
-                if !self.seen.insert(*base) {
-                    self.report(*base, "pid.tasks", Fault::Cycle);
-                    continue;
+                if !self.seen.insert(base) {
+                    return self.report(base, "pid.tasks", Fault::Cycle);
                 }
-                let task = task(layout, *base, image, uids.get(&layout.real_cred.of(image)).copied());
-                found.push((task, layout.real_parent.of(image), of(image)));
-            }
+                let task = task(self.shared.kernel, (pid, base), image);
+                found.push((task, (layout.real_parent.of(image), layout.real_cred.of(image)), of(image)));
+            });
         }
-        let tgids: HashMap<u64, u32> = found.iter().map(|(task, ..)| (task.address.raw(), task.tgid)).collect();
+        let uids = self.uids(found.iter().map(|(_, (_, cred), _)| *cred).collect())?;
+        let tgids: NumberMap<u64, u32> = found.iter().map(|(task, ..)| (task.address.raw(), task.tgid)).collect();
         found.sort_by_key(|(task, ..)| task.pid);
-        let with_parent = |(mut task, parent, taken): (Task, u64, T)| {
+        let with_others = |(mut task, (parent, cred), taken): (Task, (u64, u64), T)| {
             task.parent = tgids.get(&parent).copied().unwrap_or(0);
+            task.uid = uids.get(&cred).copied();
             (task, taken)
         };
-        Ok(found.into_iter().map(with_parent).unzip())
+        Ok(found.into_iter().map(with_others).unzip())
     }
 
     /// User ids by address of the credentials; many tasks share one.
-    fn uids(&mut self, creds: &[u64]) -> Result<HashMap<u64, u32>, LinkError> {
-        let mut distinct: Vec<u64> = creds.to_vec();
+    fn uids(&mut self, creds: Vec<u64>) -> Result<NumberMap<u64, u32>, LinkError> {
+        let mut distinct = creds;
         distinct.sort_unstable();
         distinct.dedup();
         let words = self.words(&distinct, self.shared.kernel.task.uid, "cred.uid")?;
@@ -254,7 +301,8 @@ fn offset(base: u64, bytes: usize) -> KernelVirt {
 }
 
 /// The members that a [`Task`] is made of.
-fn wanted(layout: &TaskLayout) -> impl Iterator<Item = Field> {
+fn wanted(kernel: &Kernel) -> impl Iterator<Item = Field> {
+    let layout = &kernel.task;
     let always = [
         layout.pid,
         layout.tgid,
@@ -264,11 +312,16 @@ fn wanted(layout: &TaskLayout) -> impl Iterator<Item = Field> {
         layout.real_cred,
         layout.real_parent,
         layout.start_time,
+        layout.pending,
+        layout.thread_flags,
     ];
-    always.into_iter().chain(layout.thread_pid)
+    let kill = kernel.kill.as_ref();
+    always.into_iter().chain(layout.thread_pid).chain(kill.map(|kill| kill.usage)).chain(kill.and_then(|it| it.jobctl))
 }
 
-fn task(layout: &TaskLayout, base: u64, image: &[u8], uid: Option<u32>) -> Task {
+/// A task out of a copy of its struct; parent and user are to be found yet.
+fn task(kernel: &Kernel, (named_by, base): (u64, u64), image: &[u8]) -> Task {
+    let (layout, kill) = (&kernel.task, kernel.kill.as_ref());
     let comm = layout.comm.bytes_of(image);
     let end = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
     Task {
@@ -276,10 +329,17 @@ fn task(layout: &TaskLayout, base: u64, image: &[u8], uid: Option<u32>) -> Task 
         pid: layout.pid.of(image) as u32,
         tgid: layout.tgid.of(image) as u32,
         parent: 0,
-        uid,
+        uid: None,
         comm: String::from_utf8_lossy(&comm[..end]).into_owned(),
         state: layout.state.of(image) as u32,
         flags: layout.flags.of(image) as u32,
         start_time_ns: layout.start_time.of(image),
+        words: Words {
+            named_by,
+            pending: layout.pending.of(image),
+            thread_flags: layout.thread_flags.of(image),
+            job_control: kill.and_then(|kill| kill.jobctl).map(|field| field.of(image)),
+            references: kill.map_or(0, |kill| kill.usage.of(image) as u32),
+        },
     }
 }

@@ -6,14 +6,13 @@
 //! ```
 //! The kernel's own /proc leaves parts of either out; here they are added.
 
-use std::collections::HashMap;
-
 use remote_memory::LinkError;
 use serde::{Deserialize, Serialize};
 
 use super::detail::Layouts;
 use crate::Fault;
 use crate::btf::{Btf, Field};
+use crate::keyed::NumberMap;
 use crate::linux::walk::{Walk, distinct};
 use crate::memory::word;
 
@@ -113,7 +112,7 @@ impl Walk<'_> {
         };
         let spaces = distinct(mms.iter().flatten().copied());
         let counted = self.gather(&spaces, &[layout.counters], "mm_struct.rss_stat", |image| layout.words(image))?;
-        let mut sums: HashMap<u64, [i64; KINDS]> = HashMap::new();
+        let mut sums: NumberMap<u64, [i64; KINDS]> = NumberMap::default();
         let mut parts = Vec::new();
         for (mm, counted) in spaces.iter().zip(counted) {
             let Some((words, pointers)) = counted else { continue };
@@ -134,7 +133,7 @@ impl Walk<'_> {
     fn add_parts(
         &mut self,
         parts: &[(u64, usize, u64)],
-        sums: &mut HashMap<u64, [i64; KINDS]>,
+        sums: &mut NumberMap<u64, [i64; KINDS]>,
     ) -> Result<(), LinkError> {
         let bases = self.cpu_bases()?;
         if parts.len().saturating_mul(bases.len()) > PARTS_MAX {
@@ -164,11 +163,11 @@ impl Walk<'_> {
     fn plausible(
         &mut self,
         mms: &[Option<u64>],
-        sums: &HashMap<u64, [i64; KINDS]>,
+        sums: &NumberMap<u64, [i64; KINDS]>,
         layout: &RssLayout,
     ) -> Vec<Option<Rss>> {
         let limit = self.kernel.space.extents.iter().map(|extent| extent.len / remote_memory::PAGE_BYTES).sum();
-        let mut found: HashMap<u64, Option<Rss>> = HashMap::new();
+        let mut found: NumberMap<u64, Option<Rss>> = NumberMap::default();
         for (mm, sum) in sums {
             let [file_pages, anon_pages, shmem_pages, swap_entries] = layout.kinds.map(|kind| sum[kind].max(0) as u64);
             let rss = Rss { file_pages, anon_pages, shmem_pages, swap_entries };
