@@ -1,4 +1,5 @@
-//! Somebody who does no harm and looks as if: many processes, one of which holds memory. They must outlive every repair.
+//! Somebody who does no harm and looks as if: many processes, one of which holds memory. They must outlive every
+//! repair.
 
 use std::{fs, thread, time::Duration};
 

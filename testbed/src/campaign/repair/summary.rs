@@ -115,8 +115,8 @@ impl fmt::Display for Summary {
             let name = format!("{} {value}", dimension.trim_start_matches('~'));
             writeln!(
                 f,
-                "| {} | {runs} | {passed} | {culprits} | {watched} | {killed} | {judged} | {by_oom_killer} | {} | {} | {} \
-                 | {} |",
+                "| {} | {runs} | {passed} | {culprits} | {watched} | {killed} | {judged} | {by_oom_killer} \
+                 | {} | {} | {} | {} |",
                 name.trim(),
                 spread(&row.cured_ms, 0),
                 spread(&row.usable_ms, 0),
