@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use introspect::Kernel;
-use link::{Link, LinkFailure};
+use link::Link;
 use remote_memory::RemoteKey;
 
 use super::discover;
@@ -24,7 +24,7 @@ pub(super) struct Patient {
 
 impl Patient {
     pub fn meet(mut link: Link) -> Result<Self, String> {
-        let life = life(&mut link).map_err(|failure| failure.to_string())?;
+        let life = Life::of(&mut link).map_err(|failure| failure.to_string())?;
         let kernel = discover(&mut link)?;
         let clock_s = clock_s(&mut link, &kernel)?;
         Ok(Self { link, kernel, life, met: Instant::now(), clock_s })
@@ -33,16 +33,11 @@ impl Patient {
     /// Whether the kernel is still the one that lives. A machine that was started anew, or reset, has another one, or
     /// the same elsewhere; and what looked like the living one after a reset may have been what that has left.
     pub fn is_the_same(&mut self) -> bool {
-        let now = self.link.ping().ok().and_then(|_| life(&mut self.link).ok());
+        let now = self.link.ping().ok().and_then(|_| Life::of(&mut self.link).ok());
         let was = Seen { life: self.life, clock_s: self.clock_s };
         let clock_s = || clock_s(&mut self.link, &self.kernel).ok().flatten();
         now.is_some_and(|life| lives_on(was, self.met.elapsed(), life, clock_s))
     }
-}
-
-fn life(link: &mut Link) -> Result<Life, LinkFailure> {
-    let resets = link.stats()?.resets;
-    Ok(Life { incarnation: link.welcome().incarnation, resets })
 }
 
 /// What a kernel's clock says; `None` if it has none that is known.

@@ -60,7 +60,7 @@ pub fn treat(
     mut note: impl FnMut(&Treated),
 ) -> Result<Cure, RepairError> {
     let ways = ways.into();
-    for _ in 0..REPAIRS_MAX {
+    for repairs in 0..=REPAIRS_MAX {
         let earlier = earlier(table, kernel, healer)?;
         // A look that costs the target nothing: it is locked only if something is to be done.
         let Findings { evidence, tasks, .. } = look_at(table, kernel)?;
@@ -71,6 +71,9 @@ pub fn treat(
             let case = Case { kernel, tasks: &tasks, evidence: &evidence, safety, plan: &plan, kill: None };
             let contained = would_contain(table, case, &ways)?;
             return Ok(Cure::DryRun(plan, contained));
+        }
+        if repairs == REPAIRS_MAX {
+            break;
         }
         let mut unanswered = None;
         let mut decide = |evidence: &Evidence| {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::backdoor::{FenceState, FenceToken, LockHolder};
-use link::LinkFailure;
+use link::{Link, LinkFailure};
 use remote_memory::{
     AccessError, Completion, LinkError, Queue, Region, RemoteAddr, RemoteKey, RemoteRead, Request, Work,
 };
@@ -123,6 +123,15 @@ pub struct Life {
 }
 
 impl Life {
+    /// That of the machine behind `link`.
+    ///
+    /// # Errors
+    /// [`LinkFailure`]
+    pub fn of(link: &mut Link) -> Result<Self, LinkFailure> {
+        let resets = link.stats()?.resets;
+        Ok(Self { incarnation: link.welcome().incarnation, resets })
+    }
+
     /// Whether the machine was reset since `earlier`, for certain.
     pub fn is_after(self, earlier: Self) -> bool {
         self.incarnation == earlier.incarnation && self.resets != earlier.resets
