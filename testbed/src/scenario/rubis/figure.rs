@@ -26,7 +26,7 @@ pub(super) fn timeline(run: &Run, report: &Report) -> Figure {
     Figure {
         title: format!("An auction of {} front ends and {} mid tiers", run.front_ends, run.mid_tiers),
         subtitle: format!(
-            "{} clients, thinking times {}, seed {}: {:.1} replies per second, half within {:.1} ms, 99 % within {:.1}",
+            "{} clients think {} times as long, seed {}: {:.1} replies per second, half in {:.1} ms, 99 % in {:.1} ms",
             report.clients, run.slow_down, run.seed, report.throughput_s, report.latency_ms_p50, report.latency_ms_p99
         ),
         legend: vec![

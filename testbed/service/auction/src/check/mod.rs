@@ -8,14 +8,18 @@
 //!
 //! Nothing else is there that the generator did not make. A trade is found by its whole content: clients never ask for
 //! the same twice ([`crate::clients::User`]). Then the books must balance, see [`balance`]. The services must have
-//! ended: what is written during the walk is seen by halves.
+//! ended. What they had begun may end a moment later, and is waited for: what is written during the walk would be seen
+//! by halves.
 
 mod balance;
 mod rows;
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
@@ -57,11 +61,16 @@ impl Findings {
     }
 }
 
+/// For transactions of mid tiers that have ended to end, too.
+const QUIET_BOUND: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
 /// Compares.
 ///
 /// # Errors
-/// When the database cannot be read.
+/// When the database cannot be read, or somebody does not stop writing.
 pub async fn check(client: &Client, attempts: &[Attempt]) -> Result<Findings> {
+    wait_until_nobody_writes(client).await?;
     let mut there = rows::made_by_clients(client).await?;
     let mut findings = Findings::default();
     for attempt in attempts {
@@ -73,6 +82,20 @@ pub async fn check(client: &Client, attempts: &[Attempt]) -> Result<Findings> {
     findings.unasked.sort();
     findings.unbalanced = balance::unbalanced(client, &quantities(attempts)).await?;
     Ok(findings)
+}
+
+async fn wait_until_nobody_writes(client: &Client) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        let text = "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND xact_start IS NOT NULL \
+                    AND backend_type = 'client backend'";
+        let writing: i64 = client.query_one(text, &[]).await.context("asking who writes")?.get(0);
+        if writing == 0 {
+            return Ok(());
+        }
+        ensure!(began.elapsed() < QUIET_BOUND, "{writing} transactions do not end: end the mid tiers before the check");
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 impl Findings {

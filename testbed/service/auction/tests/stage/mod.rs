@@ -9,7 +9,7 @@ use auction::mid_tier::MidTier;
 use auction::operation::{Bid, Comment, Login, Purchase, Registration, Sale, Trade};
 use tokio_postgres::Client;
 
-const SIZE: Size = Size { items: 200 };
+pub const SIZE: Size = Size { items: 200 };
 const CONNECTIONS_MAX: u32 = 40;
 
 pub struct Stage {
