@@ -1,12 +1,11 @@
 //! Front end and mid tier over real connections, of which one breaks at the worst moment: after the request arrived,
-//! and before its answer did. Needs what `scripts/setup` fetches.
-
-mod stage;
+//! and before its answer did.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::stage::{self, Stage};
 use auction::clients::Asked;
 use auction::front_end::{self, Envelope, FrontEnd};
 use auction::http::{self, NONCE};
@@ -14,7 +13,6 @@ use auction::mid_tier::{self, MidTier};
 use auction::operation::{Bid, Browse, Login, Page, Trade};
 use http_body_util::Full;
 use hyper::Request;
-use stage::Stage;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 

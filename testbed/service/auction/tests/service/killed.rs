@@ -1,23 +1,21 @@
 //! A mid tier as a real process, killed again and again while clients trade: what they were told stays true. Nothing
-//! recovers it here: what it had in hand is unclear, and may be in the database once. Needs what `scripts/setup`
-//! fetches.
-
-mod stage;
+//! recovers it here: what it had in hand is unclear, and may be in the database once.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::stage::{self, Stage};
 use auction::check::check;
 use auction::clients::{self, Crowd, Mix, Order};
 use auction::front_end::{self, FrontEnd};
-use stage::Stage;
 use tokio::net::{TcpListener, TcpStream};
 
-/// How long clients trade, and how long a mid tier lives.
-const LENGTH: Duration = Duration::from_secs(4);
-const LIFE: Duration = Duration::from_millis(300);
+/// How long clients trade.
+const LENGTH: Duration = Duration::from_secs(8);
+/// Bids that a mid tier lives to see.
+const LIFE: i64 = 10;
 
 /// A mid tier that ends with its value.
 struct Process(Child);
@@ -45,6 +43,10 @@ impl Drop for Process {
     }
 }
 
+async fn bids(stage: &Stage) -> i64 {
+    stage.count("SELECT count(*) FROM bids").await
+}
+
 #[tokio::test]
 async fn a_mid_tier_killed_at_any_moment_loses_nothing_acknowledged_and_doubles_nothing() {
     let stage = Stage::set().await;
@@ -56,12 +58,15 @@ async fn a_mid_tier_killed_at_any_moment_loses_nothing_acknowledged_and_doubles_
     tokio::spawn(front_end::serve(Arc::new(FrontEnd::new(&[mid_tier]).unwrap()), listener));
 
     let crowd = Crowd { seed: 1, clients: 20, users: stage::SIZE.users() };
-    // Nobody thinks: there is always something in hand.
-    let order = Order { front_ends, crowd, mix: Mix::Bid, length: LENGTH, slow_down: 0.0 };
+    // They think for some milliseconds: there is always something in hand.
+    let order = Order { front_ends, crowd, mix: Mix::Bid, length: LENGTH, slow_down: 0.002 };
     let trading = tokio::spawn(async move { clients::run(&order).await.unwrap() });
     while !trading.is_finished() {
         let process = Process::start(mid_tier, &stage.address()).await;
-        tokio::time::sleep(LIFE).await;
+        let born = bids(&stage).await;
+        while bids(&stage).await < born + LIFE && !trading.is_finished() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         drop(process);
     }
     let (report, attempts) = trading.await.unwrap();
@@ -69,5 +74,5 @@ async fn a_mid_tier_killed_at_any_moment_loses_nothing_acknowledged_and_doubles_
     assert_eq!(report.mismatched, 0, "{report:?}");
     let findings = check(&stage.client().await, &attempts).await.unwrap();
     assert!(findings.is_clean(), "{findings:?}");
-    assert!(findings.acknowledged > 20 && findings.unclear > 0, "{findings:?}");
+    assert!(findings.acknowledged > 0 && findings.unclear > 0, "{findings:?}");
 }

@@ -1,11 +1,10 @@
-//! With a real PostgreSQL: each request is carried out once, whatever ends in the middle; and the check finds what is
-//! missing and what is there twice. Needs what `scripts/setup` fetches.
-
-mod stage;
+//! Each request is carried out once, whatever ends in the middle; and the check finds what is missing and what is there
+//! twice.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::stage::{self, Stage};
 use auction::check::{Findings, check};
 use auction::clients::record::{Attempt, Told};
 use auction::mid_tier::MidTier;
@@ -14,7 +13,6 @@ use auction::mid_tier::ledger::Answer;
 use auction::operation::{Bid, Browse, Login, Operation, Page, Purchase, Receipt, Refusal, Registration, Trade};
 use auction::request_id::{Names, RequestId};
 use deadpool_postgres::{Manager, Pool};
-use stage::Stage;
 use tokio_postgres::NoTls;
 
 const PATIENCE: Duration = Duration::from_millis(200);
