@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
+use auction::clients::Mix;
 use clap::{Args, Parser, Subcommand};
 use testbed::{
     bench,
     client::Kind,
     fault::Fault,
-    scenario::{Aim, Order, Stage, drown, hang_download, series},
+    scenario::{Aim, Order, Stage, drown, hang_download, rubis::TierFault, series},
     topology::Wire,
     torn,
 };
@@ -126,6 +127,45 @@ pub enum Scenario {
     RepairSeries(RepairSeries),
     /// A healthy guest under a load must not be taken for one that hangs; at the end it does hang, and must be.
     Soak(SoakArguments),
+    /// Clients of an auction in three tiers: every reply must be its request's own, the database what they were told.
+    Rubis(Rubis),
+}
+
+#[derive(Args)]
+pub struct Rubis {
+    /// All tiers are processes on this machine. Tiers in virtual machines are not built yet.
+    #[arg(long)]
+    pub native: bool,
+    /// What is done to the tiers.
+    #[arg(long, value_enum, default_value = "none")]
+    pub fault: TierFault,
+    /// Emulated users, each with a connection.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    pub clients: u32,
+    /// What they do.
+    #[arg(long, value_enum, default_value = "bid")]
+    pub mix: Mix,
+    /// Everything random follows from it.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// How long.
+    #[arg(long, default_value_t = 30.0)]
+    pub seconds: f64,
+    /// They think so many times as long: 7 s on the average with 1, and never more than 70.
+    #[arg(long, default_value_t = 1.0)]
+    pub slow_down: f64,
+    /// Items on sale; half as many users, about five times as many bids.
+    #[arg(long, default_value_t = 4000)]
+    pub items: i64,
+    /// Front ends.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub front_ends: u16,
+    /// Mid tiers.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub mid_tiers: u16,
+    /// Where result, drawing and, after a failure, logs are left.
+    #[arg(long, default_value = "out/rubis")]
+    pub out: PathBuf,
 }
 
 #[derive(Args)]

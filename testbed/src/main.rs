@@ -19,7 +19,7 @@ use testbed::{
     fault::Fault,
     sandbox,
     scenario::{
-        self, Order, Progress, Run, drown, hang_download, series,
+        self, Order, Progress, Run, drown, hang_download, rubis, series,
         soak::{self, Load, Soak},
     },
     timeline::Timeline,
@@ -29,7 +29,7 @@ use testbed::{
 
 use arguments::{
     Action, Arguments, CampaignArguments, Drowning, Forkbomb, HangDownload, Memhog, RepairCampaignArguments,
-    RepairSeries, RescueAndReturn, Scenario, SoakArguments,
+    RepairSeries, RescueAndReturn, Rubis, Scenario, SoakArguments,
 };
 
 fn main() -> ExitCode {
@@ -73,6 +73,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         Action::Run { scenario: Scenario::HangDownload(arguments) } => run_hang_download(arguments),
         Action::Run { scenario: Scenario::Soak(arguments) } => run_soak(arguments),
+        Action::Run { scenario: Scenario::Rubis(arguments) } => run_rubis(arguments),
         Action::SaveGuest { file, pool_slots, guest } => {
             let order = Order { pool_slots, lockup_module: true, ..guest.order() };
             scenario::save_guest(&order, &file, Progress::begin())?;
@@ -157,6 +158,19 @@ fn run_soak(arguments: SoakArguments) -> Result<ExitCode> {
     let length = Duration::try_from_secs_f64(minutes * 60.0).context("--minutes")? / loads.len() as u32;
     let soak = Soak { loads, length, period_ms, seed: guest.seed, order: guest.order(), out };
     let verdict = soak::run(&soak, Progress::begin())?;
+    println!("{}", serde_json::to_string(&verdict)?);
+    Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_rubis(arguments: Rubis) -> Result<ExitCode> {
+    let Rubis { native, fault, clients, mix, seed, seconds, slow_down, items, front_ends, mid_tiers, out } = arguments;
+    ensure!(
+        native,
+        "tiers in virtual machines are not built yet: say --native, and they are processes on this machine"
+    );
+    let length = Duration::try_from_secs_f64(seconds).context("--seconds")?;
+    let run = rubis::Run { fault, clients, mix, length, slow_down, items, front_ends, mid_tiers, seed, out };
+    let verdict = rubis::run(&run, Progress::begin())?;
     println!("{}", serde_json::to_string(&verdict)?);
     Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -12,6 +12,7 @@ mod installation;
 mod progress;
 mod queued;
 pub mod rescue_and_return;
+pub mod rubis;
 pub mod series;
 pub mod soak;
 mod verdict;
