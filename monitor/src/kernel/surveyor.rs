@@ -1,9 +1,8 @@
 //! The surveyor of one target: a thread that finds its kernel sensors beside the watch, which never waits for it.
 //!
 //! It surveys when the target is first reached, and again when the watch says that what was found is of an earlier life
-//! of the kernel, or the backdoor that the machine was reset: what a machine that slept has left may say for ever that
-//! it sleeps. In between it only walks the users, once a second, if a sensor needs that; the watch gets the new places
-//! with the same survey.
+//! of the kernel. In between it only walks the users, once a second, if a sensor needs that; the watch gets the new
+//! places with the same survey.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +19,6 @@ use super::survey::{Survey, WatchedUser, survey_the_living};
 use crate::config::{Config, Target};
 use crate::inspect;
 use crate::metrics::TargetMetrics;
-use crate::sample::Life;
 
 /// How often a waiting surveyor looks whether there is something to do.
 const NOTICE: Duration = Duration::from_millis(50);
@@ -179,8 +177,6 @@ struct Patient {
     link: Link,
     kernel: Kernel,
     counts: Counts,
-    /// Asked for before its kernel was looked for.
-    life: Life,
 }
 
 /// How many processes each user had at the last walk.
@@ -194,19 +190,13 @@ impl Duty {
                 thread::sleep(NOTICE);
                 continue;
             }
-            if self.shared.is_wanted() || self.was_reset() {
+            if self.shared.is_wanted() {
                 self.survey(stop);
             } else if self.shared.newest().is_some_and(|survey| survey.counts_users()) {
                 self.count_users();
             }
             next = Instant::now() + EVERY;
         }
-    }
-
-    /// Whether what was found last is of an earlier life of the machine. A lost path the watch sees by itself.
-    fn was_reset(&mut self) -> bool {
-        let Some(patient) = &mut self.patient else { return false };
-        Life::of(&mut patient.link).is_ok_and(|now| now.is_after(patient.life))
     }
 
     fn survey(&mut self, stop: &AtomicBool) {
@@ -234,7 +224,6 @@ impl Duty {
 
     fn surveyed(&self, stop: &AtomicBool) -> Result<(Survey, Patient), String> {
         let mut link = inspect::connect(&self.config, &self.target).map_err(|error| format!("{error:#}"))?;
-        let life = Life::of(&mut link).map_err(|failure| failure.to_string())?;
         let region = link.region("ram").map_err(|failure| failure.to_string())?;
         let (ram, extents) = (RemoteKey::new(region.key), inspect::extents(&region));
         let (sensors, is_over) = (&self.target.kernel_sensors, || stop.load(Ordering::Relaxed));
@@ -244,12 +233,11 @@ impl Duty {
             let walked = watched_users(&kernel, link.memory(), ram, None).map_err(|error| error.to_string())?;
             (survey.users, counts) = walked;
         }
-        Ok((survey, Patient { link, kernel, counts, life }))
+        Ok((survey, Patient { link, kernel, counts }))
     }
 
     fn count_users(&mut self) {
-        let (Some(Patient { link, kernel, counts, .. }), Some(survey)) = (&mut self.patient, self.shared.newest())
-        else {
+        let (Some(Patient { link, kernel, counts }), Some(survey)) = (&mut self.patient, self.shared.newest()) else {
             return;
         };
         let Ok(ram) = link.region("ram") else { return }; // the watch sees a lost path by itself
