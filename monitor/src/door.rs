@@ -93,9 +93,7 @@ impl Door for LinkDoor {
     }
 
     fn life(&mut self) -> Result<Life, LinkFailure> {
-        let link = self.open()?;
-        let resets = link.stats()?.resets;
-        Ok(Life { incarnation: link.welcome().incarnation, resets })
+        Life::of(self.open()?)
     }
 
     fn memory(&mut self) -> Option<&mut dyn RemoteRead> {

@@ -6,10 +6,11 @@
 //!                       one JSON line ─┘   └── a saved guest: booted once for some dozens of runs   guests.rs
 //! ```
 //!
-//! [`crashes`]: faults, kernels, processors, sessions and cables (matrix.rs, summary.rs). [`repair`]: what drowns a
+//! [`crashes()`]: faults, kernels, processors, sessions and cables (matrix.rs, crashes.rs). [`repair`]: what drowns a
 //! guest, by what it is seen and ended. Cases come in an order shuffled by the campaign's seed: wherever it is stopped,
 //! what has run covers the matrix evenly. One that is started again goes on where its file ends.
 
+mod crashes;
 mod guests;
 mod matrix;
 pub mod repair;
@@ -51,7 +52,7 @@ pub struct Campaign {
 ///
 /// # Errors
 /// When results cannot be read or written, or a run cannot be started at all.
-pub fn crashes(order: &Campaign) -> Result<Summary> {
+pub fn crashes(order: &Campaign) -> Result<Summary<crashes::Row>> {
     let cases = order.matrix.cases(order.seed, order.count);
     let pool_slots = scenario::pool_for(order.matrix.sessions_max());
     let guests = Guests::new(order.runs.results.with_extension("guests"), order.runs_per_boot, pool_slots)?;

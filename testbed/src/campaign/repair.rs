@@ -1,7 +1,7 @@
 //! A campaign of repairs: everything that drowns a guest, by what it is seen and by what it is ended, on every kernel.
 //! Its sum is what an operator asks: was it cured, how soon, and was anybody else harmed?
 
-mod summary;
+mod row;
 
 use std::fmt::Write;
 
@@ -9,9 +9,9 @@ use anyhow::Result;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::json;
 
-use super::{Runs, matrix::clap_name, runs};
+use super::{Runs, Summary, matrix::clap_name, runs};
 use crate::scenario::drown::{Hook, Variant};
-pub use summary::Summary;
+use row::Row;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -122,7 +122,7 @@ impl Campaign {
 ///
 /// # Errors
 /// When results cannot be read or written, or a run cannot be started at all.
-pub fn repairs(order: &Campaign) -> Result<Summary> {
+pub fn repairs(order: &Campaign) -> Result<Summary<Row>> {
     let lines = order.runs.all(&order.cases(), |case| {
         let Campaign { piece_ms, deadline_ms, .. } = order;
         let arguments = format!("--piece-ms {piece_ms} --deadline-ms {deadline_ms}");
