@@ -19,7 +19,9 @@ use testbed::{
     fault::Fault,
     sandbox,
     scenario::{
-        self, Order, Progress, Run, drown, hang_download, rubis, series,
+        self, Order, Progress, Run, drown, hang_download,
+        rubis::{self, Machines, TierFault, Tiers},
+        series,
         soak::{self, Load, Soak},
     },
     timeline::Timeline,
@@ -163,13 +165,19 @@ fn run_soak(arguments: SoakArguments) -> Result<ExitCode> {
 }
 
 fn run_rubis(arguments: Rubis) -> Result<ExitCode> {
-    let Rubis { native, fault, clients, mix, seed, seconds, slow_down, items, front_ends, mid_tiers, out } = arguments;
-    ensure!(
-        native,
-        "tiers in virtual machines are not built yet: say --native, and they are processes on this machine"
-    );
+    let Rubis { native, fault, clients, mix, seed, seconds, slow_down, items, front_ends, mid_tiers, out, .. } =
+        arguments;
+    ensure!(!native || fault == TierFault::None, "--fault breaks virtual machines: leave --native out");
+    ensure!(!arguments.plain || fault == TierFault::None, "--plain tiers do not survive a fault");
+    let tiers = if native {
+        Tiers::Native { front_ends, mid_tiers }
+    } else {
+        let crash = arguments.crash.unwrap_or_else(|| rubis::crash_of(seed));
+        let Rubis { kernel, vcpus, deadline_ms, plain, .. } = arguments;
+        Tiers::Machines(Machines { kernel, vcpus, deadline_ms, crash, recoverable: !plain })
+    };
     let length = Duration::try_from_secs_f64(seconds).context("--seconds")?;
-    let run = rubis::Run { fault, clients, mix, length, slow_down, items, front_ends, mid_tiers, seed, out };
+    let run = rubis::Run { fault, clients, mix, length, slow_down, items, tiers, seed, out };
     let verdict = rubis::run(&run, Progress::begin())?;
     println!("{}", serde_json::to_string(&verdict)?);
     Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
