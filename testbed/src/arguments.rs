@@ -67,6 +67,8 @@ pub enum Action {
     Campaign(CampaignArguments),
     /// Drowns guests in all ways, by round and seed, and has them repaired; goes on where it was stopped.
     RepairCampaign(RepairCampaignArguments),
+    /// Breaks the tiers of an auction in all ways, by round and seed, with clients; goes on where it was stopped.
+    RubisCampaign(RubisCampaignArguments),
     /// Stops a guest's processor at each instruction of the kernel's TCP paths and reads its memory there; the last
     /// line on standard output is the result, as JSON.
     Torn {
@@ -423,6 +425,40 @@ pub struct RepairCampaignArguments {
     pub piece_ms: u64,
     /// Silence that counts as a hang: long, since what drowns a guest makes it slow.
     #[arg(long, default_value_t = 2000)]
+    pub deadline_ms: u64,
+    /// Runs at the same time.
+    #[arg(long, default_value_t = 1)]
+    pub parallel: usize,
+    /// A command put before that of each run, in words separated by commas: a lock, `taskset,-c,0`, …
+    #[arg(long, value_delimiter = ',')]
+    pub through: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct RubisCampaignArguments {
+    /// Runs in all, those already in the file included: each nine of them break every tier in every way.
+    #[arg(long, default_value_t = 90)]
+    pub runs: usize,
+    /// The results, one JSON line per run.
+    #[arg(long, default_value = "out/rubis.jsonl")]
+    pub results: PathBuf,
+    /// Everything random follows from it.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Lines of guest kernels; one is drawn for each run.
+    #[arg(long, value_delimiter = ',', default_value = "6.1,6.12")]
+    pub kernels: Vec<String>,
+    /// Emulated users.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    pub clients: u32,
+    /// How long they go on, without the recovery.
+    #[arg(long, default_value_t = 9.0)]
+    pub seconds: f64,
+    /// They think so many times as long: 0.7 s on the average.
+    #[arg(long, default_value_t = 0.1)]
+    pub slow_down: f64,
+    /// Silence that counts as a hang.
+    #[arg(long, default_value_t = 500)]
     pub deadline_ms: u64,
     /// Runs at the same time.
     #[arg(long, default_value_t = 1)]

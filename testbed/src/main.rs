@@ -31,7 +31,7 @@ use testbed::{
 
 use arguments::{
     Action, Arguments, CampaignArguments, Drowning, Forkbomb, HangDownload, Memhog, RepairCampaignArguments,
-    RepairSeries, RescueAndReturn, Rubis, Scenario, SoakArguments,
+    RepairSeries, RescueAndReturn, Rubis, RubisCampaignArguments, Scenario, SoakArguments,
 };
 
 fn main() -> ExitCode {
@@ -59,11 +59,16 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     if let Action::RepairCampaign(arguments) = arguments.action {
         return run_repair_campaign(arguments);
     }
+    if let Action::RubisCampaign(arguments) = arguments.action {
+        return run_rubis_campaign(arguments);
+    }
     sandbox::enter()?;
     match arguments.action {
-        Action::Draw { .. } | Action::Campaign(_) | Action::RepairCampaign(_) | Action::Figures { .. } => {
-            unreachable!("done outside a sandbox")
-        }
+        Action::Draw { .. }
+        | Action::Campaign(_)
+        | Action::RepairCampaign(_)
+        | Action::RubisCampaign(_)
+        | Action::Figures { .. } => unreachable!("done outside a sandbox"),
         Action::Demo { out, guest } => {
             let pass = demo::demo(&out, guest.order(), guest.seed)?;
             Ok(if pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -200,6 +205,16 @@ fn run_repair_campaign(arguments: RepairCampaignArguments) -> Result<ExitCode> {
     let runs = Runs { results, parallel, through };
     let order = campaign::repair::Campaign { runs, count, seed, kernels, procs, piece_ms, deadline_ms };
     let summary = campaign::repair::repairs(&order)?;
+    print!("{summary}");
+    Ok(if summary.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_rubis_campaign(arguments: RubisCampaignArguments) -> Result<ExitCode> {
+    let RubisCampaignArguments { runs: count, results, seed, kernels, clients, seconds, slow_down, .. } = arguments;
+    let RubisCampaignArguments { deadline_ms, parallel, through, .. } = arguments;
+    let runs = Runs { results, parallel, through };
+    let order = campaign::rubis::Campaign { runs, count, seed, kernels, clients, seconds, slow_down, deadline_ms };
+    let summary = campaign::rubis::crashes(&order)?;
     print!("{summary}");
     Ok(if summary.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
