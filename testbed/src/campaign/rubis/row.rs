@@ -97,11 +97,15 @@ mod tests {
 
     #[test]
     fn tiers_of_a_run_add_up_and_the_worst_is_the_worst_of_all() {
-        let recovery = |mean: f64, worst: f64| json!({ "recovered": 50, "lost": 1, "session_ms_mean": mean, "session_ms_max": worst });
+        let recovery = |mean: f64, worst: f64| {
+            let (recovered, lost) = (50, 1);
+            json!({ "recovered": recovered, "lost": lost, "session_ms_mean": mean, "session_ms_max": worst })
+        };
         let line = |pass: bool| {
             json!({ "case": "c", "pass": pass, "why": ["because"], "broken": "fe+mt", "crash": "stop", "line": "6.1",
                     "recoveries": [recovery(10.0, 20.0), recovery(20.0, 25.0)],
-                    "waiting": { "clients": 7, "first_byte_ms_mean": 30.0, "first_byte_ms_max": 60.0 },
+                    "waiting": { "clients": 7, "first_byte_ms_mean": 30.0,
+                                 "first_byte_ms_max": 60.0 },
                     "clients": { "requests": 1000, "mismatched": 0, "failures": 2 },
                     "database": { "acknowledged": 90, "missing": [], "doubled": ["x"] } })
         };

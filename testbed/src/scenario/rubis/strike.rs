@@ -1,5 +1,5 @@
-//! What happens in a run with virtual machines: users come, machines break at a moment that follows from the seed, their
-//! peers take over, users go on, and the database is compared with what they were told.
+//! What happens in a run with virtual machines: users come, machines break at a moment that follows from the seed,
+//! their peers take over, users go on, and the database is compared with what they were told.
 //!
 //! ```text
 //!   all users have had replies ── a third of the time, and up to a third more ── fault ── recovery ── the rest

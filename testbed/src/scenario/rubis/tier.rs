@@ -5,8 +5,8 @@
 //!              └─► 10.77.0.20:8000  = fe2 (host)   ──► 10.77.0.21:8100  = mt2 (host)   ──┘
 //! ```
 //!
-//! Each front end asks both mid tiers in turn. Only .100 and .110 move: the clients of fe1 and the front ends of mt1 know
-//! these and nothing else.
+//! Each front end asks both mid tiers in turn. Only .100 and .110 move: the clients of fe1 and the front ends of mt1
+//! know these and nothing else.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
