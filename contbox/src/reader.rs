@@ -223,9 +223,7 @@ impl BoxHead {
     /// # Errors
     /// See [`BoxHead::parse`].
     pub fn parse_words(slot: u32, bytes: &[u8]) -> Result<Self, BadBox> {
-        Self::parse_if(slot, bytes, |state| {
-            matches!(state, SlotState::Open | SlotState::LostLog | SlotState::Kept)
-        })
+        Self::parse_if(slot, bytes, |state| matches!(state, SlotState::Open | SlotState::LostLog | SlotState::Kept))
     }
 
     /// The newest snapshot, if it is whole and lies in the front.
