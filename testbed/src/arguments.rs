@@ -179,7 +179,7 @@ pub struct Rubis {
     pub vcpus: u32,
     /// Silence of a CPU's tick that counts as a hang: two busy emulated guests beside everything else may be silent for
     /// a while and live.
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=60_000))]
     pub deadline_ms: u64,
     /// Where result, drawings and, after a failure, logs are left.
     #[arg(long, default_value = "out/rubis")]
@@ -458,7 +458,7 @@ pub struct RubisCampaignArguments {
     #[arg(long, default_value_t = 0.1)]
     pub slow_down: f64,
     /// Silence that counts as a hang.
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 1000)]
     pub deadline_ms: u64,
     /// Runs at the same time.
     #[arg(long, default_value_t = 1)]

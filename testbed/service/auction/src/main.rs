@@ -203,8 +203,10 @@ async fn emulate(arguments: ClientsArguments) -> Result<ExitCode> {
 fn bind(listen: SocketAddr, boxes: &Boxes, name: &str, heir: Option<Heir>) -> Result<Listener> {
     let listener = http::listen(listen).with_context(|| format!("--listen {listen}"))?;
     let ports = [listener.local_addr()?.port()];
-    tracing::info!(%listen, "serving");
-    let Some(path) = &boxes.box_socket else { return Ok(Listener::Plain(listener)) };
+    let Some(path) = &boxes.box_socket else {
+        tracing::info!(%listen, "serving");
+        return Ok(Listener::Plain(listener));
+    };
     let (client, handed) = match heir {
         Some(heir) => BoxClient::connect_as_heir(path, name, &ports, heir)?,
         None => BoxClient::connect(path, name, &ports)?,
@@ -213,6 +215,7 @@ fn bind(listen: SocketAddr, boxes: &Boxes, name: &str, heir: Option<Heir>) -> Re
         let path = path.display();
         tracing::warn!(%path, "no boxes yet: connections are unprotected until the service is there");
     }
+    tracing::info!(%listen, "serving");
     Ok(Listener::Recoverable(RecoverableListener::new(listener, client, handed)))
 }
 

@@ -171,17 +171,17 @@ impl Site {
         self.daemons.iter_mut().find(|daemon| daemon.name() == name).with_context(|| format!("{name} was not started"))
     }
 
-    /// Ends all tiers, front ends first: the mid tiers then have nobody who asks. The `broken` ones have ended.
+    /// Ends all tiers, front ends first: the mid tiers then have nobody who asks. The `fenced` machines have stopped.
     ///
     /// # Errors
     /// When one does not end, or has ended before.
-    pub(super) fn end_tiers(&mut self, broken: &[&str]) -> Result<()> {
+    pub(super) fn end_tiers(&mut self, fenced: &[&str]) -> Result<()> {
         for (place, tier) in [(0, FRONT_END), (1, MID_TIER)] {
             let peer = self.daemons.iter().position(|daemon| daemon.name() == tier.peer);
             let mut peer = self.daemons.remove(peer.with_context(|| format!("{} was not started", tier.peer))?);
             ensure!(peer.ended()?.is_none(), "{} ended during the run:\n{}", tier.peer, peer.tail());
             peer.terminate()?;
-            if !broken.contains(&tier.target) {
+            if !fenced.contains(&tier.target) {
                 let end = "kill $(pidof auction) && while pidof auction >/dev/null; do sleep 0.05; done";
                 let ended = self.machines[place].vm.run_within(end, END_BOUND)?;
                 ensure!(ended.status == 0, "the tier in {} ended during the run", tier.target);

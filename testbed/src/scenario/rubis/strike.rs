@@ -18,7 +18,7 @@ use auction::clients::{
     Report,
     trace::{self, Met},
 };
-use monitor::journal::Line;
+use monitor::journal::{Event, Line};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
@@ -74,11 +74,12 @@ fn play_at(run: &Run, machines: &Machines, site: &mut Site, folder: &Path, progr
     let report = said.lines().rev().find_map(|line| serde_json::from_str::<Report>(line).ok());
     let report = report.with_context(|| format!("the clients have no report ({status}):\n{}", clients.tail()))?;
     progress.step("the database is checked");
-    let broken: Vec<&str> = struck.machines.iter().map(|machine| machine.target).collect();
-    site.end_tiers(&broken)?;
+    let lines = incident::read(&site.journal)?;
+    // Fenced are, it is to be hoped, those that were broken.
+    let fenced = lines.iter().filter(|line| matches!(line.event, Event::Fenced { .. }));
+    site.end_tiers(&fenced.map(|line| line.target.as_str()).collect::<Vec<_>>())?;
     let record = record.display().to_string();
     let database = auction(&["check", "--database", &site.database.address, "--record", &record])?.result()?;
-    let lines = incident::read(&site.journal)?;
     let account = recovery::account(struck, &lines, trace::read(&traced)?);
     crash::draw(run, machines, &account)?;
     Ok(run.judge(report, database, Some(&account), Some(site.kernel.clone())))

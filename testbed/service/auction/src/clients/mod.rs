@@ -37,7 +37,7 @@ use record::{Attempt, Told};
 use report::Tally;
 use trace::{Failure, Line, Met, Trace, now_ns};
 
-/// How long a user waits for a reply: longer than a recovery, longer than a front end waits.
+/// How long a user waits for a connection, or for a reply: longer than a recovery, longer than a front end waits.
 const REPLY_BOUND: Duration = Duration::from_secs(60);
 /// Rest after a connection was refused.
 const CONNECT_REST: Duration = Duration::from_millis(100);
@@ -164,7 +164,7 @@ impl Client {
 
     /// A connection, if one can be made.
     async fn connect(&self) -> io::Result<Connection> {
-        let connection = http::connect(self.front_end.1).await?;
+        let connection = http::connect_within(self.front_end.1, REPLY_BOUND).await?;
         self.tally.opened();
         self.met(Met::Connected { at_ns: now_ns() });
         Ok(connection)
