@@ -454,8 +454,8 @@ pub struct RubisCampaignArguments {
     /// How long they go on, without the recovery.
     #[arg(long, default_value_t = 9.0)]
     pub seconds: f64,
-    /// They think so many times as long: 0.7 s on the average.
-    #[arg(long, default_value_t = 0.1)]
+    /// They think so many times as long: 0.2 s on the average, which keeps emulated tiers busy.
+    #[arg(long, default_value_t = 0.03)]
     pub slow_down: f64,
     /// Silence that counts as a hang.
     #[arg(long, default_value_t = 1000)]

@@ -124,6 +124,9 @@ struct ClientsArguments {
     /// Users think so many times as long: 7 s on the average with 1.
     #[arg(long, default_value_t = 1.0)]
     slow_down: f64,
+    /// Users come one after the other over so long.
+    #[arg(long, default_value_t = 0.0)]
+    ramp_seconds: f64,
     /// Where the record of trades is left, for the check.
     #[arg(long)]
     record: PathBuf,
@@ -179,7 +182,8 @@ fn run(action: Action) -> Result<ExitCode> {
 }
 
 async fn emulate(arguments: ClientsArguments) -> Result<ExitCode> {
-    let ClientsArguments { front_end, clients, items, mix, seed, seconds, slow_down, record, trace } = arguments;
+    let ClientsArguments { front_end, clients, items, mix, seed, seconds, slow_down, .. } = arguments;
+    let ClientsArguments { ramp_seconds, record, trace, .. } = arguments;
     ensure!(slow_down >= 0.0 && slow_down.is_finite(), "--slow-down {slow_down}: a number from 0 on");
     let order = Order {
         front_ends: front_end,
@@ -187,6 +191,7 @@ async fn emulate(arguments: ClientsArguments) -> Result<ExitCode> {
         mix,
         length: Duration::try_from_secs_f64(seconds).context("--seconds")?,
         slow_down,
+        ramp: Duration::try_from_secs_f64(ramp_seconds).context("--ramp-seconds")?,
     };
     let trace = trace.map_or_else(|| Ok(Trace::default()), |file| Trace::to(&file))?;
     let mut terminate = signal(SignalKind::terminate())?;

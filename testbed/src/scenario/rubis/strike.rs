@@ -33,6 +33,8 @@ use crate::scenario::{
     installation::frames_from,
 };
 
+/// Over which users come: an agent in an emulated guest hands out boxes slowly, and who gets none is not protected.
+const RAMP_SECONDS: &str = "4";
 /// Longer than any run: users end when they are told to.
 const CLIENTS_SECONDS: &str = "3600";
 /// Until nearly all users have had a reply: emulated guests are slow, and some users think long.
@@ -64,6 +66,7 @@ fn play_at(run: &Run, machines: &Machines, site: &mut Site, folder: &Path, progr
     let (record, traced) = (folder.join("record.jsonl"), folder.join("trace.jsonl"));
     progress.step(format_args!("{} clients come", run.clients));
     let arguments = run.client_arguments(&FRONT_END.both(), CLIENTS_SECONDS, &record, Some(&traced))?;
+    let arguments = arguments.into_iter().chain(["--ramp-seconds", RAMP_SECONDS].map(str::to_owned));
     let mut clients =
         Daemon::start_logging(&site.topology.client, "clients", "auction", arguments, folder, Some("warn"))?;
     under_way(run, &mut clients, &traced)?;

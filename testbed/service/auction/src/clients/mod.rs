@@ -55,6 +55,8 @@ pub struct Order {
     pub length: Duration,
     /// Thinking takes so many times as long.
     pub slow_down: f64,
+    /// They come one after the other over so long.
+    pub ramp: Duration,
 }
 
 /// Runs all users, and returns what they counted and what they were told.
@@ -93,6 +95,7 @@ pub async fn run_until(
             asked: 0,
             front_end: (front_end, order.front_ends[front_end]),
             slow_down: order.slow_down,
+            comes_after: order.ramp.mul_f64(f64::from(number) / f64::from(order.crowd.clients)),
             tally: Arc::clone(&tally),
             trace: Arc::clone(&trace),
             attempts: Vec::new(),
@@ -115,6 +118,7 @@ struct Client {
     /// Its number, and where it is.
     front_end: (usize, SocketAddr),
     slow_down: f64,
+    comes_after: Duration,
     tally: Arc<Tally>,
     trace: Arc<Trace>,
     attempts: Vec<Attempt>,
@@ -133,9 +137,11 @@ enum Outcome {
 impl Client {
     async fn run(mut self, mut ended: watch::Receiver<bool>) -> Vec<Attempt> {
         let mut connection = None;
+        let mut rest = self.comes_after;
         loop {
+            rest += self.user.think(self.slow_down);
             tokio::select! {
-                () = tokio::time::sleep(self.user.think(self.slow_down)) => {}
+                () = tokio::time::sleep(std::mem::take(&mut rest)) => {}
                 _ = ended.wait_for(|ended| *ended) => break,
             }
             match self.user.ask() {

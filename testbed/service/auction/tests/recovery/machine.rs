@@ -90,8 +90,11 @@ impl Machine {
         let pid = Pid::from_raw(self.pid().cast_signed());
         kill(pid, Signal::SIGSTOP).unwrap();
         waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
-        let clients = others.iter().flat_map(|pid| sockets(*pid, |_, peer| peer == listen)).collect::<Vec<_>>();
         let accepted = sockets(self.pid(), |local, _| local == listen);
+        // Those that nobody has accepted are to hear the reset that they get.
+        let ends: Vec<_> = accepted.iter().filter_map(ends_of).collect();
+        let is_moved = |local, peer| ends.contains(&(peer, local));
+        let clients = others.iter().flat_map(|pid| sockets(*pid, is_moved)).collect::<Vec<_>>();
         clients.iter().chain(&accepted).for_each(|socket| repair::deafen(socket).unwrap());
         let connections = accepted.into_iter().map(|socket| repair::extract(socket).unwrap()).collect();
         // What is in the boxes at this instant is all that is left; the live service would free them after the kill.

@@ -108,7 +108,7 @@ fn run(seed: u64, deaths: &[Dies]) -> (Report, Findings) {
     let crowd = Crowd { seed, clients: CLIENTS, users: stage::SIZE.users() };
     let (front_ends, length) = (vec![FRONT_END.parse().unwrap()], Duration::from_secs(2 + 2 * deaths.len() as u64));
     // They think for some milliseconds: there is always something in hand.
-    let order = Order { front_ends, crowd, mix: Mix::Bid, length, slow_down: 0.001 };
+    let order = Order { front_ends, crowd, mix: Mix::Bid, length, slow_down: 0.001, ramp: Duration::ZERO };
     let trading = runtime.spawn(async move { clients::run(&order).await.unwrap() });
     let mut rng = StdRng::seed_from_u64(seed);
     for dies in deaths {

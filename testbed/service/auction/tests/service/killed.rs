@@ -59,7 +59,7 @@ async fn a_mid_tier_killed_at_any_moment_loses_nothing_acknowledged_and_doubles_
 
     let crowd = Crowd { seed: 1, clients: 20, users: stage::SIZE.users() };
     // They think for some milliseconds: there is always something in hand.
-    let order = Order { front_ends, crowd, mix: Mix::Bid, length: LENGTH, slow_down: 0.002 };
+    let order = Order { front_ends, crowd, mix: Mix::Bid, length: LENGTH, slow_down: 0.002, ramp: Duration::ZERO };
     let trading = tokio::spawn(async move { clients::run(&order).await.unwrap() });
     while !trading.is_finished() {
         let process = Process::start(mid_tier, &stage.address()).await;
