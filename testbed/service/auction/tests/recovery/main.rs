@@ -134,7 +134,10 @@ fn check_all(seed: u64, deaths: &[Dies]) {
     // dead kernel's memory. It fails with the first page of a user's session.
     let not_accepted = |why: &&String| why.contains("no connection") || why.contains(r#"Form("home")"#);
     assert_eq!(report.quoted.iter().filter(not_accepted).count() as u64, report.failures, "{told}");
-    assert!(findings.acknowledged > 0 && findings.unclear == 0, "{told}");
+    // What could not even be sent is unclear for the check, and not there.
+    let not_sent = report.quoted.iter().filter(|why| why.contains("no connection")).count();
+    assert!(findings.unclear as usize <= not_sent && findings.unclear_done == 0, "{told}");
+    assert!(findings.acknowledged > 0, "{told}");
 }
 
 fn seed() -> u64 {
