@@ -120,7 +120,7 @@ fn main() -> Result<()> {
             let crowd = Crowd { seed: 1 + round, clients: clients as u32, users: SIZE.users() };
             let front_ends = vec![FRONT_END.parse::<SocketAddr>()?];
             let length = Duration::from_secs(seconds);
-            let order = Order { front_ends, crowd, mix: Mix::Bid, length, slow_down: 0.0 };
+            let order = Order { front_ends, crowd, mix: Mix::Bid, length, slow_down: 0.0, ramp: Duration::ZERO };
             let (report, _) = runtime.block_on(clients::run(&order))?;
             let figures = [front.end()?, mid.end()?];
             let (p50, p99, failed) = (report.latency_ms_p50, report.latency_ms_p99, report.failures);
