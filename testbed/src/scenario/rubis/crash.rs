@@ -58,12 +58,9 @@ fn around(run: &Run, machines: &Machines, account: &Account, zero_ns: u64) -> Fi
     }
     took.retain(|(at, _)| (-BEFORE_S..AFTER_S).contains(at));
     took.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let verdicts = account.struck.machines.iter().zip(&account.incidents);
-    let verdicts =
-        verdicts.filter_map(|(victim, it)| Some((seconds(it.verdict_ns?), format!("{} dead", victim.target))));
-    let mut marks: Vec<_> = verdicts.collect();
-    marks.truncate(1);
-    marks.insert(0, (0.0, "last sign of life".to_owned()));
+    let mut marks = vec![(0.0, "silent".to_owned())];
+    let verdicts = account.incidents.iter().filter_map(|incident| incident.verdict_ns).min();
+    marks.extend(verdicts.map(|ns| (seconds(ns), "verdict".to_owned())));
     let panel = |title: &str, unit: &str, lines: Vec<Line>| Panel {
         title: title.to_owned(),
         x: Axis::new("s", Scale::Linear, -BEFORE_S, AFTER_S),
