@@ -99,6 +99,8 @@ pub enum Kind {
 /// Bytes that wait to be read through a descriptor, or through the other end of its pipe.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Waiting {
+    /// The `pipe_inode_info` or `sock`.
+    pub address: KernelVirt,
     /// Pipe or socket.
     pub kind: Kind,
     /// Number of the inode, as `fstat` gives it.

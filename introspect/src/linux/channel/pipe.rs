@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 
-use remote_memory::LinkError;
+use remote_memory::{KernelVirt, LinkError};
 
 use super::{ChannelLayout, Kind, Opened, QUEUE_BYTES_MAX, S_IFIFO, Waiting, afford, of_kind};
 use crate::Fault;
@@ -64,7 +64,8 @@ pub(super) fn read(
     for (number, it) in pipes {
         let Some(numbers) = rings.get(&it.pipe).copied() else { continue };
         let occupied = occupied(walk, layout, it.pipe, numbers);
-        let waiting = Waiting { kind: Kind::Pipe, inode: it.inode, chunks: Vec::new(), complete: occupied.is_some() };
+        let (address, complete) = (KernelVirt::new(it.pipe), occupied.is_some());
+        let waiting = Waiting { address, kind: Kind::Pipe, inode: it.inode, chunks: Vec::new(), complete };
         found[number] = Some(waiting);
         slots.extend(occupied.unwrap_or_default().into_iter().map(|slot| (number, slot)));
     }

@@ -7,7 +7,7 @@
 //! Source: net/unix/af_unix.c of Linux 6.1 and 6.12. One store makes a read count, so at any stop each byte is in the
 //! queue or its reader has it, or both.
 
-use remote_memory::LinkError;
+use remote_memory::{KernelVirt, LinkError};
 
 use super::{ChannelLayout, Kind, Opened, S_IFSOCK, Waiting, afford, of_kind};
 use crate::btf::layout;
@@ -52,7 +52,8 @@ pub(super) fn read(
     for (stream, queue) in streams.iter().zip(queues) {
         let complete = queue.damage.is_empty();
         walk.damage.extend(queue.damage);
-        let waiting = Waiting { kind: Kind::UnixStream, inode: stream.inode, chunks: Vec::new(), complete };
+        let (address, kind) = (KernelVirt::new(stream.sock), Kind::UnixStream);
+        let waiting = Waiting { address, kind, inode: stream.inode, chunks: Vec::new(), complete };
         found[stream.number] = Some(waiting);
         queued.extend(queue.receive.into_iter().map(|skb| (stream.number, skb)));
     }
