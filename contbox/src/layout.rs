@@ -81,6 +81,8 @@ pub enum SlotState {
     LostLog = 0x1057_0b07,
     /// The connection has ended; what is left in the slot must not be resumed.
     Closed = 0xc105_0b09,
+    /// The connection has ended, and cannot be resumed; what its box says is still true, for a [`crate::testament`].
+    Kept = 0x4e97_0b0b,
     /// One end of a channel between processes, see [`crate::channel`]: no connection.
     Channel = 0xc4a2_0b0b,
 }
@@ -88,7 +90,7 @@ pub enum SlotState {
 impl SlotState {
     /// The state a word stands for, if any.
     pub fn from_word(word: u32) -> Option<Self> {
-        let all = [Self::Free, Self::Leased, Self::Open, Self::LostLog, Self::Closed, Self::Channel];
+        let all = [Self::Free, Self::Leased, Self::Open, Self::LostLog, Self::Closed, Self::Kept, Self::Channel];
         all.into_iter().find(|state| *state as u32 == word)
     }
 }

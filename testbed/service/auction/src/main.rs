@@ -7,18 +7,28 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use auction::{
     check,
-    clients::{self, Crowd, Mix, Order, record},
+    clients::{self, Crowd, Mix, Order, record, trace::Trace},
     database::{self, Size},
     front_end::{self, FrontEnd},
+    http::{self, Listener},
     mid_tier::{self, MidTier},
+    snapshot::Written,
 };
 use clap::{Args, Parser, Subcommand};
+use contbox::{
+    RecoverableListener,
+    service::{BoxClient, Heir},
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde::Serialize;
 use tokio::{
-    net::TcpListener,
+    runtime::Handle,
     signal::unix::{SignalKind, signal},
 };
 use tracing_subscriber::EnvFilter;
+
+/// How long the start waits for boxes: connections accepted before that would go unprotected.
+const BOXES_PATIENCE: Duration = Duration::from_millis(500);
 
 /// An auction service in three tiers.
 #[derive(Parser)]
@@ -38,6 +48,8 @@ enum Action {
         /// The mid tiers, which take requests in turn.
         #[arg(long, required = true, value_delimiter = ',')]
         mid_tier: Vec<SocketAddr>,
+        #[command(flatten)]
+        boxes: Boxes,
     },
     /// The mid tier: carries each request out once.
     Mt {
@@ -49,6 +61,8 @@ enum Action {
         /// Connections to the database.
         #[arg(long, default_value_t = 16)]
         connections: usize,
+        #[command(flatten)]
+        boxes: Boxes,
     },
     /// Makes tables and rows in an empty database.
     Data {
@@ -71,6 +85,13 @@ enum Action {
         #[arg(long)]
         record: PathBuf,
     },
+}
+
+#[derive(Args)]
+struct Boxes {
+    /// Unix socket of the box service, target-agent's or reinstate's; without one, no session survives this machine.
+    #[arg(long)]
+    box_socket: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -97,7 +118,7 @@ struct ClientsArguments {
     /// Everything random follows from it.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How long new requests are begun.
+    /// How long new requests are begun; SIGTERM ends that earlier.
     #[arg(long, default_value_t = 60.0)]
     seconds: f64,
     /// Users think so many times as long: 7 s on the average with 1.
@@ -106,6 +127,9 @@ struct ClientsArguments {
     /// Where the record of trades is left, for the check.
     #[arg(long)]
     record: PathBuf,
+    /// Where every connection and every request is written down as it happens, with its times.
+    #[arg(long)]
+    trace: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -125,15 +149,18 @@ fn run(action: Action) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         match action {
-            Action::Fe { listen, mid_tier } => {
+            Action::Fe { listen, mid_tier, boxes } => {
                 let front_end = Arc::new(FrontEnd::new(&mid_tier)?);
-                let listener = bind(listen).await?;
-                until_ended(front_end::serve(front_end, listener)).await
+                let listener = bind(listen, &boxes, "auction-fe", None)?;
+                until_ended(front_end::serve(Arc::clone(&front_end), listener), front_end.written()).await
             }
-            Action::Mt { listen, database, connections } => {
+            Action::Mt { listen, database, connections, boxes } => {
                 let mid_tier = Arc::new(MidTier::new(&database.database, connections)?);
-                let listener = bind(listen).await?;
-                until_ended(mid_tier::serve(mid_tier, listener)).await
+                let (heir, runtime) = (Arc::clone(&mid_tier), Handle::current());
+                let heir = Heir::new(move |testament| heir.inherit(&testament, &runtime));
+                let listener = bind(listen, &boxes, "auction-mt", Some(heir))?;
+                mid_tier.warm().await;
+                until_ended(mid_tier::serve(Arc::clone(&mid_tier), listener), mid_tier.written()).await
             }
             Action::Data { database, items, seed } => {
                 let mut client = database::connect(&database.database).await?;
@@ -152,7 +179,7 @@ fn run(action: Action) -> Result<ExitCode> {
 }
 
 async fn emulate(arguments: ClientsArguments) -> Result<ExitCode> {
-    let ClientsArguments { front_end, clients, items, mix, seed, seconds, slow_down, record } = arguments;
+    let ClientsArguments { front_end, clients, items, mix, seed, seconds, slow_down, record, trace } = arguments;
     ensure!(slow_down >= 0.0 && slow_down.is_finite(), "--slow-down {slow_down}: a number from 0 on");
     let order = Order {
         front_ends: front_end,
@@ -161,26 +188,54 @@ async fn emulate(arguments: ClientsArguments) -> Result<ExitCode> {
         length: Duration::try_from_secs_f64(seconds).context("--seconds")?,
         slow_down,
     };
-    let (report, attempts) = clients::run(&order).await?;
+    let trace = trace.map_or_else(|| Ok(Trace::default()), |file| Trace::to(&file))?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let told = async move {
+        terminate.recv().await;
+    };
+    let (report, attempts) = clients::run_until(&order, told, trace).await?;
     record::write(&attempts, &record)?;
     println!("{}", serde_json::to_string(&report)?);
     Ok(if report.mismatched == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn bind(listen: SocketAddr) -> Result<TcpListener> {
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("--listen {listen}"))?;
+/// Listens; with boxes if there is a service for them.
+fn bind(listen: SocketAddr, boxes: &Boxes, name: &str, heir: Option<Heir>) -> Result<Listener> {
+    let listener = http::listen(listen).with_context(|| format!("--listen {listen}"))?;
+    let ports = [listener.local_addr()?.port()];
+    let Some(path) = &boxes.box_socket else {
+        tracing::info!(%listen, "serving");
+        return Ok(Listener::Plain(listener));
+    };
+    let (client, handed) = match heir {
+        Some(heir) => BoxClient::connect_as_heir(path, name, &ports, heir)?,
+        None => BoxClient::connect(path, name, &ports)?,
+    };
+    if !client.wait_ready(BOXES_PATIENCE) {
+        let path = path.display();
+        tracing::warn!(%path, "no boxes yet: connections are unprotected until the service is there");
+    }
     tracing::info!(%listen, "serving");
-    Ok(listener)
+    Ok(Listener::Recoverable(RecoverableListener::new(listener, client, handed)))
+}
+
+/// What a tier leaves on standard output.
+#[derive(Serialize)]
+struct Figures {
+    snapshots: u64,
+    snapshot_bytes_mean: f64,
 }
 
 /// Serves until somebody ends it.
-async fn until_ended(serving: impl Future<Output = Infallible>) -> Result<ExitCode> {
+async fn until_ended(serving: impl Future<Output = Infallible>, written: &Written) -> Result<ExitCode> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         never = serving => match never {},
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    let (snapshots, snapshot_bytes_mean) = written.figures();
+    println!("{}", serde_json::to_string(&Figures { snapshots, snapshot_bytes_mean })?);
     Ok(ExitCode::SUCCESS)
 }
 
