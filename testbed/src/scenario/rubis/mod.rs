@@ -234,13 +234,13 @@ impl Run {
 }
 
 /// A call of the auction's program that has ended.
-struct Called {
+pub(crate) struct Called {
     what: String,
     said: String,
     status: std::process::ExitStatus,
 }
 
-fn auction(arguments: &[&str]) -> Result<Called> {
+pub(crate) fn auction(arguments: &[&str]) -> Result<Called> {
     let mut command = Command::new(program("auction")?);
     command.args(arguments).env("BACKDOORS_LOG", "warn").env("NO_COLOR", "1").stdin(Stdio::null());
     let output = command.stderr(Stdio::inherit()).output().context("cannot start auction")?;
@@ -249,13 +249,13 @@ fn auction(arguments: &[&str]) -> Result<Called> {
 }
 
 impl Called {
-    fn silent(self) -> Result<()> {
+    pub(crate) fn silent(self) -> Result<()> {
         ensure!(self.status.success(), "auction {}: {}", self.what, self.status);
         Ok(())
     }
 
     /// The last line. A status of 1 says that promises were broken, which the result tells in detail.
-    fn result<T: DeserializeOwned>(self) -> Result<T> {
+    pub(crate) fn result<T: DeserializeOwned>(self) -> Result<T> {
         ensure!(matches!(self.status.code(), Some(0 | 1)), "auction {}: {}", self.what, self.status);
         let line = self.said.lines().last().unwrap_or_default();
         serde_json::from_str(line).with_context(|| format!("auction {} said {line:?}", self.what))
