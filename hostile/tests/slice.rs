@@ -32,7 +32,7 @@ fn a_share_of_everything_may_be_damaged_and_walks_go_deep_all_the_same() {
         assert!(kind.share < 100 || kind.depth.faults > 0, "no damage was noticed: {kind:?}");
     })
     .unwrap();
-    assert_eq!(kinds, 24);
+    assert_eq!(kinds, 36);
 }
 
 #[test]
