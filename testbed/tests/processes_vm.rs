@@ -72,9 +72,11 @@ const SWAPPED: &str = r#"
 set -e
 echo +memory >/sys/fs/cgroup/cgroup.subtree_control && mkdir /sys/fs/cgroup/swapped
 (echo 0 >/sys/fs/cgroup/swapped/cgroup.procs
-exec su u1002 -c 'x=$(head -c 10000000 /dev/zero | tr \0 x); sleep 99997; echo $x') >/dev/null 2>&1 &
+exec su u1002 -c 'x=$(head -c 10000000 /dev/zero | tr \\0 x); sleep 99997; echo $x') >/dev/null 2>&1 &
 until ps -o args | grep -q '^sleep 99997'; do sleep 0.1; done
-echo 8M >/sys/fs/cgroup/swapped/memory.reclaim
+cd /sys/fs/cgroup/swapped
+# What is in use at the moment is left for the next try.
+until [ "$(cat memory.swap.current)" -gt 6000000 ]; do echo 2M >memory.reclaim || sleep 0.1; done 2>/dev/null
 "#;
 
 /// What the guest swaps to, in MiB.

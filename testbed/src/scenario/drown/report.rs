@@ -153,3 +153,16 @@ pub(super) fn judged(run: &Run, lines: &[Line], begin_ns: u64, kernel: String) -
         why,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_s_words_about_its_memory_are_read_or_there_are_none() {
+        let memory = Memory { swapped_mib: 7, swapped_in_mib: 2, oom_kills: 1 };
+        assert_eq!(Memory::parse("7900\n512\n1\n"), Some(memory));
+        assert_eq!(Memory::parse("7900\n"), None);
+        assert_eq!(Memory::parse("awk: /proc/meminfo: Cannot allocate memory\n512\n1\n"), None);
+    }
+}
