@@ -171,7 +171,7 @@ impl Open {
 
 impl Parsed {
     fn of(bytes: &[u8]) -> Option<Self> {
-        let Named { key, number, stretches } = window::decode(bytes)?;
+        let Named { key, number, stretches } = window::decode(bytes, PIECES_MAX)?;
         let ends = stretches.iter().scan(0u64, |end, stretch| {
             *end += u64::from(stretch.len); // some thousand numbers of 32 bits
             Some(*end)

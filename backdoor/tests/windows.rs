@@ -6,7 +6,9 @@ mod vm;
 
 use control::backdoor::Afterwards;
 use link::Link;
-use remote_memory::{AccessError, Queue, Read, RemoteAddr, RemoteKey, RemoteRead, RemoteWrite, Warrant, WriteError};
+use remote_memory::{
+    AccessError, Gather, Member, Queue, Read, RemoteAddr, RemoteKey, RemoteRead, RemoteWrite, Warrant, WriteError,
+};
 use vm::{Folder, Vm};
 
 /// More than travel as operations of their own, and more than one packet of a list.
@@ -28,6 +30,15 @@ fn read_all(link: &mut Link, key: u32, addrs: &[u64]) -> Vec<Result<Vec<u8>, Acc
     link.memory().read(&mut batch).unwrap();
     let outcomes: Vec<_> = batch.iter().map(|read| read.outcome).collect();
     outcomes.into_iter().zip(buffers).map(|(outcome, bytes)| outcome.map(|()| bytes)).collect()
+}
+
+/// Reads `members` of the structs at `bases`.
+fn gather_all(link: &mut Link, key: u32, bases: &[u64], members: &[Member]) -> Vec<Result<Vec<u8>, AccessError>> {
+    let len: usize = members.iter().map(|member| member.len as usize).sum();
+    let (mut into, mut outcomes) = (vec![0; len * bases.len()], vec![Err(AccessError::Flushed); bases.len()]);
+    let key = RemoteKey::new(key);
+    link.memory().gather(&mut Gather { key, bases, members, into: &mut into, outcomes: &mut outcomes }).unwrap();
+    outcomes.into_iter().zip(into.chunks(len)).map(|(outcome, bytes)| outcome.map(|()| bytes.to_vec())).collect()
 }
 
 fn sent(link: &mut Link) -> u64 {
@@ -88,6 +99,11 @@ fn one_bad_stretch_does_not_cost_the_others() {
     // The next batch has a window again.
     assert!(link.memory().queue().window().is_some());
     assert!(read_all(&mut link, ram.key, &addrs[..40]).iter().all(Result::is_ok));
+    let members = [Member { offset: 8, len: 4 }, Member { offset: 16, len: 8 }];
+    let found = gather_all(&mut link, ram.key, &addrs, &members);
+    for (number, outcome) in found.iter().enumerate() {
+        assert_eq!(outcome.is_err(), number == 40 || number == 60, "{number}: {outcome:?}");
+    }
 }
 
 #[test]
@@ -152,6 +168,20 @@ fn many_batches_of_every_size_come_back_right() {
         let places = wants.iter().zip(&mut buffers);
         let mut batch: Vec<_> =
             places.map(|((addr, _), into)| Read::new(at(ram.key, begin + addr), into.as_mut_slice())).collect();
+        if round % 3 == 0 {
+            let members: Vec<Member> =
+                (0..1 + draw(9)).map(|_| Member { offset: draw(400) as u32, len: 1 + draw(60) as u32 }).collect();
+            let bases: Vec<u64> = wants.iter().map(|(addr, _)| begin + addr.min(&(len as u64 - 1000))).collect();
+            let bytes = |base: &u64, member: &Member| {
+                let at = (base - begin) as usize + member.offset as usize;
+                pattern[at..at + member.len as usize].to_vec()
+            };
+            let whole = |base| members.iter().flat_map(|member| bytes(base, member)).collect::<Vec<u8>>();
+            let expected = bases.iter().map(whole);
+            let found = gather_all(&mut link, ram.key, &bases, &members);
+            assert!(found.into_iter().map(Result::unwrap).eq(expected), "round {round}: {count} structs, {members:?}");
+            continue;
+        }
         if let Err(error) = link.memory().read(&mut batch) {
             let counters = link.memory().queue().counters();
             panic!("round {round}, {count} stretches: {error}; {counters:?}, {:?}", link.stats());

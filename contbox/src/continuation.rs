@@ -192,6 +192,16 @@ impl<W: Words> Exporter<W> {
         self.change_state(SlotState::Leased);
     }
 
+    /// Ends the session and leaves its newest snapshot to be read, until [`Exporter::close`].
+    fn keep(&mut self) {
+        self.change_state(SlotState::Kept);
+    }
+
+    fn is_kept(&self) -> bool {
+        let state = SlotState::from_word(self.words.load(STATE) as u32);
+        state == Some(SlotState::Kept) && (self.words.load(GENERATION) >> 32) as u32 == self.generation
+    }
+
     /// Where the newest snapshot's input begins: what lies before may be trimmed from the log.
     pub fn lsr(&self) -> u64 {
         self.lsr
@@ -303,9 +313,16 @@ impl ContinuationBox {
         self.exporter.give_up();
     }
 
+    /// Ends the session, of which nothing can be resumed any more; its snapshot stays until [`Self::close`].
+    pub fn keep(&mut self) {
+        if self.exporter.is_ours() {
+            self.exporter.keep();
+        }
+    }
+
     /// Ends the box and hands its slot back, still leased.
     pub fn close(mut self) -> Slot {
-        if self.exporter.is_ours() {
+        if self.exporter.is_ours() || self.exporter.is_kept() {
             self.exporter.close();
         }
         self.slot

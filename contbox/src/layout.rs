@@ -81,12 +81,15 @@ pub enum SlotState {
     LostLog = 0x1057_0b07,
     /// The connection has ended; what is left in the slot must not be resumed.
     Closed = 0xc105_0b09,
+    /// The connection has ended, and cannot be resumed; what its box says is still true, for a [`crate::testament`].
+    Kept = 0x4e97_0b0b,
 }
 
 impl SlotState {
     /// The state a word stands for, if any.
     pub fn from_word(word: u32) -> Option<Self> {
-        [Self::Free, Self::Leased, Self::Open, Self::LostLog, Self::Closed].into_iter().find(|s| *s as u32 == word)
+        let all = [Self::Free, Self::Leased, Self::Open, Self::LostLog, Self::Closed, Self::Kept];
+        all.into_iter().find(|state| *state as u32 == word)
     }
 }
 

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`layout`] | the bytes of a pool of boxes |
 //! | [`reader`] | a spare's side: sessions out of untrusted bytes |
+//! | [`testament`] | what all boxes of a service said, also those whose sessions are lost |
 //! | [`shared`] | the mapping of a pool; the only `unsafe` of this crate |
 //! | [`continuation`] | the API the paper names: create, export_state, import_state |
 //! | [`service`] | who leases which slot, and how a reinstated socket reaches its application |
@@ -22,6 +23,7 @@ pub mod reader;
 pub mod service;
 pub mod shared;
 pub mod stream;
+pub mod testament;
 
 pub use continuation::{ContinuationBox, Opening};
 pub use layout::Geometry;
@@ -29,3 +31,4 @@ pub use listener::{Accepted, RecoverableListener};
 pub use reader::{BoxImage, Snapshot};
 pub use shared::Pool;
 pub use stream::{RecoverableStream, Session};
+pub use testament::Testament;

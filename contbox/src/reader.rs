@@ -188,11 +188,15 @@ impl BoxHead {
     /// # Errors
     /// [`BadBox::NoSession`] for most slots of most pools; [`BadBox::Truncated`], [`BadBox::Identity`].
     pub fn parse(slot: u32, bytes: &[u8]) -> Result<Self, BadBox> {
+        Self::parse_if(slot, bytes, |state| matches!(state, SlotState::Open | SlotState::LostLog))
+    }
+
+    fn parse_if(slot: u32, bytes: &[u8], counts: impl Fn(SlotState) -> bool) -> Result<Self, BadBox> {
         let truncated = || BadBox::Truncated { need: FRONT_BYTES as usize, have: bytes.len() };
         let (head, behind) = SlotHead::read_from_prefix(bytes).map_err(|_| truncated())?;
         let (short, _) = FromBytes::read_from_prefix(behind).map_err(|_| truncated())?;
         let state = match SlotState::from_word(head.state.get()) {
-            Some(state @ (SlotState::Open | SlotState::LostLog)) => state,
+            Some(state) if counts(state) => state,
             _ => return Err(BadBox::NoSession { state: head.state.get() }),
         };
         let (found, computed) = (head.identity_check.get(), head.computed_identity_check());
@@ -212,6 +216,27 @@ impl BoxHead {
             buffers: [head.even, head.odd],
             short,
         })
+    }
+
+    /// Parses the front of a box whose words count for a [`crate::testament`]: of a session, or of one that has ended.
+    ///
+    /// # Errors
+    /// See [`BoxHead::parse`].
+    pub fn parse_words(slot: u32, bytes: &[u8]) -> Result<Self, BadBox> {
+        Self::parse_if(slot, bytes, |state| matches!(state, SlotState::Open | SlotState::LostLog | SlotState::Kept))
+    }
+
+    /// The newest snapshot, if it is whole and lies in the front.
+    pub fn words(&self, geometry: &Geometry) -> Option<Vec<u8>> {
+        let newest = self.candidates(geometry).find(|candidate| match &candidate.lws {
+            Lws::Here(lws) => candidate.is_whole(self.generation, lws),
+            // Which it would be cannot be told without reading it.
+            Lws::InBody(_) => true,
+        })?;
+        match newest.lws {
+            Lws::Here(lws) => Some(lws),
+            Lws::InBody(_) => None,
+        }
     }
 
     /// The ends of the connection whose box lies, or lay last, in a slot: its words stay when it is closed. `None` for

@@ -64,6 +64,8 @@ struct Shared {
     continuation: Option<ContinuationBox>,
     position: Position,
     when_full: WhenFull,
+    /// How long the box stays when the connection has ended.
+    kept_for: Option<Duration>,
     /// A reader that waits for room in the log.
     waiting: Option<Waker>,
 }
@@ -102,6 +104,12 @@ impl Session {
         let waiting = shared.waiting.take();
         drop(shared);
         waiting.into_iter().for_each(Waker::wake);
+    }
+
+    /// Has the newest snapshot stay readable for so long after the connection's end, for a
+    /// [`testament`](crate::testament): what it says is not forgotten with the connection.
+    pub fn keep_words_for(&self, time: Duration) {
+        self.lock().kept_for = Some(time);
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -147,7 +155,8 @@ impl RecoverableStream {
         position: Position,
         service: Option<Arc<BoxClient>>,
     ) -> Self {
-        let shared = Shared { continuation, position, when_full: WhenFull::default(), waiting: None };
+        let when_full = WhenFull::default();
+        let shared = Shared { continuation, position, when_full, kept_for: None, waiting: None };
         Self { socket, session: Session { shared: Arc::new(Mutex::new(shared)) }, service, closing: None }
     }
 
@@ -195,11 +204,22 @@ impl RecoverableStream {
 impl Drop for RecoverableStream {
     fn drop(&mut self) {
         // The box ends before the socket closes: a box whose connection is gone could match a later one.
-        if let Some(continuation) = self.session.lock().continuation.take() {
-            let slot = continuation.close();
-            self.service.iter().for_each(|service| service.give_back(&slot));
-        }
+        let mut shared = self.session.lock();
+        let Some(mut continuation) = shared.continuation.take() else { return };
+        let service = self.service.take();
+        let kept = shared.kept_for.and_then(|time| Some((time, tokio::runtime::Handle::try_current().ok()?)));
+        let Some((time, runtime)) = kept else { return end(continuation, service) };
+        continuation.keep();
+        runtime.spawn(async move {
+            tokio::time::sleep(time).await;
+            end(continuation, service);
+        });
     }
+}
+
+fn end(continuation: ContinuationBox, service: Option<Arc<BoxClient>>) {
+    let slot = continuation.close();
+    service.iter().for_each(|service| service.give_back(&slot));
 }
 
 impl AsyncRead for RecoverableStream {

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use remote_memory::{GuestPhys, LinkError, Read, RemoteAddr, RemoteKey, RemoteRead};
+use remote_memory::{AccessError, Gather, GuestPhys, LinkError, Member, Read, RemoteAddr, RemoteKey, RemoteRead};
 
 use crate::Extent;
 
@@ -219,6 +219,18 @@ impl<'a> Memory<'a> {
     /// As [`Memory::fetch_equal`], each by itself: for stretches that have nothing to do with each other.
     pub(crate) fn fetch_equal_apart(&mut self, at: &[Option<GuestPhys>], len: usize) -> Result<Records, LinkError> {
         self.fetch_records(at, len, true)
+    }
+
+    /// Reads `members` of the structs at `bases`, which lie in the RAM with all of them; those of a struct that could
+    /// not be read are not present.
+    pub(crate) fn gather(&mut self, bases: &[u64], members: &[Member], records: &mut Records) -> Result<(), LinkError> {
+        let mut outcomes = vec![Err(AccessError::Flushed); bases.len()];
+        let into = records.bytes.as_mut_slice();
+        self.link.gather(&mut Gather { key: self.ram, bases, members, into, outcomes: &mut outcomes })?;
+        for (present, outcome) in records.present.iter_mut().zip(outcomes) {
+            *present = outcome.is_ok();
+        }
+        Ok(())
     }
 
     fn fetch_records(&mut self, at: &[Option<GuestPhys>], len: usize, apart: bool) -> Result<Records, LinkError> {

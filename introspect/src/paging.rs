@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use remote_memory::{GuestPhys, KernelVirt, LinkError, PAGE_BYTES};
+use remote_memory::{GuestPhys, KernelVirt, LinkError, Member, PAGE_BYTES};
 use serde::{Deserialize, Serialize};
 
 use crate::Extent;
@@ -132,6 +132,45 @@ impl Space {
         }
         pieces.fetch(self, memory, |owner| present[owner] = false)?;
         Ok(records)
+    }
+
+    /// Reads the same `parts`, as (offset, length) in ascending order, of all structs at `bases`, in one round plus
+    /// those of [`Space::fetch_equal`].
+    pub(crate) fn fetch_parts(
+        &self,
+        memory: &mut Memory<'_>,
+        bases: &[u64],
+        parts: &[(usize, usize)],
+    ) -> Result<Records, LinkError> {
+        let mut records = Records::blank(bases.len(), parts.iter().map(|(_, len)| len).sum());
+        if let Some((places, members)) = self.whole(bases, parts) {
+            memory.gather(&places, &members, &mut records)?;
+            return Ok(records);
+        }
+        let (copies, present) = records.parts_mut();
+        let mut pieces = Pieces::default();
+        for (owner, mut rest) in copies.enumerate() {
+            for (start, len) in parts {
+                let (piece, later) = rest.split_at_mut(*len);
+                pieces.add(self, owner, KernelVirt::new(bases[owner].wrapping_add(*start as u64)), piece);
+                rest = later;
+            }
+        }
+        pieces.fetch(self, memory, |owner| present[owner] = false)?;
+        Ok(records)
+    }
+
+    /// Where each struct's parts begin and what they are from there, if those of each lie in one piece of the RAM.
+    fn whole(&self, bases: &[u64], parts: &[(usize, usize)]) -> Option<(Vec<u64>, Vec<Member>)> {
+        let (first, _) = parts.first()?;
+        let (last, last_len) = parts.last()?;
+        let span = (last + last_len - first) as u64;
+        let place = |base: &u64| Some(self.known(KernelVirt::new(base.wrapping_add(*first as u64)), span)?.raw());
+        let places = bases.iter().map(place).collect::<Option<_>>()?;
+        let member = |(start, len): &(usize, usize)| {
+            Some(Member { offset: u32::try_from(start - first).ok()?, len: u32::try_from(*len).ok()? })
+        };
+        Some((places, parts.iter().map(member).collect::<Option<_>>()?))
     }
 
     /// Reads one stretch; `None` if any of it cannot be read.

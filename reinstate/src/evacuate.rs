@@ -19,7 +19,7 @@ use introspect::linux::tcp::TcpFilter;
 use crate::{
     address::{Interface, StandBy},
     config::Config,
-    extract::{Extracted, Lost},
+    extract::{Extracted, Fronts, Lost},
     held::HeldFile,
     leftovers::{self, Connection},
     neighbours::Neighbours,
@@ -188,7 +188,7 @@ impl Prepared {
             joined(building);
             (verdicts, extracted)
         });
-        let Extracted { sessions, ending, mut lost, damage } = extracted?;
+        let Extracted { sessions, ending, mut lost, fronts, damage } = extracted?;
         let keepers = came_about(keepers(sessions, ending), &verdicts, &mut lost);
         let numbers: Vec<usize> = keepers.iter().map(|(number, _)| *number).collect();
         let (taker, queues) = mpsc::channel();
@@ -204,6 +204,7 @@ impl Prepared {
             stages.end("rebuild");
             take_addresses(addresses, routes, netlink, held, &part)?;
             stages.end("address");
+            bequeath(service, fronts, &part);
             let paired = stages.of("boxes");
             let mut ending = Ending { resumed: Resumed::default(), lost: &mut lost };
             let mut ordered = Orders::default();
@@ -394,6 +395,15 @@ fn ask(
         tracing::warn!(%error, "clients cannot be asked; going on with the target's numbers");
         connections.iter().map(|values| Ok(crate::position::assumed(values))).collect()
     })
+}
+
+/// Tells applications that want to know it what all boxes of the addresses in `part` said.
+fn bequeath(service: &BoxService, fronts: Option<Fronts>, part: &[IpAddr]) {
+    let fronts = fronts.filter(|_| service.has_heirs());
+    let testaments = fronts.iter().flat_map(Fronts::testaments);
+    for testament in testaments.filter(|testament| part.contains(&testament.local.ip().to_canonical())) {
+        service.bequeath(&testament);
+    }
 }
 
 fn take_addresses(

@@ -17,6 +17,7 @@ use contbox::{
     BoxImage, Geometry,
     layout::canonical,
     reader::{BadPool, BoxHead, BoxPlan, parse_pool},
+    testament::{self, Testament},
 };
 use introspect::{
     Kernel,
@@ -59,6 +60,8 @@ pub struct Extracted {
     pub ending: Vec<(usize, Snapshot)>,
     /// Cannot.
     pub lost: Vec<Lost>,
+    /// The fronts of all boxes, for [`Fronts::testaments`].
+    pub fronts: Option<Fronts>,
     /// What was wrong, in words; at most [`DAMAGE_MAX`].
     pub damage: Vec<String>,
 }
@@ -173,7 +176,22 @@ fn pair(
             Err(why) => extracted.lost.push(Lost { snapshot: session::values(&socket, silent), why }),
         }
     }
+    extracted.fronts = boxes.fronts;
     Ok(extracted)
+}
+
+/// The fronts of all boxes of a pool, as they were read.
+#[derive(Debug)]
+pub struct Fronts {
+    geometry: Geometry,
+    bytes: Vec<Vec<u8>>,
+}
+
+impl Fronts {
+    /// What all boxes said, address by address, also those whose sessions are lost.
+    pub fn testaments(&self) -> Vec<Testament> {
+        testament::read(&self.geometry, &self.bytes)
+    }
 }
 
 /// The heads of all boxes with a session.
@@ -183,6 +201,7 @@ struct Boxes {
     heads: HashMap<Ends, Vec<BoxHead>>,
     /// Connections whose boxes were ended and not used again since.
     ended: HashSet<Ends>,
+    fronts: Option<Fronts>,
 }
 
 impl Boxes {
@@ -211,7 +230,8 @@ impl Boxes {
                 Err(_) => ended.extend(BoxHead::last_ends(bytes)),
             }
         }
-        Ok(Ok(Self { geometry: Some(info.geometry), heads, ended }))
+        let fronts = Some(Fronts { geometry: info.geometry, bytes });
+        Ok(Ok(Self { geometry: Some(info.geometry), heads, ended, fronts }))
     }
 
     /// How a connection without a box goes on, if it can.
@@ -338,6 +358,24 @@ mod tests {
         assert_eq!(extracted.sessions[1].image.snapshot.lws, b"state");
         let lost: Vec<_> = extracted.lost.iter().map(|it| (it.snapshot.peer.port(), it.why.clone())).collect();
         assert_eq!(lost, [(3, Loss::NoBox)]);
+    }
+
+    #[test]
+    fn what_the_box_of_a_lost_session_said_is_known_and_a_pool_that_was_not_read_whole_leaves_no_complete_testament() {
+        let one = other(1);
+        let boxes = [opening(&one, 5, 20, &[]), opening(&one, 5, 20, &[])];
+        let extracted = paired(&boxes, vec![one.clone()]);
+        assert_eq!(extracted.lost[0].why, Loss::ManyBoxes(2));
+        let testaments = extracted.fronts.unwrap().testaments();
+        let words = vec![b"state".to_vec(); 2];
+        assert_eq!(testaments, [Testament { local: canonical(one.local), words, complete: true }]);
+
+        let (mut image, region) = target(&boxes);
+        let unread = Geometry::with(4, 64, 256).front(3);
+        image.write_at(BASE + unread.start, &vec![0; (unread.end - unread.start) as usize]);
+        let extracted = pair(&mut image, Some(&region), vec![one], Duration::ZERO, Vec::new()).unwrap();
+        let testaments = extracted.fronts.unwrap().testaments();
+        assert_eq!((testaments[0].words.len(), testaments[0].complete), (2, false));
     }
 
     #[test]

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use crate::gather;
 use crate::merge::{Plan, Span};
+use crate::operation::gather_apart;
 use crate::{
-    AccessError, Completion, LinkError, Queue, Read, RemoteAddr, RemoteRead, RemoteWrite, Request, Warrant, Work,
-    WriteError,
+    AccessError, Completion, Gather, LinkError, Queue, Read, RemoteAddr, RemoteRead, RemoteWrite, Request, Warrant,
+    Work, WriteError,
 };
 
 /// Completions taken per poll: drains a full queue in a few calls without a large stack frame.
@@ -165,6 +166,20 @@ impl<Q: Queue> RemoteRead for Blocking<Q> {
     fn gap_bytes(&self) -> u64 {
         // A carrier without a window merges by itself what lies within a packet.
         if self.queue.window().is_some() { gather::GAP_BYTES } else { crate::operation::GAP_BYTES }
+    }
+
+    fn gather(&mut self, wanted: &mut Gather<'_>) -> Result<(), LinkError> {
+        let Some((window, structs)) = self.window_for_members(wanted) else { return gather_apart(self, wanted) };
+        let bytes = wanted.struct_bytes();
+        let rooms = wanted.into.chunks_mut(structs * bytes).zip(wanted.outcomes.chunks_mut(structs));
+        for (bases, (into, outcomes)) in wanted.bases.chunks(structs).zip(rooms) {
+            let mut part = Gather { key: wanted.key, bases, members: wanted.members, into, outcomes };
+            self.ensure_usable()?;
+            if !self.gather_list(&window, &mut part)? {
+                gather_apart(self, &mut part)?;
+            }
+        }
+        Ok(())
     }
 
     fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {

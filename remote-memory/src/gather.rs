@@ -12,9 +12,9 @@
 //! writes the first byte of it: the first that fails is the first of the packet that was refused.
 
 use crate::blocking::{Blocking, Outcomes};
-use crate::window::{Stretch, encode};
+use crate::window::{Stretch, encode, encode_members, members_bytes};
 use crate::{
-    AccessError, Completion, LinkError, Queue, Read, RemoteAddr, RemoteKey, Request, Window, Work, WriteError,
+    AccessError, Completion, Gather, LinkError, Queue, Read, RemoteAddr, RemoteKey, Request, Window, Work, WriteError,
 };
 
 /// Bytes between two stretches of a window that are read along: an entry of its list, and what the server does for it.
@@ -25,6 +25,9 @@ const STRETCHES_MIN: usize = 8;
 
 /// Writes longer than this fill packets of their own.
 const SMALL_BYTES_MAX: usize = 1024;
+
+/// Data land at a multiple of it.
+const ALIGN: usize = 16;
 
 /// The name of the list's own operation; others count from 0.
 const LIST: u64 = u64::MAX;
@@ -64,6 +67,47 @@ impl<Q: Queue> Blocking<Q> {
         let at = window.data_at(self.list_number, 0);
         self.requests.push(Request { id: 0, work: Work::Read { at, len: bytes as u32, landing: list_bytes as u32 } });
         Ok(())
+    }
+
+    /// The window to gather `wanted` through, if it is worth it, and how many structs fit into one list.
+    pub(crate) fn window_for_members(&self, wanted: &Gather<'_>) -> Option<(Window, usize)> {
+        let (count, bytes) = (wanted.members.len(), wanted.struct_bytes());
+        let pieces = wanted.bases.len().saturating_mul(count);
+        let window = self.queue().window().filter(|_| self.merges && pieces >= STRETCHES_MIN)?;
+        let by_room = room(&window, self.queue().landing().len()).checked_div(bytes)?;
+        let structs = by_room.min(window.pieces_max as usize / count);
+        let list = members_bytes(count, structs);
+        // One that leaves the address space is the server's to refuse.
+        let end = wanted.members.iter().map(|member| u64::from(member.offset) + u64::from(member.len)).max()?;
+        let fits = wanted.bases.iter().all(|base| base.checked_add(end).is_some());
+        let is_small = list.is_some_and(|bytes| bytes <= window.list_bytes_max());
+        (structs > 0 && is_small && fits && wanted.is_sound()).then_some((window, structs))
+    }
+
+    /// One round through `window`; `false` if it was refused, or the connection is broken.
+    pub(crate) fn gather_list(&mut self, window: &Window, wanted: &mut Gather<'_>) -> Result<bool, LinkError> {
+        self.requests.clear();
+        self.list_number = self.list_number.wrapping_add(1);
+        let name = (wanted.key, self.list_number);
+        let list = encode_members(self.queue.landing_mut(), name, wanted.members, wanted.bases).ok_or(TOO_LARGE)?;
+        let (len, landing) = (wanted.into.len(), list.next_multiple_of(ALIGN));
+        self.push_list(window, list);
+        let at = window.data_at(self.list_number, 0);
+        self.requests.push(Request { id: 0, work: Work::Read { at, len: len as u32, landing: landing as u32 } });
+        let mut is_answered = false;
+        self.run_round(|queue, completion| {
+            if completion.id == LIST || completion.outcome.is_err() {
+                return;
+            }
+            if let Some(found) = queue.landing().get(landing..landing + len) {
+                wanted.into.copy_from_slice(found);
+                is_answered = true;
+            }
+        })?;
+        if is_answered {
+            wanted.outcomes.fill(Ok(()));
+        }
+        Ok(is_answered)
     }
 
     fn push_list(&mut self, window: &Window, list_bytes: usize) {

@@ -31,8 +31,8 @@ pub mod window;
 
 pub use address::{GuestPhys, KernelVirt, PAGE_BYTES, Region, RemoteAddr, RemoteKey, Rights};
 pub use blocking::Blocking;
-pub use operation::{AccessError, LinkError, Read, RemoteRead, RemoteWrite, WriteError};
+pub use operation::{AccessError, Gather, LinkError, Read, RemoteRead, RemoteWrite, WriteError};
 pub use published::{Published, TornRead};
 pub use queue::{Completion, Queue, Request, Work};
 pub use warrant::{Epoch, Fenced, HookWord, Warrant};
-pub use window::Window;
+pub use window::{Member, Window};

@@ -1,5 +1,6 @@
 //! The operations that users of a backdoor call, and whose fault a failure is.
 
+use crate::window::Member;
 use crate::{RemoteAddr, RemoteKey, Warrant};
 
 /// Why the server of the memory refused one access. The link may need a new connection afterwards; whether it makes
@@ -55,6 +56,67 @@ impl<'a> Read<'a> {
     }
 }
 
+/// A read of the same members of many equal structs.
+#[derive(Debug)]
+pub struct Gather<'a> {
+    /// The region in which all of them lie.
+    pub key: RemoteKey,
+    /// Where each struct begins.
+    pub bases: &'a [u64],
+    /// What is wanted of each.
+    pub members: &'a [Member],
+    /// Takes the members, one behind the other, struct by struct. Those of a struct with another outcome than `Ok` are
+    /// not to be looked at.
+    pub into: &'a mut [u8],
+    /// How it went for each struct.
+    pub outcomes: &'a mut [Result<(), AccessError>],
+}
+
+impl Gather<'_> {
+    /// Bytes of the members of one struct.
+    pub fn struct_bytes(&self) -> usize {
+        self.members.iter().map(|member| member.len as usize).sum()
+    }
+
+    /// Whether there is room for everything, and everything is something.
+    pub(crate) fn is_sound(&self) -> bool {
+        let bytes = self.struct_bytes().checked_mul(self.bases.len());
+        bytes == Some(self.into.len())
+            && self.outcomes.len() == self.bases.len()
+            && self.members.iter().all(|member| member.len > 0)
+    }
+}
+
+/// [`RemoteRead::gather`] as a batch of reads.
+pub(crate) fn gather_apart<R: RemoteRead + ?Sized>(link: &mut R, wanted: &mut Gather<'_>) -> Result<(), LinkError> {
+    if !wanted.is_sound() {
+        return Err(LinkError::Misused("room for other members than are gathered"));
+    }
+    let mut batch = Vec::with_capacity(wanted.bases.len() * wanted.members.len());
+    let mut owners = Vec::with_capacity(batch.capacity());
+    let mut rest = &mut *wanted.into;
+    for (owner, base) in wanted.bases.iter().enumerate() {
+        wanted.outcomes[owner] = Ok(());
+        for member in wanted.members {
+            let (into, later) = rest.split_at_mut(member.len as usize);
+            rest = later;
+            match base.checked_add(member.offset.into()) {
+                Some(at) => {
+                    batch.push(Read::new(RemoteAddr::new(wanted.key, at), into));
+                    owners.push(owner);
+                }
+                None => wanted.outcomes[owner] = Err(AccessError::Refused),
+            }
+        }
+    }
+    link.read(&mut batch)?;
+    for (read, owner) in batch.iter().zip(owners) {
+        let outcome = &mut wanted.outcomes[owner];
+        *outcome = outcome.and(read.outcome);
+    }
+    Ok(())
+}
+
 /// What a packet each way costs, in bytes of a larger one.
 pub(crate) const GAP_BYTES: u64 = 4096;
 
@@ -69,6 +131,15 @@ pub trait RemoteRead {
     /// Bytes between two stretches that had better be read along than asked for apart: what one stretch more costs.
     fn gap_bytes(&self) -> u64 {
         GAP_BYTES
+    }
+
+    /// Reads members of equal structs; a carrier may have a shorter way for them than for as many stretches.
+    ///
+    /// # Errors
+    /// [`LinkError`] if the path failed as a whole, or lists and room do not fit each other; outcomes are then
+    /// meaningless.
+    fn gather(&mut self, wanted: &mut Gather<'_>) -> Result<(), LinkError> {
+        gather_apart(self, wanted)
     }
 
     /// Reads one stretch.
@@ -90,6 +161,10 @@ impl<R: RemoteRead + ?Sized> RemoteRead for &mut R {
     fn gap_bytes(&self) -> u64 {
         (**self).gap_bytes()
     }
+
+    fn gather(&mut self, wanted: &mut Gather<'_>) -> Result<(), LinkError> {
+        (**self).gather(wanted)
+    }
 }
 
 impl<R: RemoteRead + ?Sized> RemoteRead for Box<R> {
@@ -99,6 +174,10 @@ impl<R: RemoteRead + ?Sized> RemoteRead for Box<R> {
 
     fn gap_bytes(&self) -> u64 {
         (**self).gap_bytes()
+    }
+
+    fn gather(&mut self, wanted: &mut Gather<'_>) -> Result<(), LinkError> {
+        (**self).gather(wanted)
     }
 }
 

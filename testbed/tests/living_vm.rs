@@ -13,9 +13,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use introspect::{Extent, Kernel};
+use monitor::kernel;
 use ram::Ram;
 use remote_memory::image::Image;
-use remote_memory::{LinkError, PAGE_BYTES, Read, RemoteKey, RemoteRead};
+use remote_memory::{LinkError, PAGE_BYTES, Read, RemoteAddr, RemoteKey, RemoteRead};
 use testbed::guest::{self, ImageSpec};
 use testbed::vm::{Vm, VmSpec};
 
@@ -95,6 +96,9 @@ impl Guest {
         let mut trace = Reading { ram: &mut self.ram, pages: BTreeSet::new() };
         let kernel = Kernel::discover(&mut trace, KEY, &self.extents).unwrap();
         kernel.wall_clock_s(&mut trace, KEY).unwrap().unwrap();
+        kernel::survey(&kernel, &mut trace, KEY, &[]).unwrap();
+        let ticks = kernel.phys(kernel.symbol("jiffies").unwrap(), 8).unwrap();
+        trace.read(&mut [Read::new(RemoteAddr::new(KEY, ticks.raw()), &mut [0; 8])]).unwrap();
         let mut image = Image::new();
         for page in trace.pages {
             let mut bytes = [0; PAGE_BYTES as usize];
@@ -119,6 +123,13 @@ impl Guest {
     fn living(&mut self) -> u64 {
         let kernel = Kernel::discover_living(&mut self.ram, KEY, &self.extents).unwrap();
         assert!(kernel.wall_clock_s(&mut self.ram, KEY).unwrap().is_some(), "its clock agrees with itself");
+        kernel.symbol("init_task").unwrap().raw()
+    }
+
+    /// The same by what moves, as a monitor looks for kernel sensors.
+    fn moving(&mut self) -> u64 {
+        let found = kernel::survey_the_living(&mut self.ram, KEY, &self.extents, &[], &|| false);
+        let (kernel, _) = found.unwrap();
         kernel.symbol("init_task").unwrap().raw()
     }
 
@@ -148,6 +159,7 @@ fn the_kernel_that_lives_is_told_from_what_resets_have_left() {
                 guest.ram.left.insert(page, &bytes);
             }
             assert_eq!(guest.living(), truth, "Linux {line}, while it runs, reset {resets}");
+            assert_eq!(guest.moving(), truth, "Linux {line}, by what moves, reset {resets}");
             guest.vm.qmp().stop().unwrap();
             assert_eq!(guest.living(), truth, "Linux {line}, standing still, reset {resets}");
             let has_another = guest.has_another(truth);

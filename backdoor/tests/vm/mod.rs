@@ -75,7 +75,13 @@ impl Vm {
 
     /// A monitor of the test's own.
     pub fn monitor(&self) -> Monitor {
-        Monitor(Qmp::connect(&self.other_qmp, BOUND).unwrap())
+        // A socket is there a moment before anybody listens.
+        let mut qmp = None;
+        wait_for("QEMU to listen", || {
+            qmp = Qmp::connect(&self.other_qmp, BOUND).ok();
+            qmp.is_some()
+        });
+        Monitor(qmp.unwrap())
     }
 
     pub fn pid(&self) -> u32 {

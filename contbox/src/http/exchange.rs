@@ -9,12 +9,19 @@ use std::time::{Duration, SystemTime};
 /// Heads of one response (interim ones included) must stay below this for [`Exchange::already_sent`] to be exact.
 pub const RESPONSE_HEAD_BYTES_MAX: u64 = 16 << 10;
 
+/// Bytes of a snapshot besides the application's words.
+pub const SNAPSHOT_FRAME_BYTES: usize = 1 + 8 + 4;
+
 /// Why progress inside a request cannot be exported. The session stays resumable from its last snapshot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ProgressError {
     /// Output of this request is on its way already: its position is no longer that of the snapshot.
     #[error("the response has begun")]
     ResponseStarted,
+    /// The request has no beginning in the log to which a note could belong: it could not be framed, or is the rest of
+    /// one that began on another machine.
+    #[error("the request does not begin in the log")]
+    NotInLog,
     /// A chunked body's offsets are not those of the stream: such an upload restarts from its head, if at all.
     #[error("progress inside a chunked body cannot be exported")]
     Chunked,
@@ -35,6 +42,11 @@ struct Shared {
     date: SystemTime,
     /// Stream offset of the body's first byte, if body offsets and stream offsets run in step.
     body_start: Option<u64>,
+    /// Where the request begins in the input, and its response in the output, if it begins in the log.
+    boundary: Option<(u64, u64)>,
+    /// The application's words about this request, from a machine that began it.
+    inherited: Option<Vec<u8>>,
+    abandoned: bool,
     responding: bool,
     /// The application's words that outlive a request.
     session_state: Vec<u8>,
@@ -77,11 +89,13 @@ pub(super) enum Kind {
     Boundary = 0xb1,
     /// Inside a request's body, before its response.
     Progress = 0xb3,
+    /// Before a request's first byte, too, with words about that request.
+    Note = 0xb5,
 }
 
 impl HttpState {
     /// Kind, date in seconds, length of the session's words.
-    const FIXED_BYTES: usize = 1 + 8 + 4;
+    const FIXED_BYTES: usize = SNAPSHOT_FRAME_BYTES;
 
     fn write(kind: Kind, date: SystemTime, session: &[u8], progress: &[u8], into: &mut Vec<u8>) {
         into.clear();
@@ -94,18 +108,28 @@ impl HttpState {
 
     /// Parses a snapshot's LWS; `None` for one that is not ours. The empty one of a new box is a boundary.
     pub(super) fn parse(snapshot: &Snapshot) -> Option<Self> {
-        if snapshot.lws.is_empty() {
+        Self::of(&snapshot.lws)
+    }
+
+    fn of(lws: &[u8]) -> Option<Self> {
+        if lws.is_empty() {
             let (date, session, progress) = (SystemTime::now(), Vec::new(), Vec::new());
             return Some(Self { kind: Kind::Boundary, date, session, progress });
         }
-        let (fixed, words) = snapshot.lws.split_at_checked(Self::FIXED_BYTES)?;
-        let kind = [Kind::Boundary, Kind::Progress].into_iter().find(|kind| *kind as u8 == fixed[0])?;
+        let (fixed, words) = lws.split_at_checked(Self::FIXED_BYTES)?;
+        let kind = [Kind::Boundary, Kind::Progress, Kind::Note].into_iter().find(|kind| *kind as u8 == fixed[0])?;
         let seconds = u64::from_le_bytes(fixed[1..9].try_into().ok()?);
         let date = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
         let session_bytes = u32::from_le_bytes(fixed[9..].try_into().ok()?) as usize;
         let (session, progress) = words.split_at_checked(session_bytes)?;
         Some(Self { kind, date, session: session.to_vec(), progress: progress.to_vec() })
     }
+}
+
+/// The words of [`Exchange::set_session_state`] in a snapshot that was found in a box, as a testament has it; `None` if
+/// it is none of an HTTP session.
+pub fn session_words(lws: &[u8]) -> Option<Vec<u8>> {
+    HttpState::of(lws).map(|state| state.session)
 }
 
 fn unix_seconds(date: SystemTime) -> u64 {
@@ -117,6 +141,9 @@ impl Exchange {
         let shared = Shared {
             date: SystemTime::now(),
             body_start: None,
+            boundary: None,
+            inherited: None,
+            abandoned: false,
             responding: false,
             session_state: Vec::new(),
             scratch: Vec::with_capacity(256),
@@ -176,6 +203,61 @@ impl Exchange {
         Ok(shared.export(&self.session, lsr, written)?)
     }
 
+    /// Exports what has to be known of this request if it is begun again elsewhere (a name it was given, say): unlike
+    /// progress, it leaves the request in the log, which is replayed from its first byte. [`Exchange::inherited`] then
+    /// has the words. Once the response has ended they are forgotten.
+    ///
+    /// # Errors
+    /// See [`ProgressError`]. Whether there is a box that holds it now is another question:
+    /// [`Exchange::is_protected`].
+    pub fn export_note(&self, words: &[u8]) -> Result<(), ProgressError> {
+        let shared = &mut *self.lock();
+        if shared.responding {
+            return Err(ProgressError::ResponseStarted);
+        }
+        let (lsr, lsw) = shared.boundary.ok_or(ProgressError::NotInLog)?;
+        HttpState::write(Kind::Note, shared.date, &shared.session_state, words, &mut shared.scratch);
+        Ok(shared.export(&self.session, lsr, lsw)?)
+    }
+
+    /// What [`Exchange::export_note`] said of this request on a machine that is dead now.
+    pub fn inherited(&self) -> Option<Vec<u8>> {
+        self.lock().inherited.clone()
+    }
+
+    /// Whether some of this response was said already, by a machine that is dead now. Ask before the response.
+    pub fn response_begun(&self) -> bool {
+        self.session.position().discard > 0
+    }
+
+    /// Gives a resumed session up: its handler cannot regenerate the response that was begun. Whatever is responded
+    /// now, the client gets a reset instead.
+    pub fn abandon(&self) {
+        self.lock().abandoned = true;
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.lock().abandoned
+    }
+
+    /// Makes [`Exchange::set_session_state`] count at once on a session that was just resumed, not from its first
+    /// replayed request on.
+    ///
+    /// # Errors
+    /// The box refused.
+    pub fn export_session_state(&self) -> Result<(), ExportError> {
+        let shared = &mut *self.lock();
+        let (at, note) = (self.session.position(), shared.inherited.clone());
+        let kind = if note.is_some() { Kind::Note } else { Kind::Boundary };
+        HttpState::write(kind, shared.date, &shared.session_state, &note.unwrap_or_default(), &mut shared.scratch);
+        shared.export(&self.session, at.read, at.written)
+    }
+
+    /// Has the words of [`Exchange::set_session_state`] outlive the connection, see [`Session::keep_words_for`].
+    pub fn keep_words_for(&self, time: Duration) {
+        self.session.keep_words_for(time);
+    }
+
     /// Words of the application that outlive a request (a login, say); they are part of every boundary snapshot from
     /// the next one on, and of the snapshot a resumed session gets.
     pub fn set_session_state(&self, state: &[u8]) {
@@ -199,9 +281,20 @@ impl Exchange {
         shared.export(&self.session, lsr, self.session.position().written)
     }
 
-    pub(super) fn begin(&self, date: SystemTime, body_start: Option<u64>) {
+    pub(super) fn begin(&self, date: SystemTime, body_start: Option<u64>, boundary: Option<(u64, u64)>) {
         let mut shared = self.lock();
         (shared.date, shared.body_start, shared.responding) = (date, body_start, false);
+        shared.boundary = boundary;
+    }
+
+    /// Takes over what a dead machine noted of the first request.
+    pub(super) fn inherit(&self, date: SystemTime, words: Vec<u8>) {
+        let mut shared = self.lock();
+        (shared.date, shared.inherited) = (date, Some(words));
+    }
+
+    pub(super) fn forget_inherited(&self) {
+        self.lock().inherited = None;
     }
 
     pub(super) fn note_response(&self) {

@@ -37,6 +37,8 @@ pub struct HttpIo {
     response: ResponseMeter,
     /// The first request comes from another machine's log: how to date it, and whether its head was made up here.
     replay: Option<Replay>,
+    /// It may be given up by its handler.
+    resumed: bool,
     /// The reading side, waiting for the response to move on.
     reader: Option<Waker>,
 }
@@ -55,6 +57,7 @@ enum Request {
 struct Replay {
     date: Option<SystemTime>,
     synthetic: bool,
+    noted: bool,
 }
 
 impl HttpIo {
@@ -68,6 +71,7 @@ impl HttpIo {
             request: Request::Head,
             response: ResponseMeter::new(None),
             replay: None,
+            resumed: false,
             reader: None,
         };
         (io, exchange)
@@ -95,7 +99,12 @@ impl HttpIo {
         let date = (exchange.session().position().discard > 0).then_some(state.date);
         io.input = preamble;
         exchange.set_session_state(&state.session);
-        io.replay = Some(Replay { date, synthetic });
+        let noted = state.kind == Kind::Note;
+        if noted {
+            exchange.inherit(state.date, state.progress);
+        }
+        io.replay = Some(Replay { date, synthetic, noted });
+        io.resumed = true;
         Ok((io, exchange))
     }
 
@@ -120,14 +129,20 @@ impl HttpIo {
     fn begin(&mut self, head: RequestHead) {
         let replay = self.replay.take();
         let date = replay.and_then(|replay| replay.date).unwrap_or_else(SystemTime::now);
-        if !replay.is_some_and(|replay| replay.synthetic) {
+        let position = self.exchange.session().position();
+        let synthetic = replay.is_some_and(|replay| replay.synthetic);
+        let boundary = (!synthetic).then(|| (self.input_start(), position.written));
+        if replay.is_none_or(|replay| !replay.synthetic && !replay.noted) {
+            if self.resumed {
+                self.exchange.forget_inherited();
+            }
             self.export_boundary(date);
         }
         // Counted from the end of the input: a preamble at its start has no place in the stream.
         let body_bytes_here = (self.input.len() - head.length) as u64;
-        let body_start = self.exchange.session().position().read - body_bytes_here;
+        let body_start = position.read - body_bytes_here;
         let in_step = matches!(head.framing, Framing::Length(_));
-        self.exchange.begin(date, in_step.then_some(body_start));
+        self.exchange.begin(date, in_step.then_some(body_start), boundary);
         self.response = ResponseMeter::new(Some(head));
         self.request = Request::Body {
             head_left: head.length,
@@ -271,6 +286,10 @@ impl hyper::rt::Write for HttpIo {
         slices: &[IoSlice<'_>],
     ) -> Poll<Result<usize, io::Error>> {
         let this = self.get_mut();
+        if this.resumed && this.exchange.is_abandoned() {
+            this.stream.end_in_reset();
+            return Poll::Ready(Err(io::Error::other("the handler gave the session up")));
+        }
         let count = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, slices))?;
         this.observe(slices, count);
         Poll::Ready(Ok(count))

@@ -20,7 +20,7 @@ mod framing;
 mod io;
 mod response;
 
-pub use exchange::{Exchange, ProgressError, RESPONSE_HEAD_BYTES_MAX};
+pub use exchange::{Exchange, ProgressError, RESPONSE_HEAD_BYTES_MAX, SNAPSHOT_FRAME_BYTES, session_words};
 pub use framing::{
     BodyMeter, Framing, HEAD_BYTES_MAX, RequestHead, ResponseHead, Unframed, request_head, response_head,
 };

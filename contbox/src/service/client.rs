@@ -8,6 +8,7 @@
 use super::channel::{Channel, ChannelError};
 use super::message::{FromApp, Held, PROTOCOL, Resume, ToApp};
 use crate::shared::{Pool, Slot};
+use crate::testament::Testament;
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -40,6 +41,23 @@ pub struct Handed {
     pub socket: OwnedFd,
 }
 
+/// Who is told the testament of a machine whose sessions come here, before the first of them does. Called on the thread
+/// that talks to the service: it must not wait for long.
+pub struct Heir(Box<dyn Fn(Testament) + Send + Sync>);
+
+impl Heir {
+    /// Tells `told`.
+    pub fn new(told: impl Fn(Testament) + Send + Sync + 'static) -> Self {
+        Self(Box::new(told))
+    }
+}
+
+impl std::fmt::Debug for Heir {
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        to.write_str("Heir")
+    }
+}
+
 /// One process's connection to the box service.
 #[derive(Debug)]
 pub struct BoxClient {
@@ -49,6 +67,7 @@ pub struct BoxClient {
     path: PathBuf,
     name: String,
     ports: Vec<u16>,
+    heir: Option<Heir>,
 }
 
 #[derive(Debug, Default)]
@@ -84,6 +103,29 @@ impl BoxClient {
     /// # Errors
     /// If no thread can be started.
     pub fn connect(path: &Path, name: &str, ports: &[u16]) -> io::Result<(Arc<Self>, UnboundedReceiver<Handed>)> {
+        Self::connect_as(path, name, ports, None)
+    }
+
+    /// The same for an application that wants to know what all boxes of a dead machine said, not only those whose
+    /// sessions it gets.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn connect_as_heir(
+        path: &Path,
+        name: &str,
+        ports: &[u16],
+        heir: Heir,
+    ) -> io::Result<(Arc<Self>, UnboundedReceiver<Handed>)> {
+        Self::connect_as(path, name, ports, Some(heir))
+    }
+
+    fn connect_as(
+        path: &Path,
+        name: &str,
+        ports: &[u16],
+        heir: Option<Heir>,
+    ) -> io::Result<(Arc<Self>, UnboundedReceiver<Handed>)> {
         let (handed, receiver) = unbounded_channel();
         let client = Arc::new(Self {
             state: Mutex::new(State::default()),
@@ -92,6 +134,7 @@ impl BoxClient {
             path: path.to_owned(),
             name: name.to_owned(),
             ports: ports.to_vec(),
+            heir,
         });
         let weak = Arc::downgrade(&client);
         let work = move || {
@@ -196,6 +239,12 @@ impl BoxClient {
                     Ok(())
                 }
                 (ToApp::Resume(order), Some(socket)) => self.hand_on(&channel, order, socket, handed),
+                (ToApp::Testament(testament), _) => {
+                    if let Some(heir) = &self.heir {
+                        (heir.0)(testament);
+                    }
+                    Ok(())
+                }
                 (ToApp::Refused { why }, _) => Err(ChannelError::Malformed(why)),
                 (message, None) => Err(ChannelError::Malformed(format!("no descriptor with {message:?}"))),
             };
@@ -217,7 +266,8 @@ impl BoxClient {
             held.extend(state.stock.iter().map(|slot| Held { pool: pool.name(), slot: *slot }));
         }
         let want = STOCK.saturating_sub(state.stock.len() as u32);
-        FromApp::Hello { protocol: PROTOCOL, name: self.name.clone(), ports: self.ports.clone(), held, want }
+        let (name, ports, heir) = (self.name.clone(), self.ports.clone(), self.heir.is_some());
+        FromApp::Hello { protocol: PROTOCOL, name, ports, held, want, heir }
     }
 
     fn map_pool(&self, name: u64, length_bytes: u64, fd: &OwnedFd) -> Result<(), ChannelError> {

@@ -1,5 +1,6 @@
 //! The messages of the box service. Kept small and flat: they are read in logs as often as by programs.
 
+use crate::testament::Testament;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -31,6 +32,9 @@ pub enum FromApp {
         held: Vec<Held>,
         /// Slots it would like to have on top.
         want: u32,
+        /// Whether it wants to be told the [`ToApp::Testament`] of whoever it takes over from.
+        #[serde(default)]
+        heir: bool,
     },
     /// Asks for more slots.
     Want {
@@ -74,6 +78,8 @@ pub enum ToApp {
         /// Their numbers.
         slots: Vec<u32>,
     },
+    /// What all boxes of a dead machine's service said; before the first of its sessions.
+    Testament(Testament),
     /// A session to take over; carries the socket's descriptor.
     Resume(Resume),
     /// The conversation cannot be had.

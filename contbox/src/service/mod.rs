@@ -6,6 +6,7 @@
 //!                                        ◄──     Pool { pool, length } + fd of the pool
 //!                                        ◄──     Lease { owner, slots }
 //!     Want { slots }, Release { slots }  ──►
+//!                                        ◄──     Testament { local, words, complete }     (to heirs, before sessions)
 //!                                        ◄──     Resume { order, slot, … } + fd of the socket      (many in a row)
 //!     Resumed { order } | Declined       ──►
 //! ```
@@ -22,7 +23,7 @@ mod server;
 mod usage;
 
 pub use channel::{Channel, ChannelError};
-pub use client::{BoxClient, Handed};
+pub use client::{BoxClient, Handed, Heir};
 pub use lease::{Leases, RECLAIM_AFTER};
 pub use message::{FromApp, Held, PROTOCOL, Resume, ToApp};
 pub use server::{App, BoxService, Declined, Handover, Ordered};

@@ -9,6 +9,7 @@ use super::message::{FromApp, Held, PROTOCOL, Resume, ToApp};
 use super::usage::{Refusals, Usage};
 use crate::continuation::{ContinuationBox, Opening};
 use crate::shared::Pool;
+use crate::testament::Testament;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -90,6 +91,7 @@ struct State {
 #[derive(Debug)]
 struct Connected {
     app: App,
+    heir: bool,
     channel: Arc<Channel>,
 }
 
@@ -166,6 +168,28 @@ impl BoxService {
             answer.map_err(|why| Declined { why, socket })
         };
         ordered.into_iter().map(answered).collect()
+    }
+
+    /// Whether any application here wants to be told testaments.
+    pub fn has_heirs(&self) -> bool {
+        self.shared.lock().apps.values().any(|connected| connected.heir)
+    }
+
+    /// Tells those applications that serve the port and want to know what all boxes of a dead machine said. To be done
+    /// before its sessions are handed over, which then find an application that knows it.
+    pub fn bequeath(&self, testament: &Testament) {
+        let message = ToApp::Testament(testament.clone());
+        let port = testament.local.port();
+        let heirs: Vec<Arc<Channel>> = {
+            let state = self.shared.lock();
+            let heirs = state.apps.values().filter(|connected| connected.heir && connected.app.ports.contains(&port));
+            heirs.map(|connected| Arc::clone(&connected.channel)).collect()
+        };
+        for channel in heirs {
+            if let Err(why) = channel.send(&message) {
+                tracing::warn!(port, %why, "a testament did not reach its heir");
+            }
+        }
     }
 
     fn send_orders(&self, placed: &[Ordered]) {
@@ -330,7 +354,7 @@ fn serve(shared: &Shared, stream: UnixStream) -> Result<(), ChannelError> {
     stream.set_write_timeout(Some(SEND_PATIENCE))?;
     let channel = Arc::new(Channel::new(stream));
     let hello = channel.receive(|_: &FromApp| false)?.0;
-    let FromApp::Hello { protocol, name, ports, held, want } = hello else {
+    let FromApp::Hello { protocol, name, ports, held, want, heir } = hello else {
         return Err(ChannelError::Malformed("a conversation has to start with hello".into()));
     };
     if protocol != PROTOCOL {
@@ -347,7 +371,7 @@ fn serve(shared: &Shared, stream: UnixStream) -> Result<(), ChannelError> {
         if state.stopping {
             channel.shut();
         }
-        state.apps.insert(owner, Connected { app, channel: Arc::clone(&channel) });
+        state.apps.insert(owner, Connected { app, heir, channel: Arc::clone(&channel) });
     }
     let why = loop {
         if let Err(why) = converse(shared, &channel, owner, &name) {

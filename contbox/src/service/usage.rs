@@ -73,7 +73,8 @@ impl Usage {
             let Some(name) = name_of(owner) else { continue };
             let share = applications.entry(name).or_default();
             share.boxes += 1;
-            share.open += usize::from(matches!(slot.state(), Some(SlotState::Open | SlotState::LostLog)));
+            share.open +=
+                usize::from(matches!(slot.state(), Some(SlotState::Open | SlotState::LostLog | SlotState::Kept)));
         }
         Self { boxes: free + leased + orphaned, free, orphaned, applications }
     }

@@ -4,7 +4,6 @@ use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
 
 use crate::btf::Field;
 use crate::memory::{Memory, Records, word};
-use crate::paging::Pieces;
 use crate::{Damage, Fault, Kernel};
 
 /// Members of a struct closer than this travel in one read, or closer than a request costs on this link if that is
@@ -89,36 +88,29 @@ impl<'a> Walk<'a> {
     /// Copies of some members of the structs at `bases`, in one round. A struct that could not be read is reported.
     pub fn copies(&mut self, bases: &[u64], fields: &[Field], part: &'static str) -> Result<Copies, LinkError> {
         let parts = merged(fields, self.memory.gap_bytes().min(GAP_BYTES));
-        let mut packed = Records::blank(bases.len(), parts.iter().map(|(_, len)| len).sum());
-        let (copies, present) = packed.parts_mut();
-        let mut copies: Vec<&mut [u8]> = copies.collect();
-        // In the order of memory, which the reads are put into anyway.
-        let mut order: Vec<usize> = (0..copies.len()).collect();
-        order.sort_unstable_by_key(|owner| bases[*owner]);
-        let mut failed = Vec::new();
-        let mut pieces = Pieces::default();
-        for owner in order {
-            let mut rest = std::mem::take(&mut copies[owner]);
-            for (start, len) in &parts {
-                let (piece, later) = rest.split_at_mut(*len);
-                pieces.add(&self.kernel.space, owner, KernelVirt::new(bases[owner].wrapping_add(*start as u64)), piece);
-                rest = later;
+        // In the order of memory, which serves whoever reads it.
+        let mut order: Vec<usize> = (0..bases.len()).collect();
+        order.sort_unstable_by_key(|number| bases[*number]);
+        let ordered: Vec<u64> = order.iter().map(|number| bases[*number]).collect();
+        let packed = self.kernel.space.fetch_parts(&mut self.memory, &ordered, &parts)?;
+        let mut places = vec![0; bases.len()];
+        for (place, number) in order.into_iter().enumerate() {
+            places[number] = place;
+        }
+        for (base, place) in bases.iter().zip(&places) {
+            if packed.bytes(*place).is_none() {
+                self.report(*base, part, Fault::Unreadable);
             }
         }
-        pieces.fetch(&self.kernel.space, &mut self.memory, |owner| failed.push(owner))?;
-        failed.sort_unstable();
-        failed.dedup();
-        for owner in failed {
-            present[owner] = false;
-            self.report(bases[owner], part, Fault::Unreadable);
-        }
-        Ok(Copies { packed, parts })
+        Ok(Copies { packed, places, parts })
     }
 }
 
 /// Members of equal structs, without what lies between them: of a task's ten thousand bytes, two hundred.
 pub(super) struct Copies {
     packed: Records,
+    /// Where in `packed` each struct is.
+    places: Vec<usize>,
     /// Of a struct, as (offset, length).
     parts: Vec<(usize, usize)>,
 }
@@ -128,8 +120,8 @@ impl Copies {
     /// `None` for one that could not be read.
     pub fn each(&self, mut each: impl FnMut(usize, Option<&[u8]>)) {
         let mut image = vec![0; self.parts.last().map_or(0, |(start, len)| start + len)];
-        for (number, packed) in self.packed.iter().enumerate() {
-            let Some(mut rest) = packed else {
+        for (number, place) in self.places.iter().enumerate() {
+            let Some(mut rest) = self.packed.bytes(*place) else {
                 each(number, None);
                 continue;
             };

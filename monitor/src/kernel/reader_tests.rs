@@ -53,7 +53,7 @@ pub(crate) fn survey() -> Survey {
         missing: Vec::new(),
         guards: vec![word(GUARD, 8, false)],
         online: word(ONLINE, 8, false),
-        signs: vec![word(TICKS, 4, false)],
+        sign: word(TICKS, 4, false),
         panic: Some(word(PANIC, 4, true)),
         state: Some(word(STATE, 4, false)),
         sensors: vec![

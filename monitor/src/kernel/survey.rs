@@ -40,14 +40,16 @@ const SLEEP_TIMES: [&str; 2] = ["tick_cpu_sched.idle_entrytime", "tick_cpu_sched
 /// When its next timer of high resolution is due, which may be sooner, and whether it has such.
 const TIMERS: [&str; 2] = ["hrtimer_bases.hres_active", "hrtimer_bases.expires_next"];
 
-/// What moves in a kernel that lives, whatever it does: within seconds at most.
-const SIGNS: [&str; 3] = ["irq_stat.apic_timer_irqs", "runqueues.nr_switches", "jiffies"];
+/// What moves in a kernel that lives: its clock of ticks, at each tick, and at each interrupt of a processor that had
+/// stopped them. It lies in the kernel's image, as no counter of a processor does: those of the next kernel lie exactly
+/// where those of the one before were, so that a dead one seemed to count.
+const SIGN: &str = "jiffies";
 
 /// A sign of life is waited for so long. An idle machine wakes every 4 s for its own watchdog.
 const ALIVE_WITHIN: Duration = Duration::from_secs(12);
 
-/// Switches and interrupts of a processor until a sign of life is seen, which is soon.
-const COUNTED_MAX: u64 = 100_000_000;
+/// Ticks until a sign of life is seen, which is soon; more than any kernel has in [`ALIVE_WITHIN`].
+const TICKS_MAX: u64 = 1_000_000;
 
 /// Between two looks for one.
 const SIGN_EVERY: Duration = Duration::from_millis(20);
@@ -129,8 +131,8 @@ pub struct Survey {
     pub missing: Vec<(String, String)>,
     pub(super) guards: Vec<Word>,
     pub(super) online: Word,
-    /// Counters of every processor.
-    pub(super) signs: Vec<Word>,
+    /// What moves while it lives.
+    pub(super) sign: Word,
     /// -1 while all is well.
     pub(super) panic: Option<Word>,
     pub(super) state: Option<Word>,
@@ -163,11 +165,12 @@ impl Survey {
         ram: RemoteKey,
         is_over: &dyn Fn() -> bool,
     ) -> Result<bool, LinkError> {
-        let (begin, first) = (Instant::now(), read(mem, ram, &self.signs)?);
+        let sign = std::slice::from_ref(&self.sign);
+        let (begin, first) = (Instant::now(), read(mem, ram, sign)?);
         while begin.elapsed() < ALIVE_WITHIN && !is_over() {
-            let now = read(mem, ram, &self.signs)?;
+            let now = read(mem, ram, sign)?;
             if now != first {
-                return Ok(have_counted(&first, &now));
+                return Ok(has_ticked(first[0], now[0]));
             }
             thread::sleep(SIGN_EVERY);
         }
@@ -186,9 +189,9 @@ impl Survey {
     }
 }
 
-/// Whether counters have gone on counting. Memory of an earlier life that is used anew holds anything.
-fn have_counted(first: &[u64], now: &[u64]) -> bool {
-    first.iter().zip(now).all(|(first, now)| now.checked_sub(*first).is_some_and(|growth| growth <= COUNTED_MAX))
+/// Whether a clock has gone on. Memory of an earlier life that is used anew holds anything.
+fn has_ticked(first: u64, now: u64) -> bool {
+    now.checked_sub(first).is_some_and(|ticks| (1..=TICKS_MAX).contains(&ticks))
 }
 
 /// What the words of `guards` say together.
@@ -251,8 +254,7 @@ pub fn survey(
         return Err(format!("one life of its kernel cannot be told from the next: {}", found.why(GUARDS[0])));
     }
     let online = found.one(ONLINE)?;
-    let signs = SIGNS.iter().filter_map(|text| found.variable(text).ok()).flat_map(words);
-    let signs = signs.map(|(_, word)| word).collect();
+    let sign = found.one(SIGN)?;
     let mut wanted = guards.clone();
     wanted.push(online.clone());
     let words = read(mem, ram, &wanted).map_err(|error| error.to_string())?;
@@ -265,7 +267,7 @@ pub fn survey(
         missing: Vec::new(),
         guards,
         online,
-        signs,
+        sign,
         panic: found.one(PANIC).ok(),
         state: found.one(STATE).ok(),
         sensors: Vec::new(),
@@ -341,8 +343,8 @@ fn texts(sensors: &[KernelSensor]) -> BTreeSet<&str> {
         };
         texts.extend(terms.iter().flat_map(|term| term.variables.iter().map(String::as_str)));
     }
-    let own = GUARDS.iter().chain(&SIGNS).chain(&SLEEP_BITS).chain(&SLEEP_TIMES).chain(&TIMERS);
-    texts.extend(own.copied().chain([ONLINE, PANIC, STATE, SLEEP_FLAGS]));
+    let own = GUARDS.iter().chain(&SLEEP_BITS).chain(&SLEEP_TIMES).chain(&TIMERS);
+    texts.extend(own.copied().chain([SIGN, ONLINE, PANIC, STATE, SLEEP_FLAGS]));
     texts
 }
 
@@ -456,9 +458,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_that_go_on_are_a_sign_of_life_and_anything_else_in_their_place_is_not() {
-        assert!(have_counted(&[10, 20, 30], &[10, 21, 30]));
-        assert!(!have_counted(&[10, 20, 30], &[11, 0, 30]), "they never count back");
-        assert!(!have_counted(&[10, 20, 30], &[11, 0x6b6b_6b6b_6b6b_6b6b, 31]), "nor so far");
+    fn a_clock_that_goes_on_is_a_sign_of_life_and_anything_else_in_its_place_is_not() {
+        assert!(has_ticked(30, 31));
+        assert!(!has_ticked(30, 30));
+        assert!(!has_ticked(30, 0), "it never goes back");
+        assert!(!has_ticked(30, 0x6b6b_6b6b_6b6b_6b6b), "nor so far");
     }
 }

@@ -1,8 +1,9 @@
 //! The surveyor of one target: a thread that finds its kernel sensors beside the watch, which never waits for it.
 //!
 //! It surveys when the target is first reached, and again when the watch says that what was found is of an earlier life
-//! of the kernel. In between it only walks the users, once a second, if a sensor needs that; the watch gets the new
-//! places with the same survey.
+//! of the kernel, or the backdoor that the machine was reset: what a machine that slept has left may say for ever that
+//! it sleeps. In between it only walks the users, once a second, if a sensor needs that; the watch gets the new places
+//! with the same survey.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +20,7 @@ use super::survey::{Survey, WatchedUser, survey_the_living};
 use crate::config::{Config, Target};
 use crate::inspect;
 use crate::metrics::TargetMetrics;
+use crate::sample::Life;
 
 /// How often a waiting surveyor looks whether there is something to do.
 const NOTICE: Duration = Duration::from_millis(50);
@@ -177,6 +179,8 @@ struct Patient {
     link: Link,
     kernel: Kernel,
     counts: Counts,
+    /// Asked for before its kernel was looked for.
+    life: Life,
 }
 
 /// How many processes each user had at the last walk.
@@ -190,12 +194,38 @@ impl Duty {
                 thread::sleep(NOTICE);
                 continue;
             }
+            self.look_for_reset();
             if self.shared.is_wanted() {
                 self.survey(stop);
             } else if self.shared.newest().is_some_and(|survey| survey.counts_users()) {
                 self.count_users();
             }
             next = Instant::now() + EVERY;
+        }
+    }
+
+    /// What was found in an earlier life of the machine is not wanted any more, whether or not the watch misses
+    /// anything; nor is what may be of an earlier one, because the backdoor is another.
+    fn look_for_reset(&mut self) {
+        let Some(patient) = &mut self.patient else { return };
+        let life = match Life::of(&mut patient.link) {
+            Ok(life) => life,
+            // The watch sees a lost path by itself.
+            Err(_) => match connected(&self.config, &self.target) {
+                Ok((link, life)) => {
+                    patient.link = link;
+                    life
+                }
+                Err(_) => return,
+            },
+        };
+        if life == patient.life {
+            return;
+        }
+        tracing::warn!(target_name = %self.target.name, "reset: its next kernel is looked for");
+        self.patient = None;
+        if let Some(survey) = self.shared.newest() {
+            self.shared.refused.fetch_max(survey.number, Ordering::Release);
         }
     }
 
@@ -223,7 +253,7 @@ impl Duty {
     }
 
     fn surveyed(&self, stop: &AtomicBool) -> Result<(Survey, Patient), String> {
-        let mut link = inspect::connect(&self.config, &self.target).map_err(|error| format!("{error:#}"))?;
+        let (mut link, life) = connected(&self.config, &self.target)?;
         let region = link.region("ram").map_err(|failure| failure.to_string())?;
         let (ram, extents) = (RemoteKey::new(region.key), inspect::extents(&region));
         let (sensors, is_over) = (&self.target.kernel_sensors, || stop.load(Ordering::Relaxed));
@@ -233,11 +263,12 @@ impl Duty {
             let walked = watched_users(&kernel, link.memory(), ram, None).map_err(|error| error.to_string())?;
             (survey.users, counts) = walked;
         }
-        Ok((survey, Patient { link, kernel, counts }))
+        Ok((survey, Patient { link, kernel, counts, life }))
     }
 
     fn count_users(&mut self) {
-        let (Some(Patient { link, kernel, counts }), Some(survey)) = (&mut self.patient, self.shared.newest()) else {
+        let (Some(Patient { link, kernel, counts, .. }), Some(survey)) = (&mut self.patient, self.shared.newest())
+        else {
             return;
         };
         let Ok(ram) = link.region("ram") else { return }; // the watch sees a lost path by itself
@@ -253,6 +284,13 @@ impl Duty {
             self.shared.publish(Survey { users, ..Survey::clone(&survey) });
         }
     }
+}
+
+/// A connection of the surveyor's own, and which life of the machine was found behind it.
+fn connected(config: &Config, target: &Target) -> Result<(Link, Life), String> {
+    let mut link = inspect::connect(config, target).map_err(|error| format!("{error:#}"))?;
+    let life = Life::of(&mut link).map_err(|failure| failure.to_string())?;
+    Ok((link, life))
 }
 
 /// Finds the users with most processes, given what each had at an earlier walk; and what each has now. Users of the

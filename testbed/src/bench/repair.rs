@@ -15,7 +15,7 @@ use healing_modules::{ForkBomb, Safety};
 use link::{Link, LinkFailure, Options};
 use monitor::config::Hook;
 use monitor::repair::{self, Cure, Table, Treated};
-use remote_memory::{LinkError, Read, RemoteAddr, RemoteKey, RemoteRead, RemoteWrite, Warrant, WriteError};
+use remote_memory::{Gather, LinkError, Read, RemoteAddr, RemoteKey, RemoteRead, RemoteWrite, Warrant, WriteError};
 
 use super::{
     Effort,
@@ -219,6 +219,11 @@ impl RemoteRead for Counted {
     fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
         self.rounds += 1;
         self.link.memory().read(batch)
+    }
+
+    fn gather(&mut self, wanted: &mut Gather<'_>) -> Result<(), LinkError> {
+        self.rounds += 1;
+        self.link.memory().gather(wanted)
     }
 
     fn gap_bytes(&self) -> u64 {

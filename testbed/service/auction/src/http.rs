@@ -4,9 +4,20 @@
 //! and buys that a connection between tiers is what a connection of a client is: the same request boundaries, the same
 //! replay, so that the same means make both recoverable.
 
-use std::{convert::Infallible, future::Future, io, net::SocketAddr, sync::Mutex, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use contbox::{
+    Accepted, RecoverableListener,
+    http::{Exchange, HttpIo},
+};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Request, Response,
@@ -16,12 +27,17 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// Names a request, between the tiers.
 pub const REQUEST_ID: &str = "x-request-id";
 /// Names a life of a mid tier: in answers its own, in a request the one that the request was sent to before.
 pub const LIFE: &str = "x-mid-tier";
+/// What a mid tier noted of a trade: in its answer, and in a request that comes again.
+pub const NOTE: &str = "x-note";
+/// In an answer: nothing was done, and the request may go to anybody.
+pub const NOT_DONE: &str = "x-not-done";
 /// What a client recognizes its reply by.
 pub const NONCE: &str = "x-nonce";
 
@@ -29,6 +45,10 @@ pub const NONCE: &str = "x-nonce";
 pub const REPLY_BYTES_MAX: usize = 256 << 10;
 /// Connections that are kept without a request.
 const IDLE_MAX: usize = 256;
+/// How long a server may take to accept, before it is tried again or another one is.
+const CONNECT_BOUND: Duration = Duration::from_millis(250);
+/// Connections that the kernel queues while we are busy: a take-over may bring hundreds at once.
+const BACKLOG: u32 = 1024;
 /// Rest after a failed accept, when descriptors have run out.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -40,45 +60,109 @@ pub async fn whole(body: Incoming, bytes_max: usize) -> io::Result<Bytes> {
     Limited::new(body, bytes_max).collect().await.map(|whole| whole.to_bytes()).map_err(io::Error::other)
 }
 
+/// Listens at an address that this machine need not have yet: on a spare a tier is up before the take-over.
+///
+/// # Errors
+/// Those of the socket calls.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    setsockopt(&socket, sockopt::IpFreebind, &true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Where connections come from.
+#[derive(Debug)]
+pub enum Listener {
+    /// Nothing of them survives this machine.
+    Plain(TcpListener),
+    /// They have boxes.
+    Recoverable(RecoverableListener),
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Self::Plain(listener)
+    }
+}
+
+/// Who answers.
+pub trait Tier: Send + Sync + 'static {
+    /// A connection with a box begins, here or on a machine that is dead.
+    fn begin(&self, exchange: &Exchange, resumed: bool);
+
+    /// Answers one request; with boxes, over an exchange.
+    fn respond(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        exchange: Option<Exchange>,
+    ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
+}
+
 /// Serves connections for ever.
-pub async fn serve<H, F>(listener: TcpListener, handler: H) -> Infallible
-where
-    H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
-    F: Future<Output = Response<Full<Bytes>>> + Send,
-{
+pub async fn serve<T: Tier>(tier: Arc<T>, listener: impl Into<Listener>) -> Infallible {
+    let mut listener = listener.into();
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(why) => {
-                tracing::warn!(%why, "accept failed");
-                tokio::time::sleep(ACCEPT_REST).await;
-                continue;
-            }
+        let tier = Arc::clone(&tier);
+        let accepted = match &mut listener {
+            Listener::Plain(listener) => listener.accept().await.map(|(stream, _)| {
+                tokio::spawn(plain(tier, stream));
+            }),
+            Listener::Recoverable(listener) => listener.accept().await.map(|accepted| {
+                tokio::spawn(recoverable(tier, accepted));
+            }),
         };
-        let _ = stream.set_nodelay(true);
-        let handler = handler.clone();
-        tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let reply = handler(request);
-                async { Ok::<_, Infallible>(reply.await) }
-            });
-            let connection = http1::Builder::new().half_close(true).serve_connection(TokioIo::new(stream), service);
-            if let Err(why) = connection.await {
-                tracing::debug!(%why, "a connection ended");
-            }
-        });
+        if let Err(why) = accepted {
+            tracing::warn!(%why, "accept failed");
+            tokio::time::sleep(ACCEPT_REST).await;
+        }
+    }
+}
+
+async fn plain<T: Tier>(tier: Arc<T>, stream: TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |request| {
+        let reply = Arc::clone(&tier).respond(request, None);
+        async { Ok::<_, Infallible>(reply.await) }
+    });
+    let connection = http1::Builder::new().half_close(true).serve_connection(TokioIo::new(stream), service);
+    if let Err(why) = connection.await {
+        tracing::debug!(%why, "a connection ended");
+    }
+}
+
+async fn recoverable<T: Tier>(tier: Arc<T>, accepted: Accepted) {
+    let Accepted { stream, peer, resumed } = accepted;
+    let _ = stream.socket().set_nodelay(true);
+    let attached = match &resumed {
+        None => Ok(HttpIo::new(stream)),
+        // No tier exports progress inside a body.
+        Some(snapshot) => HttpIo::resume(stream, snapshot, |_| None),
+    };
+    let (io, exchange) = match attached {
+        Ok(attached) => attached,
+        Err(why) => return tracing::warn!(%peer, %why, "a session cannot go on"),
+    };
+    tier.begin(&exchange, resumed.is_some());
+    let service = service_fn(move |request| {
+        let reply = Arc::clone(&tier).respond(request, Some(exchange.clone()));
+        async { Ok::<_, Infallible>(reply.await) }
+    });
+    if let Err(why) = contbox::http::builder().serve_connection(io, service).await {
+        tracing::debug!(%peer, %why, "a connection ended");
     }
 }
 
 /// A client's end of a connection.
 pub type Connection = SendRequest<Full<Bytes>>;
 
-/// Connects to a server.
+/// Connects to a server, or gives up: one whose address is about to move does not refuse, it is silent.
 ///
 /// # Errors
-/// Those of the socket, and of hyper.
+/// Those of the socket, and of hyper; `TimedOut`.
 pub async fn connect(to: SocketAddr) -> io::Result<Connection> {
-    let stream = TcpStream::connect(to).await?;
+    let stream = tokio::time::timeout(CONNECT_BOUND, TcpStream::connect(to)).await??;
     stream.set_nodelay(true)?;
     let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     tokio::spawn(async move {

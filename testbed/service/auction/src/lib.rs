@@ -13,6 +13,7 @@
 //! | [`clients`] | emulated users by Markov tables; each reply is matched to its request |
 //! | [`check`] | walks the database afterwards: nothing missing, nothing twice |
 //! | [`operation`], [`request_id`], [`http`] | the words between the tiers |
+//! | [`snapshot`] | what their Continuation Boxes say |
 //!
 //! The promise: what a client was told is in the database exactly once; what it was not told is there at most once.
 
@@ -24,3 +25,4 @@ pub mod http;
 pub mod mid_tier;
 pub mod operation;
 pub mod request_id;
+pub mod snapshot;

@@ -10,15 +10,25 @@ use auction::{
     clients::{self, Crowd, Mix, Order, record},
     database::{self, Size},
     front_end::{self, FrontEnd},
+    http::{self, Listener},
     mid_tier::{self, MidTier},
+    snapshot::Written,
 };
 use clap::{Args, Parser, Subcommand};
+use contbox::{
+    RecoverableListener,
+    service::{BoxClient, Heir},
+};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde::Serialize;
 use tokio::{
-    net::TcpListener,
+    runtime::Handle,
     signal::unix::{SignalKind, signal},
 };
 use tracing_subscriber::EnvFilter;
+
+/// How long the start waits for boxes: connections accepted before that would go unprotected.
+const BOXES_PATIENCE: Duration = Duration::from_millis(500);
 
 /// An auction service in three tiers.
 #[derive(Parser)]
@@ -38,6 +48,8 @@ enum Action {
         /// The mid tiers, which take requests in turn.
         #[arg(long, required = true, value_delimiter = ',')]
         mid_tier: Vec<SocketAddr>,
+        #[command(flatten)]
+        boxes: Boxes,
     },
     /// The mid tier: carries each request out once.
     Mt {
@@ -49,6 +61,8 @@ enum Action {
         /// Connections to the database.
         #[arg(long, default_value_t = 16)]
         connections: usize,
+        #[command(flatten)]
+        boxes: Boxes,
     },
     /// Makes tables and rows in an empty database.
     Data {
@@ -71,6 +85,13 @@ enum Action {
         #[arg(long)]
         record: PathBuf,
     },
+}
+
+#[derive(Args)]
+struct Boxes {
+    /// Unix socket of the box service, target-agent's or reinstate's; without one, no session survives this machine.
+    #[arg(long)]
+    box_socket: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -125,15 +146,18 @@ fn run(action: Action) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         match action {
-            Action::Fe { listen, mid_tier } => {
+            Action::Fe { listen, mid_tier, boxes } => {
                 let front_end = Arc::new(FrontEnd::new(&mid_tier)?);
-                let listener = bind(listen).await?;
-                until_ended(front_end::serve(front_end, listener)).await
+                let listener = bind(listen, &boxes, "auction-fe", None)?;
+                until_ended(front_end::serve(Arc::clone(&front_end), listener), front_end.written()).await
             }
-            Action::Mt { listen, database, connections } => {
+            Action::Mt { listen, database, connections, boxes } => {
                 let mid_tier = Arc::new(MidTier::new(&database.database, connections)?);
-                let listener = bind(listen).await?;
-                until_ended(mid_tier::serve(mid_tier, listener)).await
+                let (heir, runtime) = (Arc::clone(&mid_tier), Handle::current());
+                let heir = Heir::new(move |testament| heir.inherit(&testament, &runtime));
+                let listener = bind(listen, &boxes, "auction-mt", Some(heir))?;
+                mid_tier.warm().await;
+                until_ended(mid_tier::serve(Arc::clone(&mid_tier), listener), mid_tier.written()).await
             }
             Action::Data { database, items, seed } => {
                 let mut client = database::connect(&database.database).await?;
@@ -167,20 +191,40 @@ async fn emulate(arguments: ClientsArguments) -> Result<ExitCode> {
     Ok(if report.mismatched == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn bind(listen: SocketAddr) -> Result<TcpListener> {
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("--listen {listen}"))?;
+/// Listens; with boxes if there is a service for them.
+fn bind(listen: SocketAddr, boxes: &Boxes, name: &str, heir: Option<Heir>) -> Result<Listener> {
+    let listener = http::listen(listen).with_context(|| format!("--listen {listen}"))?;
+    let ports = [listener.local_addr()?.port()];
     tracing::info!(%listen, "serving");
-    Ok(listener)
+    let Some(path) = &boxes.box_socket else { return Ok(Listener::Plain(listener)) };
+    let (client, handed) = match heir {
+        Some(heir) => BoxClient::connect_as_heir(path, name, &ports, heir)?,
+        None => BoxClient::connect(path, name, &ports)?,
+    };
+    if !client.wait_ready(BOXES_PATIENCE) {
+        let path = path.display();
+        tracing::warn!(%path, "no boxes yet: connections are unprotected until the service is there");
+    }
+    Ok(Listener::Recoverable(RecoverableListener::new(listener, client, handed)))
+}
+
+/// What a tier leaves on standard output.
+#[derive(Serialize)]
+struct Figures {
+    snapshots: u64,
+    snapshot_bytes_mean: f64,
 }
 
 /// Serves until somebody ends it.
-async fn until_ended(serving: impl Future<Output = Infallible>) -> Result<ExitCode> {
+async fn until_ended(serving: impl Future<Output = Infallible>, written: &Written) -> Result<ExitCode> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         never = serving => match never {},
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    let (snapshots, snapshot_bytes_mean) = written.figures();
+    println!("{}", serde_json::to_string(&Figures { snapshots, snapshot_bytes_mean })?);
     Ok(ExitCode::SUCCESS)
 }
 

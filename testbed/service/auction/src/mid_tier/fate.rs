@@ -11,23 +11,15 @@
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::GenericClient;
-use serde::{Deserialize, Serialize};
 
-use crate::operation::Receipt;
+pub use crate::snapshot::Note;
 
 /// How long the connection of a mid tier that died may take to be noticed by the database, before it is ended.
 pub const PATIENCE: Duration = Duration::from_secs(2);
+/// How long it may take to end a session of the database.
+const ENDING: Duration = Duration::from_secs(2);
 /// Between two questions.
-const ASK_AGAIN: Duration = Duration::from_millis(5);
-
-/// What is noted of a trade before it commits: enough to learn its fate, and to answer it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Note {
-    /// PostgreSQL's 64-bit transaction id, which is never used again.
-    pub transaction: i64,
-    /// What the answer needs.
-    pub receipt: Receipt,
-}
+const ASK_AGAIN: Duration = Duration::from_millis(2);
 
 /// What became of a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +45,7 @@ pub enum Unknown {
 }
 
 /// Asks until it is decided. A transaction that is in progress for longer than `patience` belongs to somebody who is
-/// gone or fenced: its session is ended, which decides it.
+/// gone or fenced: its session is ended, which decides it. Of somebody who is known to be fenced, no patience is needed.
 ///
 /// # Errors
 /// See [`Unknown`]. The request must then not be carried out again.
@@ -76,10 +68,10 @@ pub async fn fate(client: &impl GenericClient, transaction: i64, patience: Durat
             Some(_) => {}
             None => return Err(Unknown::Forgotten(transaction)),
         }
-        if began.elapsed() > 2 * patience {
+        if began.elapsed() > patience + ENDING {
             return Err(Unknown::InProgress(transaction));
         }
-        if began.elapsed() > patience && !ended {
+        if began.elapsed() >= patience && !ended {
             let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                        WHERE backend_xid = ($1::bigint % 4294967296)::text::xid";
             client.execute(end, &[&transaction]).await.map_err(failed)?;

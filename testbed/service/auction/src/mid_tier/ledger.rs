@@ -11,8 +11,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::fate::Note;
-use crate::request_id::RequestId;
+use crate::{request_id::RequestId, snapshot::Note};
 
 /// Requests kept of each front end's life: many times what it can have in flight.
 pub const REMEMBERED: usize = 4096;
@@ -26,6 +25,8 @@ pub struct Answer {
     pub status: u16,
     /// Its page, as JSON.
     pub body: Bytes,
+    /// Of a trade that was carried out.
+    pub note: Option<Note>,
 }
 
 /// A request's entry: empty, then perhaps a note, then the answer, for good.
@@ -33,21 +34,30 @@ pub struct Answer {
 pub struct Entry {
     /// Filled once. Its lock is what makes a second one with the same id wait.
     pub answer: tokio::sync::OnceCell<Answer>,
-    note: Mutex<Option<Note>>,
+    note: Mutex<Option<Noted>>,
+}
+
+/// A note and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Noted {
+    /// The note.
+    pub note: Note,
+    /// It is of a mid tier that is fenced: its transaction need not be waited for.
+    pub inherited: bool,
 }
 
 impl Entry {
     /// What is noted of a transaction that may have committed.
-    pub fn note(&self) -> Option<Note> {
+    pub fn note(&self) -> Option<Noted> {
         *self.lock()
     }
 
     /// Notes a transaction before its commit, or forgets one that was aborted.
-    pub fn set_note(&self, note: Option<Note>) {
+    pub fn set_note(&self, note: Option<Noted>) {
         *self.lock() = note;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Note>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Noted>> {
         self.note.lock().expect("no thread panics with a note half-written")
     }
 }
@@ -124,7 +134,7 @@ mod tests {
 
     fn answered(ledger: &Ledger, counter: u64) -> Arc<Entry> {
         let entry = ledger.entry(id(counter)).unwrap();
-        let _ = entry.answer.set(Answer { status: 200, body: Bytes::new() });
+        let _ = entry.answer.set(Answer { status: 200, body: Bytes::new(), note: None });
         entry
     }
 
