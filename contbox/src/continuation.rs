@@ -119,21 +119,31 @@ impl<W: Words> Exporter<W> {
     /// # Errors
     /// [`ExportError::TooLong`] if the first snapshot does not fit.
     pub fn create(words: W, geometry: Geometry, opening: &Opening) -> Result<Self, ExportError> {
-        let owner = u64::from(opening.owner) << 32;
+        let identity = |generation| identity_words(opening, generation);
+        Self::create_as(SlotState::Open, words, geometry, opening.owner, identity, &opening.snapshot)
+    }
+
+    /// [`Exporter::create`] of whatever has boxes: `state` says what, `identity` which for a generation.
+    pub(crate) fn create_as(
+        state: SlotState,
+        words: W,
+        geometry: Geometry,
+        owner: u32,
+        identity: impl FnOnce(u32) -> [u64; IDENTITY_WORDS],
+        snapshot: &Snapshot,
+    ) -> Result<Self, ExportError> {
+        let owner = u64::from(owner) << 32;
         words.store(STATE, SlotState::Leased as u64 | owner);
         words.order();
         let generation = ((words.load(GENERATION) >> 32) as u32).wrapping_add(1);
         let newest = words.load(NEWEST);
-        let mut identity = [0; IDENTITY_WORDS];
-        identity_words(opening, generation, &mut identity);
-        for (index, value) in identity.iter().enumerate() {
+        for (index, value) in identity(generation).iter().enumerate() {
             words.store(1 + index, *value);
         }
         words.order();
-        let lsr = opening.snapshot.lsr;
-        let mut exporter = Self { words, geometry, generation, newest, lsr };
-        exporter.export_state(&opening.snapshot.lws, lsr, opening.snapshot.lsw)?;
-        exporter.words.store(STATE, SlotState::Open as u64 | owner);
+        let mut exporter = Self { words, geometry, generation, newest, lsr: snapshot.lsr };
+        exporter.export_state(&snapshot.lws, snapshot.lsr, snapshot.lsw)?;
+        exporter.words.store(STATE, state as u64 | owner);
         exporter.words.order();
         Ok(exporter)
     }
@@ -182,7 +192,7 @@ impl<W: Words> Exporter<W> {
     /// Whether the slot still holds this box: a box service that lost patience may have given it to another.
     pub fn is_ours(&self) -> bool {
         let state = SlotState::from_word(self.words.load(STATE) as u32);
-        matches!(state, Some(SlotState::Open | SlotState::LostLog))
+        matches!(state, Some(SlotState::Open | SlotState::LostLog | SlotState::Channel))
             && (self.words.load(GENERATION) >> 32) as u32 == self.generation
     }
 
@@ -214,9 +224,11 @@ impl<W: Words> Exporter<W> {
     }
 }
 
-const IDENTITY_WORDS: usize = NEWEST - 1;
+/// Words of a slot's head between state and newest export.
+pub(crate) const IDENTITY_WORDS: usize = NEWEST - 1;
 
-fn identity_words(opening: &Opening, generation: u32, words: &mut [u64; IDENTITY_WORDS]) {
+fn identity_words(opening: &Opening, generation: u32) -> [u64; IDENTITY_WORDS] {
+    let mut words = [0; IDENTITY_WORDS];
     let mut head: SlotHead = zerocopy::FromZeros::new_zeroed();
     head.local_address = address_bytes(&opening.local);
     head.peer_address = address_bytes(&opening.peer);
@@ -229,6 +241,7 @@ fn identity_words(opening: &Opening, generation: u32, words: &mut [u64; IDENTITY
     for (word, bytes) in words.iter_mut().zip(head.as_bytes()[8..].chunks_exact(8)) {
         *word = u64::from_le_bytes(bytes.try_into().expect("chunks of 8"));
     }
+    words
 }
 
 /// The box of one live connection: snapshots and receive log.

@@ -83,12 +83,14 @@ pub enum SlotState {
     Closed = 0xc105_0b09,
     /// The connection has ended, and cannot be resumed; what its box says is still true, for a [`crate::testament`].
     Kept = 0x4e97_0b0b,
+    /// One end of a channel between processes, see [`crate::channel`]: no connection.
+    Channel = 0xc4a2_0b0b,
 }
 
 impl SlotState {
     /// The state a word stands for, if any.
     pub fn from_word(word: u32) -> Option<Self> {
-        let all = [Self::Free, Self::Leased, Self::Open, Self::LostLog, Self::Closed, Self::Kept];
+        let all = [Self::Free, Self::Leased, Self::Open, Self::LostLog, Self::Closed, Self::Kept, Self::Channel];
         all.into_iter().find(|state| *state as u32 == word)
     }
 }
@@ -139,7 +141,8 @@ pub struct SlotHead {
     pub reserved: U32,
     /// Number of the newest export. The one word that publishes: the buffer `newest & 1` is whole whenever it is read.
     pub newest: U64,
-    /// Zero. Keeps the buffers' descriptions on cache lines of their own.
+    /// Of no meaning for a connection; a channel has words here. Keeps the buffers' descriptions on cache lines of
+    /// their own.
     pub reserved_words: [U64; 6],
     /// Buffer 0.
     pub even: BufferHead,

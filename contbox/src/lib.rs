@@ -11,10 +11,12 @@
 //! | [`continuation`] | the API the paper names: create, export_state, import_state |
 //! | [`service`] | who leases which slot, and how a reinstated socket reaches its application |
 //! | [`stream`], [`listener`] | TCP connections that survive their machine, for tokio |
+//! | [`channel`] | pipes and Unix sockets between the processes of one session |
 //! | [`http`] | makes a hyper server recoverable by changing its acceptor |
 //!
 //! Stream offsets count bytes from the start of the connection as the application sees it, never sequence numbers.
 
+pub mod channel;
 pub mod continuation;
 pub mod http;
 pub mod layout;

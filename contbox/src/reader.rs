@@ -339,6 +339,11 @@ impl BoxPlan {
         self.lws.iter().flatten().cloned().chain(self.log.iter().cloned())
     }
 
+    /// Whether the log that is read begins where the oldest snapshot does that may be taken.
+    pub(crate) fn reaches_back(&self) -> bool {
+        self.candidates.iter().all(|candidate| candidate.lsr >= self.from)
+    }
+
     /// Turns the bytes of [`BoxPlan::ranges`], one slice per range, into a session.
     ///
     /// # Errors

@@ -10,7 +10,7 @@
 #![allow(unsafe_code)]
 
 use crate::continuation::Words;
-use crate::layout::{FRONT_BYTES, Geometry, HEADER_BYTES, SlotState};
+use crate::layout::{FRONT_BYTES, Geometry, HEADER_BYTES, SLOT_HEAD_BYTES, SlotState};
 use crate::reader::{self, BadPool};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -266,6 +266,32 @@ impl Slot {
         // SAFETY: both vectors are stretches of the log that `log_pieces` vouches for (or empty), and live on.
         let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) };
         usize::try_from(received).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Reads once from `file`: the first bytes into the front at `head_at`, the rest into the log at stream offset `from`,
+    /// of which there must be room for `room`. As with [`Slot::log_receive`], what the kernel counts as read is here.
+    ///
+    /// # Errors
+    /// Those of `readv`.
+    pub(crate) fn frame_receive(
+        &self,
+        file: BorrowedFd<'_>,
+        (head_at, head_bytes): (u32, u32),
+        from: u64,
+        room: u64,
+    ) -> io::Result<usize> {
+        assert!(head_at + head_bytes <= SLOT_HEAD_BYTES, "a head that is not in the slot's");
+        let head =
+            libc::iovec { iov_base: self.pointer(head_at, head_bytes).as_ptr().cast(), iov_len: head_bytes as usize };
+        let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        let mut vectors = [head, nothing, nothing];
+        for (vector, (start, length)) in vectors[1..].iter_mut().zip(self.log_pieces(from, room)) {
+            *vector = libc::iovec { iov_base: start.as_ptr().cast(), iov_len: length };
+        }
+        // SAFETY: the vectors are a stretch of the front that `pointer` vouches for and stretches of the log that
+        // `log_pieces` vouches for (or empty); all live on, and no reference into them exists.
+        let count = unsafe { libc::readv(file.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int) };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
     /// The one or two runs of log memory behind `length` stream bytes from `from`.

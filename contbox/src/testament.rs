@@ -4,9 +4,9 @@
 //! request may have been carried out, say. So whoever takes a service over can be told the words of all boxes at the
 //! service's address, and whether these are all there were: only then "nothing was said of it" is an answer.
 //!
-//! Only words that lie in the front of a box are told ([`crate::layout::SHORT_LWS_BYTES`]): a spare reads these of every
-//! slot anyway, so a testament costs no further read. A box whose words are longer makes it incomplete, like a damaged
-//! one; nothing read here is trusted.
+//! Only words that lie in the front of a box are told ([`crate::layout::SHORT_LWS_BYTES`]): a spare reads these of
+//! every slot anyway, so a testament costs no further read. A box whose words are longer makes it incomplete, like a
+//! damaged one; nothing read here is trusted.
 
 use crate::layout::{Geometry, SlotState, canonical};
 use crate::reader::{BadBox, BoxHead};

@@ -5,6 +5,7 @@
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use contbox::channel::{ChannelEnd, Descriptors, EndImage, Plan, read_end};
 use contbox::reader::{parse_pool, read_box};
 use contbox::{ContinuationBox, Geometry, Opening, Pool};
 use sensorbox::{Class, Description, Header, Name, Producer, SensorBox};
@@ -13,6 +14,8 @@ use crate::program::Program;
 
 const RAW: u8 = 0xff;
 const SLOTS: u32 = 3;
+/// Of the channel whose end is in the last slot.
+const NAME: u64 = 0x00c4_a11e;
 /// Input that the kernel had handed to each application.
 const COPIED: u64 = 40;
 
@@ -28,6 +31,12 @@ static POOL: LazyLock<Vec<u8>> = LazyLock::new(|| {
         // One in the front of its slot, one in the body.
         boxed.export_state(&b"state".repeat(1 + 30 * index), 20, 100).expect("an export");
     }
+    let [wire, _] = Descriptors::pipes().expect("two pipes");
+    let mut end = EndImage { words: b"words".to_vec(), pending: b"held back".to_vec(), ..EndImage::default() };
+    (end.identity.name, end.is_nondeterministic, end.released) = (NAME, true, 100);
+    let input = Plan { give_reader: vec![b'c'; COPIED as usize], ..Plan::default() };
+    let slot = pool.slot(2).expect("a slot");
+    ChannelEnd::resume(slot, 1, wire, &end, &input, 0).expect("a box");
     pool.image()
 });
 
@@ -62,6 +71,16 @@ pub(crate) fn contbox(input: &[u8]) -> bool {
             let _ = image.discard(0);
             sessions += 1;
         }
+        let Ok(end) = read_end(&bytes, &geometry, slot) else { continue };
+        assert!(end.logged.len() <= geometry.log_bytes as usize);
+        assert!(end.pending.len() + end.words.len() <= geometry.lws_bytes as usize);
+        // Whoever is at the other end: what is given lies in log and kernel.
+        let mut other = end.clone();
+        other.identity.side ^= 1;
+        if let Ok(plan) = Plan::of(&end, &other, &[input.to_vec()]) {
+            assert!(plan.give_reader.len() <= end.logged.len() + input.len(), "bytes out of nowhere");
+        }
+        sessions += 1;
     }
     sessions > 0
 }

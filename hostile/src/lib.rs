@@ -35,12 +35,12 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     Target { name: "packet", run: peer::packet, share: 195 },
     Target { name: "responder", run: peer::responder, share: 200 },
     Target { name: "requester", run: peer::requester, share: 150 },
     Target { name: "tcp_segment", run: peer::tcp_segment, share: 50 },
-    Target { name: "contbox", run: boxes::contbox, share: 110 },
+    Target { name: "contbox", run: boxes::contbox, share: 105 },
     Target { name: "sensorbox", run: boxes::sensorbox, share: 110 },
     Target { name: "frame", run: messages::frame, share: 75 },
     Target { name: "agent", run: messages::agent, share: 70 },
@@ -48,6 +48,7 @@ pub const TARGETS: [Target; 13] = [
     Target { name: "walk", run: walks::walk, share: 5 },
     Target { name: "last_words", run: walks::last_words, share: 5 },
     Target { name: "processes", run: walks::processes, share: 5 },
+    Target { name: "channels", run: walks::channels, share: 5 },
     Target { name: "kills", run: walks::kills, share: 5 },
 ];
 

@@ -14,7 +14,8 @@ use crate::walks::{self, Depth};
 use crate::{Target, target};
 
 /// Targets that look at memory of a machine with many processes.
-const DEEP: [(&str, DepthOf); 2] = [("processes", walks::processes_depth), ("kills", walks::kills_depth)];
+const DEEP: [(&str, DepthOf); 3] =
+    [("processes", walks::processes_depth), ("kills", walks::kills_depth), ("channels", walks::channels_depth)];
 
 /// How deep a target's walks come over the damage of an input.
 type DepthOf = fn(&[u8]) -> Depth;

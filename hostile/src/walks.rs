@@ -1,5 +1,6 @@
 //! Walks over the memory of a recorded machine that was damaged: tasks and connections of those that were stopped, log
-//! and summary of those that panicked, what processes have of those with many kinds of them.
+//! and summary of those that panicked, what processes have of those with many kinds of them, what waits between those of
+//! machines with pipes and sockets.
 //!
 //! An input: machine (u8), then damage: kind (u8) and operands. Kinds: 0 and 1, a pointer becomes another pointer of
 //! the machine (two u16 of [`Pointers`]); 2, a pointer becomes a number (u16, u64); 3, one byte (u16 of pointers, u8
@@ -13,6 +14,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use introspect::Kernel;
+use introspect::linux::channel::{self, Descriptor};
 use introspect::linux::contain::{self, Means, Measure, Request};
 use introspect::linux::kill::{self, Edit, Fate, Member, What};
 use introspect::linux::task::{self, Task};
@@ -27,6 +29,7 @@ use crate::scatter::{Scatter, is_pointer};
 const KEY: RemoteKey = RemoteKey::new(1);
 const STOPPED: [&str; 2] = ["linux-6.1-5level", "linux-6.12-4level"];
 const PANICKED: [&str; 2] = ["linux-6.1-panic", "linux-6.12-panic"];
+const CHANNELS: [&str; 2] = ["linux-6.1-channels", "linux-6.12-channels"];
 const PROCESSES: [&str; 2] = ["linux-6.1-processes", "linux-6.12-processes"];
 /// No walk of an image of five hundred pages may take more round trips; the machines' own take about twenty.
 const ROUNDS_MAX: usize = 2_000;
@@ -47,6 +50,11 @@ const SIGNAL_BYTES: u64 = 2 << 10;
 const WHEEL_BYTES: u64 = 1 << 10;
 /// Memory below a megabyte that is nobody's.
 const LOW_AREA: std::ops::Range<u64> = 0x2_0000..0x9_0000;
+/// Descriptors looked at of each process, and of all.
+const FDS: u32 = 12;
+const DESCRIPTORS_MAX: usize = 1_000;
+/// What one can hold: a thousand slots of 64 KiB each, or as many buffers as pages hold.
+const CHANNEL_BYTES_MAX: usize = 64 << 20;
 /// Damage of one input.
 const STEPS_MAX: usize = 200;
 
@@ -64,6 +72,7 @@ struct Machine {
 
 static RECORDED: LazyLock<[Machine; 2]> = LazyLock::new(|| STOPPED.map(load));
 static LAST_WORDS: LazyLock<[Machine; 2]> = LazyLock::new(|| PANICKED.map(load));
+static FULL_CHANNELS: LazyLock<[Machine; 2]> = LazyLock::new(|| CHANNELS.map(load));
 static MANY_PROCESSES: LazyLock<[Machine; 2]> = LazyLock::new(|| PROCESSES.map(load));
 
 fn load(name: &str) -> Machine {
@@ -333,6 +342,30 @@ fn contained(kernel: &Kernel, memory: &mut Damaged<'_>, tasks: &[Task], processe
         }
     }
     contained.len()
+}
+
+/// What waits behind descriptors of a damaged machine is read within its bounds.
+pub(crate) fn channels(input: &[u8]) -> bool {
+    channels_depth(input).found > 0
+}
+
+pub(crate) fn channels_depth(input: &[u8]) -> Depth {
+    let (kernel, mut memory) = damaged(&*FULL_CHANNELS, input);
+    let (tasks, damage) = task::walk(kernel, &mut memory, KEY).expect("an image does not lose its path");
+    let leaders = tasks.iter().filter(|task| task.pid == task.tgid && !task.is_kernel_thread());
+    let wanted: Vec<_> =
+        leaders.flat_map(|task| (0..FDS).map(|fd| Descriptor { pid: task.pid, fd })).take(DESCRIPTORS_MAX).collect();
+    memory.rounds = 0;
+    let walked = channel::walk(kernel, &mut memory, KEY, &tasks, &wanted);
+    let (found, more) = walked.expect("an image does not lose its path");
+    assert_eq!(found.len(), wanted.len(), "not as many as were asked for");
+    let found: Vec<_> = found.iter().flatten().collect();
+    for one in &found {
+        let bytes: usize = one.chunks.iter().map(Vec::len).sum();
+        assert!(bytes <= CHANNEL_BYTES_MAX && one.chunks.iter().all(|chunk| !chunk.is_empty()), "{bytes} bytes wait");
+    }
+    let reached = found.iter().filter(|one| one.complete).count();
+    Depth { tasks: tasks.len(), reached, found: found.len(), faults: damage.len() + more.len() }
 }
 
 /// Whether guest-physical `at` lies in the `len` bytes of the direct map or the kernel's image from `base` on.

@@ -7,6 +7,7 @@ use remote_memory::{KernelVirt, LinkError, PAGE_BYTES};
 
 use crate::btf::{Btf, TypeError};
 use crate::kallsyms;
+use crate::linux::channel::ChannelLayout;
 use crate::linux::contain::ContainLayout;
 use crate::linux::kill::KillLayout;
 use crate::linux::log::LogLayout;
@@ -157,6 +158,7 @@ fn follow(memory: &mut Memory<'_>, note: &Note, extents: &[Extent]) -> Result<Ke
         hot_task: btf.field_at("pcpu_hot.current_task").ok(),
         details: DetailLayouts::resolve(&btf),
         ucounts: ucounts::Layout::resolve(&btf),
+        channels: ChannelLayout::resolve(&btf),
         sources: Some(sources),
         tcp,
         tcp_tables,

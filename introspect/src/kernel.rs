@@ -6,6 +6,7 @@ use remote_memory::{GuestPhys, KernelVirt, LinkError, RemoteKey, RemoteRead};
 use serde::{Deserialize, Serialize};
 
 use crate::btf::Field;
+use crate::linux::channel::ChannelLayout;
 use crate::linux::contain::ContainLayout;
 use crate::linux::kill::KillLayout;
 use crate::linux::log::LogLayout;
@@ -95,6 +96,9 @@ pub struct Kernel {
     /// The same holds for what users have.
     #[serde(default)]
     pub(crate) ucounts: Option<ucounts::Layout>,
+    /// And for what waits between processes.
+    #[serde(default)]
+    pub(crate) channels: Option<ChannelLayout>,
     /// Where the kernel describes itself, for what is asked later.
     #[serde(default)]
     pub(crate) sources: Option<Sources>,

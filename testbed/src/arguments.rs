@@ -67,6 +67,8 @@ pub enum Action {
     Campaign(CampaignArguments),
     /// Drowns guests in all ways, by round and seed, and has them repaired; goes on where it was stopped.
     RepairCampaign(RepairCampaignArguments),
+    /// Breaks the tiers of an auction in all ways, by round and seed, with clients; goes on where it was stopped.
+    RubisCampaign(RubisCampaignArguments),
     /// Stops a guest's processor at each instruction of the kernel's TCP paths and reads its memory there; the last
     /// line on standard output is the result, as JSON.
     Torn {
@@ -133,12 +135,18 @@ pub enum Scenario {
 
 #[derive(Args)]
 pub struct Rubis {
-    /// All tiers are processes on this machine. Tiers in virtual machines are not built yet.
+    /// All tiers are processes on this machine; otherwise there are two of each, the first of them in virtual machines.
     #[arg(long)]
     pub native: bool,
     /// What is done to the tiers.
     #[arg(long, value_enum, default_value = "none")]
     pub fault: TierFault,
+    /// How a machine breaks; if it is not said, the seed decides between panic, hardlock and stop.
+    #[arg(long, value_enum)]
+    pub crash: Option<Fault>,
+    /// Tiers without Continuation Boxes: what they had in hand is lost with them.
+    #[arg(long)]
+    pub plain: bool,
     /// Emulated users, each with a connection.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     pub clients: u32,
@@ -148,7 +156,7 @@ pub struct Rubis {
     /// Everything random follows from it.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// How long.
+    /// How long; with virtual machines, from when the clients are under way, and without the recovery.
     #[arg(long, default_value_t = 30.0)]
     pub seconds: f64,
     /// They think so many times as long: 7 s on the average with 1, and never more than 70.
@@ -157,13 +165,23 @@ pub struct Rubis {
     /// Items on sale; half as many users, about five times as many bids.
     #[arg(long, default_value_t = 4000)]
     pub items: i64,
-    /// Front ends.
+    /// Front ends, if native.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub front_ends: u16,
-    /// Mid tiers.
+    /// Mid tiers, if native.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub mid_tiers: u16,
-    /// Where result, drawing and, after a failure, logs are left.
+    /// Line of guest kernels, as scripts/setup fetches them.
+    #[arg(long, default_value = "6.1", value_parser = ["6.1", "6.12", "6.1-rt"])]
+    pub kernel: String,
+    /// Virtual CPUs of each machine.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub vcpus: u32,
+    /// Silence of a CPU's tick that counts as a hang: two busy emulated guests beside everything else may be silent for
+    /// a while and live.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    pub deadline_ms: u64,
+    /// Where result, drawings and, after a failure, logs are left.
     #[arg(long, default_value = "out/rubis")]
     pub out: PathBuf,
 }
@@ -416,6 +434,40 @@ pub struct RepairCampaignArguments {
     pub piece_ms: u64,
     /// Silence that counts as a hang: long, since what drowns a guest makes it slow.
     #[arg(long, default_value_t = 2000)]
+    pub deadline_ms: u64,
+    /// Runs at the same time.
+    #[arg(long, default_value_t = 1)]
+    pub parallel: usize,
+    /// A command put before that of each run, in words separated by commas: a lock, `taskset,-c,0`, …
+    #[arg(long, value_delimiter = ',')]
+    pub through: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct RubisCampaignArguments {
+    /// Runs in all, those already in the file included: each nine of them break every tier in every way.
+    #[arg(long, default_value_t = 90)]
+    pub runs: usize,
+    /// The results, one JSON line per run.
+    #[arg(long, default_value = "out/rubis.jsonl")]
+    pub results: PathBuf,
+    /// Everything random follows from it.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Lines of guest kernels; one is drawn for each run.
+    #[arg(long, value_delimiter = ',', default_value = "6.1,6.12")]
+    pub kernels: Vec<String>,
+    /// Emulated users.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    pub clients: u32,
+    /// How long they go on, without the recovery.
+    #[arg(long, default_value_t = 9.0)]
+    pub seconds: f64,
+    /// They think so many times as long: 0.7 s on the average.
+    #[arg(long, default_value_t = 0.1)]
+    pub slow_down: f64,
+    /// Silence that counts as a hang.
+    #[arg(long, default_value_t = 1000)]
     pub deadline_ms: u64,
     /// Runs at the same time.
     #[arg(long, default_value_t = 1)]

@@ -19,7 +19,9 @@ use testbed::{
     fault::Fault,
     sandbox,
     scenario::{
-        self, Order, Progress, Run, drown, hang_download, rubis, series,
+        self, Order, Progress, Run, drown, hang_download,
+        rubis::{self, Machines, TierFault, Tiers},
+        series,
         soak::{self, Load, Soak},
     },
     timeline::Timeline,
@@ -29,7 +31,7 @@ use testbed::{
 
 use arguments::{
     Action, Arguments, CampaignArguments, Drowning, Forkbomb, HangDownload, Memhog, RepairCampaignArguments,
-    RepairSeries, RescueAndReturn, Rubis, Scenario, SoakArguments,
+    RepairSeries, RescueAndReturn, Rubis, RubisCampaignArguments, Scenario, SoakArguments,
 };
 
 fn main() -> ExitCode {
@@ -57,11 +59,16 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     if let Action::RepairCampaign(arguments) = arguments.action {
         return run_repair_campaign(arguments);
     }
+    if let Action::RubisCampaign(arguments) = arguments.action {
+        return run_rubis_campaign(arguments);
+    }
     sandbox::enter()?;
     match arguments.action {
-        Action::Draw { .. } | Action::Campaign(_) | Action::RepairCampaign(_) | Action::Figures { .. } => {
-            unreachable!("done outside a sandbox")
-        }
+        Action::Draw { .. }
+        | Action::Campaign(_)
+        | Action::RepairCampaign(_)
+        | Action::RubisCampaign(_)
+        | Action::Figures { .. } => unreachable!("done outside a sandbox"),
         Action::Demo { out, guest } => {
             let pass = demo::demo(&out, guest.order(), guest.seed)?;
             Ok(if pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -165,13 +172,19 @@ fn run_soak(arguments: SoakArguments) -> Result<ExitCode> {
 }
 
 fn run_rubis(arguments: Rubis) -> Result<ExitCode> {
-    let Rubis { native, fault, clients, mix, seed, seconds, slow_down, items, front_ends, mid_tiers, out } = arguments;
-    ensure!(
-        native,
-        "tiers in virtual machines are not built yet: say --native, and they are processes on this machine"
-    );
+    let Rubis { native, fault, clients, mix, seed, seconds, slow_down, items, front_ends, mid_tiers, out, .. } =
+        arguments;
+    ensure!(!native || fault == TierFault::None, "--fault breaks virtual machines: leave --native out");
+    ensure!(!arguments.plain || fault == TierFault::None, "--plain tiers do not survive a fault");
+    let tiers = if native {
+        Tiers::Native { front_ends, mid_tiers }
+    } else {
+        let crash = arguments.crash.unwrap_or_else(|| rubis::crash_of(seed));
+        let Rubis { kernel, vcpus, deadline_ms, plain, .. } = arguments;
+        Tiers::Machines(Machines { kernel, vcpus, deadline_ms, crash, recoverable: !plain })
+    };
     let length = Duration::try_from_secs_f64(seconds).context("--seconds")?;
-    let run = rubis::Run { fault, clients, mix, length, slow_down, items, front_ends, mid_tiers, seed, out };
+    let run = rubis::Run { fault, clients, mix, length, slow_down, items, tiers, seed, out };
     let verdict = rubis::run(&run, Progress::begin())?;
     println!("{}", serde_json::to_string(&verdict)?);
     Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -194,6 +207,16 @@ fn run_repair_campaign(arguments: RepairCampaignArguments) -> Result<ExitCode> {
     let runs = Runs { results, parallel, through };
     let order = campaign::repair::Campaign { runs, count, seed, kernels, procs, piece_ms, deadline_ms };
     let summary = campaign::repair::repairs(&order)?;
+    print!("{summary}");
+    Ok(if summary.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_rubis_campaign(arguments: RubisCampaignArguments) -> Result<ExitCode> {
+    let RubisCampaignArguments { runs: count, results, seed, kernels, clients, seconds, slow_down, .. } = arguments;
+    let RubisCampaignArguments { deadline_ms, parallel, through, .. } = arguments;
+    let runs = Runs { results, parallel, through };
+    let order = campaign::rubis::Campaign { runs, count, seed, kernels, clients, seconds, slow_down, deadline_ms };
+    let summary = campaign::rubis::crashes(&order)?;
     print!("{summary}");
     Ok(if summary.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -115,6 +115,14 @@ impl Topology {
         Ok(place)
     }
 
+    /// Gives the hypervisor another address on the RDMA network, with this number: for the backdoor of another guest.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn add_backdoor(&self, number: u8) -> Result<()> {
+        self.hypervisor.run(|| wires::netlink(wires::configure(Network::Rdma, number)))
+    }
+
     /// Turns the clients' cable bad and good, if it can be bad.
     pub fn weather(&self) -> Option<Arc<Weather>> {
         self.rough.as_ref().map(RoughCable::weather)

@@ -81,3 +81,9 @@ fn recoveries_are_measured() {
     ];
     check("recovery", &lines);
 }
+
+#[test]
+fn the_auction_is_measured_with_all_its_replies_exported() {
+    let tiers = ["front end with boxes", "both tiers with boxes"].map(|tiers| format!("auction, 2 clients, {tiers}"));
+    check("auction", &tiers.each_ref().map(String::as_str));
+}

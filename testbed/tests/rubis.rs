@@ -50,8 +50,8 @@ fn who_browses_leaves_nothing() {
 }
 
 #[test]
-fn tiers_in_virtual_machines_are_refused_until_they_exist() {
-    let (output, _) = run("rubis-vm", &["--clients", "1"]);
+fn a_fault_without_machines_to_break_is_refused() {
+    let (output, _) = run("rubis-native-fault", &["--native", "--fault", "fe", "--clients", "1"]);
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && log.contains("--native"), "{log}");
 }

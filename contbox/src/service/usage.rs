@@ -73,8 +73,9 @@ impl Usage {
             let Some(name) = name_of(owner) else { continue };
             let share = applications.entry(name).or_default();
             share.boxes += 1;
-            share.open +=
-                usize::from(matches!(slot.state(), Some(SlotState::Open | SlotState::LostLog | SlotState::Kept)));
+            let is_open =
+                |state| matches!(state, SlotState::Open | SlotState::LostLog | SlotState::Kept | SlotState::Channel);
+            share.open += usize::from(slot.state().is_some_and(is_open));
         }
         Self { boxes: free + leased + orphaned, free, orphaned, applications }
     }

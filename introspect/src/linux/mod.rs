@@ -1,5 +1,6 @@
 //! Walkers, one module per kernel subsystem.
 
+pub mod channel;
 pub mod contain;
 pub mod kill;
 pub mod log;

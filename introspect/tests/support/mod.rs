@@ -21,6 +21,9 @@ pub const PANICKED: [&str; 2] = ["linux-6.1-panic", "linux-6.12-panic"];
 /// Machines with many kinds of processes (`testbed/tests/processes_vm.rs` records them).
 pub const PROCESSES: [&str; 2] = ["linux-6.1-processes", "linux-6.12-processes"];
 
+/// Machines with known bytes in pipes and sockets (`testbed/tests/channels_vm.rs` records them).
+pub const CHANNELS: [&str; 2] = ["linux-6.1-channels", "linux-6.12-channels"];
+
 pub const KEY: RemoteKey = RemoteKey::new(1);
 
 pub fn path(machine: &str, suffix: &str) -> PathBuf {

@@ -143,7 +143,7 @@ impl Servers {
 }
 
 /// The sample of a rate, whose bad end is the low one.
-fn least(rates: Vec<f64>) -> Sample {
+pub(super) fn least(rates: Vec<f64>) -> Sample {
     let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
     Sample { worst: least, ..Sample::of(rates) }
 }

@@ -24,6 +24,22 @@ pub enum Group {
     Recovery,
     /// Fork bombs of a real virtual machine, cured in place.
     Repair,
+    /// The auction with boxes and without, by the number of clients.
+    Auction,
+}
+
+impl Group {
+    /// In the order in which they are measured.
+    pub const ALL: [Self; 8] = [
+        Self::Read,
+        Self::Boxes,
+        Self::Sessions,
+        Self::Monitor,
+        Self::Files,
+        Self::Recovery,
+        Self::Repair,
+        Self::Auction,
+    ];
 }
 
 /// The unit of a line's figures.

@@ -4,6 +4,7 @@
 //! Figures are of this machine at this commit; the head of the table names both. A missed goal is a line that says so
 //! and no failure: what must hold is in the tests.
 
+mod auction;
 mod boxes;
 mod files;
 mod line;
@@ -68,6 +69,10 @@ pub struct Effort {
     /// Processes of the bombs that are cured, and how often each; one of more than 2000 once.
     crowds: Vec<usize>,
     cures: usize,
+    /// Numbers of clients of the auction, how often each of its set-ups has them, and for how many seconds.
+    auction_clients: Vec<u32>,
+    auction_rounds: usize,
+    auction_s: u64,
 }
 
 impl Effort {
@@ -84,6 +89,9 @@ impl Effort {
             wrk_pairs: 5,
             crowds: vec![100, 500, 1000, 1500, 30_000],
             cures: 3,
+            auction_clients: vec![1, 2, 4, 8, 16, 32, 64, 128],
+            auction_rounds: 5,
+            auction_s: 2,
         }
     }
 
@@ -100,6 +108,9 @@ impl Effort {
             wrk_pairs: 1,
             crowds: vec![50],
             cures: 1,
+            auction_clients: vec![2],
+            auction_rounds: 1,
+            auction_s: 1,
         }
     }
 }
@@ -112,9 +123,7 @@ pub fn bench(bench: &Bench) -> Result<BenchResult> {
     let (progress, began) = (Progress::begin(), Instant::now());
     topology::loopback_up()?; // what is measured without a topology talks over it
     let mut result = BenchResult::begin();
-    for group in
-        [Group::Read, Group::Boxes, Group::Sessions, Group::Monitor, Group::Files, Group::Recovery, Group::Repair]
-    {
+    for group in Group::ALL {
         if bench.only.is_empty() || bench.only.contains(&group) {
             progress.step(format_args!("{group:?}"));
             let lines = measure(group, bench, progress);
@@ -137,6 +146,7 @@ fn measure(group: Group, bench: &Bench, progress: Progress) -> Result<Vec<Line>>
         Group::Files => files::measure(effort, progress),
         Group::Recovery => recovery::measure(effort, &bench.out, &bench.order, progress),
         Group::Repair => repair::measure(effort, &bench.order, progress),
+        Group::Auction => auction::measure(effort, &bench.out, progress),
     }
 }
 

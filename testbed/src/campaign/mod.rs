@@ -7,13 +7,15 @@
 //! ```
 //!
 //! [`crashes()`]: faults, kernels, processors, sessions and cables (matrix.rs, crashes.rs). [`repair`]: what drowns a
-//! guest, by what it is seen and ended. Cases come in an order shuffled by the campaign's seed: wherever it is stopped,
-//! what has run covers the matrix evenly. One that is started again goes on where its file ends.
+//! guest, by what it is seen and ended. [`rubis`]: the tiers of an auction. Cases come in an order shuffled by the
+//! campaign's seed: wherever it is stopped, what has run covers the matrix evenly. One that is started again goes on
+//! where its file ends.
 
 mod crashes;
 mod guests;
 mod matrix;
 pub mod repair;
+pub mod rubis;
 mod runs;
 mod summary;
 

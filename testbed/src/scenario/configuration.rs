@@ -2,7 +2,7 @@
 //! keys.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     path::Path,
 };
 
@@ -21,9 +21,8 @@ use crate::{
 pub(super) const TARGET: &str = "guest";
 
 /// Where a guest's agent offers boxes.
-const GUEST_BOXES: &str = "/run/backdoors/box.sock";
+pub(super) const GUEST_BOXES: &str = "/run/backdoors/box.sock";
 
-/// Control plane of the backdoor.
 /// Where a backdoor listens for monitors and spares.
 pub const BACKDOOR_CONTROL: SocketAddr = on_rdma_network(HYPERVISOR, control::backdoor::PORT);
 
@@ -33,14 +32,19 @@ pub(super) const SPARE_CONTROL: SocketAddr = on_rdma_network(SPARE, control::rei
 /// Where the monitor says what it counted.
 pub(super) const MONITOR_METRICS: SocketAddr = on_rdma_network(MONITOR, 9464);
 
-const fn on_rdma_network(number: u8, port: u16) -> SocketAddr {
+pub(super) const fn on_rdma_network(number: u8, port: u16) -> SocketAddr {
     SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 78, 0, number), port))
 }
 
 pub(super) fn backdoor(vm: &Vm) -> String {
+    backdoor_of(TARGET, HYPERVISOR, vm)
+}
+
+/// The backdoor of `target`, at the hypervisor's address with this number.
+pub(super) fn backdoor_of(target: &str, number: u8, vm: &Vm) -> String {
     format!(
-        "target = \"{TARGET}\"\nlisten = \"{}\"\n\n[vm]\nqmp = \"{}\"\nagent_port = \"{}\"\nram = \"{}\"\n",
-        rdma_v4(HYPERVISOR),
+        "target = \"{target}\"\nlisten = \"{}\"\n\n[vm]\nqmp = \"{}\"\nagent_port = \"{}\"\nram = \"{}\"\n",
+        rdma_v4(number),
         vm.backdoor_qmp_socket().display(),
         vm.agent_socket().display(),
         vm.ram_path().display(),
@@ -48,8 +52,19 @@ pub(super) fn backdoor(vm: &Vm) -> String {
 }
 
 pub(super) fn monitor(journal: &Path, deadline_ms: u64, agent: bool) -> String {
-    let [ticks, switches] = if agent { ["tick", "switches"] } else { ["TICKS", "SWITCHES"] };
     let sensors = if agent { String::new() } else { kernel_sensors() };
+    let watched = Watched {
+        target: TARGET,
+        backdoor: BACKDOOR_CONTROL,
+        spare: ("spare", SPARE_CONTROL),
+        services: vec![(service_v4(SERVICE).into(), FILE_PORT), (service_v6(SERVICE).into(), FILE_PORT)],
+    };
+    rules(journal, deadline_ms, agent) + &watched.table(&sensors)
+}
+
+/// What a monitor goes by, whomever it watches.
+pub(super) fn rules(journal: &Path, deadline_ms: u64, agent: bool) -> String {
+    let [ticks, switches] = if agent { ["tick", "switches"] } else { ["TICKS", "SWITCHES"] };
     format!(
         r#"[monitor]
 name = "monitor"
@@ -73,31 +88,37 @@ sensors = "{switches}.cpu*"
 deadline_ms = {switch_deadline_ms}
 quorum = "all"
 raises = "hang"
-
-[[target]]
-name = "{TARGET}"
-backdoor = "{BACKDOOR_CONTROL}"
-on_hang = "evacuate"
-{sensors}
-[[target.spare]]
-name = "spare"
-control = "{SPARE_CONTROL}"
-
-[[target.service]]
-address = "{v4}"
-ports = [{FILE_PORT}]
-
-[[target.service]]
-address = "{v6}"
-ports = [{FILE_PORT}]
 "#,
         local = rdma_v4(MONITOR),
         switch_deadline_ms = if agent { SWITCH_DEADLINE_MS } else { SWITCH_DEADLINE_MS.max(deadline_ms) },
         journal = journal.display(),
         period_ms = (deadline_ms as f64 / SAMPLES_PER_DEADLINE).clamp(0.5, 1.5),
-        v4 = service_v4(SERVICE),
-        v6 = service_v6(SERVICE),
     )
+}
+
+/// A target, and who takes over for it.
+pub(super) struct Watched<'a> {
+    pub(super) target: &'a str,
+    pub(super) backdoor: SocketAddr,
+    /// Its name and its control plane.
+    pub(super) spare: (&'a str, SocketAddr),
+    /// Addresses that move, each with its port.
+    pub(super) services: Vec<(IpAddr, u16)>,
+}
+
+impl Watched<'_> {
+    /// Its table in the monitor's file, with `more` lines of its own.
+    pub(super) fn table(&self, more: &str) -> String {
+        let Self { target, backdoor, spare: (spare, control), services } = self;
+        let services = services
+            .iter()
+            .map(|(address, port)| format!("\n[[target.service]]\naddress = \"{address}\"\nports = [{port}]\n"));
+        format!(
+            "\n[[target]]\nname = \"{target}\"\nbackdoor = \"{backdoor}\"\non_hang = \"evacuate\"\n{more}\n\
+             [[target.spare]]\nname = \"{spare}\"\ncontrol = \"{control}\"\n{}",
+            services.collect::<String>()
+        )
+    }
 }
 
 /// Nothing of ours runs in the guest: all that the monitor can see of it is its kernel.
@@ -147,7 +168,7 @@ pub(super) fn guest_services(pool_slots: u32) -> Vec<Service> {
 }
 
 /// Connections and files the guest's server may have open; a kernel's own limit is 4096.
-const GUEST_DESCRIPTORS: u32 = 32_768;
+pub(super) const GUEST_DESCRIPTORS: u32 = 32_768;
 
 /// Tag of the folder of files.
 pub(super) const FILES_TAG: &str = "files";

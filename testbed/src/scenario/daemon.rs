@@ -113,6 +113,11 @@ impl Daemon {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Where the log is.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
     /// The last lines of the log.
     pub fn tail(&self) -> String {
         let log = self.log();
@@ -130,17 +135,27 @@ impl Daemon {
     /// # Errors
     /// When it does not end gracefully.
     pub fn terminate(mut self) -> Result<()> {
-        if self.ended()?.is_some() {
-            return Ok(());
+        self.terminate_within(GRACE).map(drop)
+    }
+
+    /// The same, with a bound of its own; returns how it ended.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn terminate_within(&mut self, bound: Duration) -> Result<ExitStatus> {
+        if let Some(status) = self.ended()? {
+            return Ok(status);
         }
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM)
             .with_context(|| format!("ending {}", self.name))?;
         let begin = Instant::now();
-        while self.ended()?.is_none() {
-            ensure!(begin.elapsed() < GRACE, "{} ignores SIGTERM:\n{}", self.name, self.tail());
+        loop {
+            if let Some(status) = self.ended()? {
+                return Ok(status);
+            }
+            ensure!(begin.elapsed() < bound, "{} ignores SIGTERM:\n{}", self.name, self.tail());
             thread::sleep(LOOK_AGAIN);
         }
-        Ok(())
     }
 }
 

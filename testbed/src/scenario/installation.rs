@@ -41,13 +41,13 @@ pub(super) const TAP: &str = "tap-guest";
 const SWAP_FILE: &str = "swap";
 
 /// Generous: an emulated guest on a machine that also compiles.
-const BOOT_BOUND: Duration = Duration::from_secs(180);
+pub(super) const BOOT_BOUND: Duration = Duration::from_secs(180);
 
 /// For a daemon to say that it is ready.
-const DAEMON_BOUND: Duration = Duration::from_secs(60);
+pub(super) const DAEMON_BOUND: Duration = Duration::from_secs(60);
 
 /// For a guest to say how it is, if it can.
-const ANSWER_BOUND: Duration = Duration::from_secs(3);
+pub(super) const ANSWER_BOUND: Duration = Duration::from_secs(3);
 
 /// What is set up.
 #[derive(Clone, Debug)]
@@ -298,12 +298,12 @@ impl Installation {
         progress.step("the spare learns the guest's kernel");
         let monitor = self.topology.monitor.try_clone()?;
         self.daemon("reinstate")?.wait_until("readiness of the spare", DAEMON_BOUND, || {
-            monitor.run(|| prepare(SPARE_CONTROL)).is_ok_and(|ready| ready)
+            monitor.run(|| prepare(SPARE_CONTROL, assignment())).is_ok_and(|ready| ready)
         })?;
         let mut second = String::new();
         if self.second.is_some() {
             self.daemon("reinstate-b")?.wait_until("readiness of the second spare", DAEMON_BOUND, || {
-                monitor.run(|| prepare(SECOND_CONTROL)).is_ok_and(|ready| ready)
+                monitor.run(|| prepare(SECOND_CONTROL, assignment())).is_ok_and(|ready| ready)
             })?;
             second = configuration::second_spare();
         }
@@ -340,11 +340,7 @@ impl Installation {
     /// # Errors
     /// When its network device is gone.
     pub fn frames_from_guest(&self) -> Result<u64> {
-        // Not from sysfs, which shows the namespace in which it was mounted.
-        let table = fs::read_to_string("/proc/thread-self/net/dev").context("/proc/net/dev")?;
-        let line = table.lines().find_map(|line| line.trim_start().strip_prefix(TAP)?.strip_prefix(':'));
-        let received = line.and_then(|counters| counters.split_whitespace().nth(1)?.parse().ok());
-        received.with_context(|| format!("no counters of {TAP}"))
+        frames_from(TAP)
     }
 
     /// Records the RDMA network into `file` from now on.
@@ -429,8 +425,17 @@ impl Installation {
     }
 }
 
+/// How many frames a guest has sent so far through its device `tap`, which is in this namespace.
+pub(super) fn frames_from(tap: &str) -> Result<u64> {
+    // Not from sysfs, which shows the namespace in which it was mounted.
+    let table = fs::read_to_string("/proc/thread-self/net/dev").context("/proc/net/dev")?;
+    let line = table.lines().find_map(|line| line.trim_start().strip_prefix(tap)?.strip_prefix(':'));
+    let received = line.and_then(|counters| counters.split_whitespace().nth(1)?.parse().ok());
+    received.with_context(|| format!("no counters of {tap}"))
+}
+
 /// Writes a daemon's configuration; returns the arguments that name it.
-fn configured(folder: &Path, name: &str, text: &str) -> Result<Vec<String>> {
+pub(super) fn configured(folder: &Path, name: &str, text: &str) -> Result<Vec<String>> {
     let path = folder.join(format!("{name}.toml"));
     fs::write(&path, text).with_context(|| format!("{}", path.display()))?;
     Ok(vec!["--config".to_owned(), path.display().to_string()])
@@ -459,7 +464,7 @@ fn image(kernel: &Kernel, order: &Order) -> Result<PathBuf> {
 }
 
 /// Where images are kept: beside the kernels they are for.
-fn images() -> PathBuf {
+pub(super) fn images() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/images")
 }
 
@@ -512,7 +517,7 @@ fn swap_file(mib: u32, folder: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// Asks the spare to get ready, as the monitor does; false while it is not. Call it in the monitor's place.
-fn prepare(spare: SocketAddr) -> Result<bool> {
+pub(super) fn prepare(spare: SocketAddr, assignment: Assignment) -> Result<bool> {
     let stream = TcpStream::connect_timeout(&spare, Duration::from_secs(2)).context("no spare yet")?;
     stream.set_read_timeout(Some(DAEMON_BOUND))?;
     let mut channel = Channel::new(stream);
@@ -520,11 +525,14 @@ fn prepare(spare: SocketAddr) -> Result<bool> {
         Reply::Welcome { .. } => {}
         other => bail!("the spare answered {other:?}"),
     }
-    let assignment = Assignment { target: TARGET.to_owned(), backdoor: BACKDOOR_CONTROL, services: services() };
     match channel.ask(&Request::Prepare(assignment))? {
         Reply::Ready { .. } => Ok(true),
         _ => Ok(false),
     }
+}
+
+fn assignment() -> Assignment {
+    Assignment { target: TARGET.to_owned(), backdoor: BACKDOOR_CONTROL, services: services() }
 }
 
 fn services() -> Vec<Service> {

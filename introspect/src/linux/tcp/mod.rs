@@ -19,7 +19,7 @@ mod damage_tests;
 mod ends;
 mod fields;
 mod layout;
-mod payload;
+pub(crate) mod payload;
 mod queue;
 mod request;
 mod rescue;
@@ -43,9 +43,11 @@ use remote_memory::{LinkError, RemoteKey, RemoteRead};
 
 use crate::memory::Memory;
 use crate::{Damage, Fault, Kernel};
-use payload::{PAYLOAD_BYTES_MAX, Runs, Slice};
+use payload::PAYLOAD_BYTES_MAX;
+pub(crate) use payload::{Runs, Slice};
 use queue::{Cut, Plan};
-use skb::{Queues, Skb};
+use skb::Queues;
+pub(crate) use skb::{Skb, receive_queues};
 use survey::Stretch;
 
 /// Reads the connections that `filter` lets through, with their queued bytes. The damage returned beside them is that

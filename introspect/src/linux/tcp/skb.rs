@@ -115,26 +115,31 @@ pub(crate) fn collect(
     memory: &mut Memory<'_>,
     socks: &[(KernelVirt, &[u8])],
 ) -> Result<Vec<Queues>, LinkError> {
-    let layout = &kernel.tcp.skb;
-    let mut walk = Collector {
-        layout,
-        queues: socks.iter().map(|_| Queues::default()).collect(),
-        rings: Vec::new(),
-        nodes: Vec::new(),
-        seen: HashSet::new(),
-    };
+    let mut walk = Collector::new(&kernel.tcp.skb, socks.len());
     for (owner, (address, bytes)) in socks.iter().enumerate() {
         walk.open(kernel, owner, address.raw(), bytes);
     }
-    for round in 0.. {
-        let wanted = walk.wanted(round);
-        if wanted.is_empty() {
-            break;
+    walk.run(kernel, memory)?;
+    Ok(walk.finish())
+}
+
+/// Collects the receive queues of sockets of any family.
+pub(crate) fn receive_queues(
+    kernel: &Kernel,
+    memory: &mut Memory<'_>,
+    socks: &[u64],
+) -> Result<Vec<Queues>, LinkError> {
+    let field = kernel.tcp.sock.receive_queue;
+    let heads: Vec<_> = socks.iter().map(|sock| KernelVirt::new(sock.wrapping_add(field.offset as u64))).collect();
+    let records = kernel.space.fetch_equal(memory, &heads, field.size)?;
+    let mut walk = Collector::new(&kernel.tcp.skb, socks.len());
+    for (owner, (head, record)) in heads.iter().zip(records.iter()).enumerate() {
+        match record {
+            Some(queue) => walk.open_ring(owner, head.raw(), queue, "sk_receive_queue", true),
+            None => walk.report(owner, head.raw(), "sk_receive_queue", Fault::Unreadable),
         }
-        let at: Vec<_> = wanted.iter().map(|address| KernelVirt::new(*address)).collect();
-        let skbs = kernel.space.fetch_equal(memory, &at, span(layout))?;
-        walk.advance(skbs.iter());
     }
+    walk.run(kernel, memory)?;
     Ok(walk.finish())
 }
 
@@ -146,7 +151,25 @@ struct Collector<'a> {
     seen: HashSet<u64>,
 }
 
-impl Collector<'_> {
+impl<'a> Collector<'a> {
+    fn new(layout: &'a SkbLayout, sockets: usize) -> Self {
+        let queues = (0..sockets).map(|_| Queues::default()).collect();
+        Self { layout, queues, rings: Vec::new(), nodes: Vec::new(), seen: HashSet::new() }
+    }
+
+    fn run(&mut self, kernel: &Kernel, memory: &mut Memory<'_>) -> Result<(), LinkError> {
+        for round in 0.. {
+            let wanted = self.wanted(round);
+            if wanted.is_empty() {
+                break;
+            }
+            let at: Vec<_> = wanted.iter().map(|address| KernelVirt::new(*address)).collect();
+            let skbs = kernel.space.fetch_equal(memory, &at, span(self.layout))?;
+            self.advance(skbs.iter());
+        }
+        Ok(())
+    }
+
     fn report(&mut self, owner: usize, at: u64, part: &'static str, fault: Fault) {
         self.queues[owner].damage.push(Damage { at: KernelVirt::new(at), part, fault });
     }
@@ -159,14 +182,18 @@ impl Collector<'_> {
         }
         let rings = [(layout.write_queue, "sk_write_queue", false), (layout.receive_queue, "sk_receive_queue", true)];
         for (field, part, is_receive) in rings {
-            let queue = field.bytes_of(bytes);
-            let end = |next| End { skbs: Vec::new(), next, open: true };
             let head = sock.wrapping_add(field.offset as u64);
-            let (next, prev) = (self.layout.queue_next.of(queue), self.layout.queue_prev.of(queue));
-            let claimed_len = self.layout.queue_len.of(queue);
-            let (forward, backward) = (end(next), end(prev));
-            self.rings.push(Ring { owner, part, is_receive, head, claimed_len, forward, backward, done: false });
+            self.open_ring(owner, head, field.bytes_of(bytes), part, is_receive);
         }
+    }
+
+    /// `queue` is the `sk_buff_head` at `head`.
+    fn open_ring(&mut self, owner: usize, head: u64, queue: &[u8], part: &'static str, is_receive: bool) {
+        let end = |next| End { skbs: Vec::new(), next, open: true };
+        let (next, prev) = (self.layout.queue_next.of(queue), self.layout.queue_prev.of(queue));
+        let claimed_len = self.layout.queue_len.of(queue);
+        let (forward, backward) = (end(next), end(prev));
+        self.rings.push(Ring { owner, part, is_receive, head, claimed_len, forward, backward, done: false });
     }
 
     /// The addresses to read in this round, after closing what has come to its end. The order is that of

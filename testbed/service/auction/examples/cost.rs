@@ -1,5 +1,5 @@
-//! What boxes cost while nothing fails: replies per second of plain tiers, of a recoverable front end, and of both tiers
-//! recoverable, by turns in one run, so that a busy machine slows all of them.
+//! What boxes cost while nothing fails: replies per second of plain tiers, of a recoverable front end, and of both
+//! tiers recoverable, by turns in one run, so that a busy machine slows all of them.
 //!
 //! ```text
 //! cargo build --release -p auction

@@ -162,7 +162,15 @@ pub type Connection = SendRequest<Full<Bytes>>;
 /// # Errors
 /// Those of the socket, and of hyper; `TimedOut`.
 pub async fn connect(to: SocketAddr) -> io::Result<Connection> {
-    let stream = tokio::time::timeout(CONNECT_BOUND, TcpStream::connect(to)).await??;
+    connect_within(to, CONNECT_BOUND).await
+}
+
+/// The same with a bound of the caller's.
+///
+/// # Errors
+/// See [`connect`].
+pub async fn connect_within(to: SocketAddr, bound: Duration) -> io::Result<Connection> {
+    let stream = tokio::time::timeout(bound, TcpStream::connect(to)).await??;
     stream.set_nodelay(true)?;
     let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     tokio::spawn(async move {

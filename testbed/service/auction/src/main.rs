@@ -7,7 +7,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use auction::{
     check,
-    clients::{self, Crowd, Mix, Order, record},
+    clients::{self, Crowd, Mix, Order, record, trace::Trace},
     database::{self, Size},
     front_end::{self, FrontEnd},
     http::{self, Listener},
@@ -118,7 +118,7 @@ struct ClientsArguments {
     /// Everything random follows from it.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How long new requests are begun.
+    /// How long new requests are begun; SIGTERM ends that earlier.
     #[arg(long, default_value_t = 60.0)]
     seconds: f64,
     /// Users think so many times as long: 7 s on the average with 1.
@@ -127,6 +127,9 @@ struct ClientsArguments {
     /// Where the record of trades is left, for the check.
     #[arg(long)]
     record: PathBuf,
+    /// Where every connection and every request is written down as it happens, with its times.
+    #[arg(long)]
+    trace: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -176,7 +179,7 @@ fn run(action: Action) -> Result<ExitCode> {
 }
 
 async fn emulate(arguments: ClientsArguments) -> Result<ExitCode> {
-    let ClientsArguments { front_end, clients, items, mix, seed, seconds, slow_down, record } = arguments;
+    let ClientsArguments { front_end, clients, items, mix, seed, seconds, slow_down, record, trace } = arguments;
     ensure!(slow_down >= 0.0 && slow_down.is_finite(), "--slow-down {slow_down}: a number from 0 on");
     let order = Order {
         front_ends: front_end,
@@ -185,7 +188,12 @@ async fn emulate(arguments: ClientsArguments) -> Result<ExitCode> {
         length: Duration::try_from_secs_f64(seconds).context("--seconds")?,
         slow_down,
     };
-    let (report, attempts) = clients::run(&order).await?;
+    let trace = trace.map_or_else(|| Ok(Trace::default()), |file| Trace::to(&file))?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let told = async move {
+        terminate.recv().await;
+    };
+    let (report, attempts) = clients::run_until(&order, told, trace).await?;
     record::write(&attempts, &record)?;
     println!("{}", serde_json::to_string(&report)?);
     Ok(if report.mismatched == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -195,8 +203,10 @@ async fn emulate(arguments: ClientsArguments) -> Result<ExitCode> {
 fn bind(listen: SocketAddr, boxes: &Boxes, name: &str, heir: Option<Heir>) -> Result<Listener> {
     let listener = http::listen(listen).with_context(|| format!("--listen {listen}"))?;
     let ports = [listener.local_addr()?.port()];
-    tracing::info!(%listen, "serving");
-    let Some(path) = &boxes.box_socket else { return Ok(Listener::Plain(listener)) };
+    let Some(path) = &boxes.box_socket else {
+        tracing::info!(%listen, "serving");
+        return Ok(Listener::Plain(listener));
+    };
     let (client, handed) = match heir {
         Some(heir) => BoxClient::connect_as_heir(path, name, &ports, heir)?,
         None => BoxClient::connect(path, name, &ports)?,
@@ -205,6 +215,7 @@ fn bind(listen: SocketAddr, boxes: &Boxes, name: &str, heir: Option<Heir>) -> Re
         let path = path.display();
         tracing::warn!(%path, "no boxes yet: connections are unprotected until the service is there");
     }
+    tracing::info!(%listen, "serving");
     Ok(Listener::Recoverable(RecoverableListener::new(listener, client, handed)))
 }
 

@@ -7,9 +7,9 @@
 //!                                                     `-- if there was one
 //! ```
 //!
-//! Little-endian. The front end's goes with its request and is forgotten with it; a mid tier's stays until the front end
-//! has sent its next request on that connection, which it does only when its own box holds the note. Both fit into the
-//! front of a box, so that a spare reads them without a further question.
+//! Little-endian. The front end's goes with its request and is forgotten with it; a mid tier's stays until the front
+//! end has sent its next request on that connection, which it does only when its own box holds the note. Both fit
+//! into the front of a box, so that a spare reads them without a further question.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},

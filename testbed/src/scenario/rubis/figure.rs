@@ -24,7 +24,7 @@ pub(super) fn timeline(run: &Run, report: &Report) -> Figure {
     let latencies =
         vec![line(PALETTE[0], bins, |bin| bin.latency_ms_mean), line(PALETTE[1], bins, |bin| bin.latency_ms_max)];
     Figure {
-        title: format!("An auction of {} front ends and {} mid tiers", run.front_ends, run.mid_tiers),
+        title: format!("An auction of {} front ends and {} mid tiers", run.counts().0, run.counts().1),
         subtitle: format!(
             "{} clients think {} times as long, seed {}: {:.1} replies per second, half in {:.1} ms, 99 % in {:.1} ms",
             report.clients, run.slow_down, run.seed, report.throughput_s, report.latency_ms_p50, report.latency_ms_p99

@@ -1,48 +1,41 @@
-//! The auction in its three tiers, with clients, and the check of what they were told: every tier a process of its own
-//! on this machine, over loopback, in memory.
+//! The auction in its three tiers, with clients, and the check of what they were told.
 //!
 //! ```text
 //!   PostgreSQL ◄── generator            clients ──► front ends ──► mid tiers ──► PostgreSQL ◄── check
 //!   1. an empty cluster, filled         2. as long as the run                    3. when the tiers have ended
 //! ```
 //!
-//! What it does not do yet: break a tier. It is the ground that faults will stand on, and the load for figures.
+//! Either every tier is a process on this machine ([`native`]), or one machine of each tier is virtual and may break
+//! ([`strike`]). In a sandbox and in memory, both.
 
+mod crash;
+mod database;
 mod figure;
+mod native;
+mod recovery;
+mod site;
+mod strike;
+mod tier;
 
 use std::{
     fs,
-    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use auction::{
     check::Findings,
     clients::{Mix, Report},
-    database::Server,
 };
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Daemon, Progress, daemon::program};
-use crate::{
-    sandbox,
-    topology::{self, Place},
-};
-
-/// Where the database listens.
-const DATABASE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 5432);
-/// Ports of the first front end and the first mid tier; the others follow.
-const FRONT_ENDS: u16 = 8000;
-const MID_TIERS: u16 = 8100;
-/// Connections of each mid tier to the database.
-const CONNECTIONS: u32 = 16;
-/// Those of everybody else: generator, check, an administrator.
-const CONNECTIONS_OF_OTHERS: u32 = 10;
-/// A busy machine included.
-const START_BOUND: Duration = Duration::from_secs(30);
+use super::{Host, Progress, daemon::program};
+use crate::{fault::Fault, sandbox, topology};
+use recovery::Account;
+pub use recovery::{Recovery, Waiting};
 
 /// What is done to the tiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -50,6 +43,14 @@ const START_BOUND: Duration = Duration::from_secs(30);
 pub enum TierFault {
     /// Nothing.
     None,
+    /// A front end's machine breaks.
+    Fe,
+    /// A mid tier's machine breaks.
+    Mt,
+    /// One of each, within some milliseconds.
+    #[value(name = "fe+mt")]
+    #[serde(rename = "fe+mt")]
+    FeMt,
 }
 
 /// One run.
@@ -61,20 +62,55 @@ pub struct Run {
     pub clients: u32,
     /// What they do.
     pub mix: Mix,
-    /// How long.
+    /// How long; the recovery of what breaks comes on top of it.
     pub length: Duration,
     /// They think so many times as long.
     pub slow_down: f64,
     /// Items on sale.
     pub items: i64,
-    /// Front ends.
-    pub front_ends: u16,
-    /// Mid tiers.
-    pub mid_tiers: u16,
+    /// Where tiers run.
+    pub tiers: Tiers,
     /// Everything random follows from it.
     pub seed: u64,
     /// Where result, drawing and, after a failure, logs are left.
     pub out: PathBuf,
+}
+
+/// Where tiers run.
+#[derive(Clone, Debug)]
+pub enum Tiers {
+    /// On this machine.
+    Native {
+        /// Front ends.
+        front_ends: u16,
+        /// Mid tiers.
+        mid_tiers: u16,
+    },
+    /// Two of each, the first of them in virtual machines.
+    Machines(Machines),
+}
+
+/// The virtual machines.
+#[derive(Clone, Debug)]
+pub struct Machines {
+    /// Line of guest kernels.
+    pub kernel: String,
+    /// Virtual CPUs of each.
+    pub vcpus: u32,
+    /// The monitor's deadline for ticks.
+    pub deadline_ms: u64,
+    /// How they break.
+    pub crash: Fault,
+    /// Whether tiers keep Continuation Boxes.
+    pub recoverable: bool,
+}
+
+/// The ways in which machines break in a campaign: the kernel's own end, no interrupt ever again, and no instruction.
+pub const CRASHES: [Fault; 3] = [Fault::Panic, Fault::Hardlock, Fault::Stop];
+
+/// How machines break in the run of `seed`, unless somebody says so.
+pub fn crash_of(seed: u64) -> Fault {
+    CRASHES[StdRng::seed_from_u64(seed ^ 0x0063_7261_7368).random_range(0..CRASHES.len())]
 }
 
 /// The result.
@@ -83,7 +119,8 @@ pub struct Verdict {
     /// Whether every promise was kept.
     pub pass: bool,
     /// Why not.
-    pub why: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub why: Vec<String>,
     /// What was done to the tiers.
     pub fault: TierFault,
     /// What users did.
@@ -92,22 +129,35 @@ pub struct Verdict {
     pub seed: u64,
     /// Front ends and mid tiers.
     pub tiers: (u16, u16),
+    /// Release of the guests' kernel, if there were guests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// What became of each machine that broke.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub recoveries: Vec<Recovery>,
+    /// Clients that waited through the crash.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
     /// What clients counted.
     pub clients: Report,
     /// What the check found.
     pub database: Findings,
+    /// Where it ran.
+    pub host: Host,
 }
 
-/// Runs it, in a sandbox. Leaves `verdict.json` and `timeline.svg`, and the logs if it did not pass.
+/// Runs it, in a sandbox. Leaves `verdict.json` and drawings, and the logs if it did not pass.
 ///
 /// # Errors
 /// When something cannot be started, or ends before it should.
 pub fn run(run: &Run, progress: Progress) -> Result<Verdict> {
-    topology::loopback_up()?;
     let folder = Path::new(sandbox::SCRATCH).join("rubis");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let outcome = carry_out(run, &folder, progress);
     fs::create_dir_all(&run.out).with_context(|| format!("cannot make {}", run.out.display()))?;
+    let outcome = match &run.tiers {
+        Tiers::Native { .. } => on_this_machine(run, &folder, progress),
+        Tiers::Machines(machines) => strike::play(run, machines, &folder, progress),
+    };
     if !outcome.as_ref().is_ok_and(|verdict| verdict.pass) {
         keep_logs(&folder, &run.out)?;
     }
@@ -117,75 +167,80 @@ pub fn run(run: &Run, progress: Progress) -> Result<Verdict> {
     Ok(verdict)
 }
 
-fn carry_out(run: &Run, folder: &Path, progress: Progress) -> Result<Verdict> {
-    progress.step(format_args!("PostgreSQL with {} items", run.items));
-    let connections = CONNECTIONS * u32::from(run.mid_tiers) + CONNECTIONS_OF_OTHERS;
-    let database = Server::start(&folder.join("database"), Some(DATABASE), connections)?;
-    let address = Server::tcp_address(DATABASE);
-    let (items, seed) = (run.items.to_string(), run.seed.to_string());
-    auction(&["data", "--database", &address, "--items", &items, "--seed", &seed])?.silent()?;
+fn on_this_machine(run: &Run, folder: &Path, progress: Progress) -> Result<Verdict> {
+    topology::loopback_up()?;
+    let (clients, database) = native::play(run, folder, progress)?;
+    Ok(run.judge(clients, database, None, None))
+}
 
-    progress.step(format_args!("{} mid tiers, {} front ends", run.mid_tiers, run.front_ends));
-    let connections = CONNECTIONS.to_string();
-    let mut tiers = Vec::new();
-    let mid_tiers = start_tiers(&mut tiers, folder, ("mt", MID_TIERS, run.mid_tiers), |listen| {
-        ["mt", "--listen", listen, "--database", &address, "--connections", &connections].map(str::to_owned).into()
-    })?;
-    let front_ends = start_tiers(&mut tiers, folder, ("fe", FRONT_ENDS, run.front_ends), |listen| {
-        ["fe", "--listen", listen, "--mid-tier", &mid_tiers].map(str::to_owned).into()
-    })?;
-
-    progress.step(format_args!("{} clients for {:?}", run.clients, run.length));
-    let record = folder.join("record.jsonl").display().to_string();
-    let (clients, seconds) = (run.clients.to_string(), run.length.as_secs_f64().to_string());
-    let (slow_down, mix) = (run.slow_down.to_string(), serde_json::to_value(run.mix)?);
-    let mix = mix.as_str().context("a mix is a word")?;
-    let mut arguments = vec!["clients", "--front-end", &front_ends, "--clients", &clients, "--seconds", &seconds];
-    arguments.extend(["--slow-down", &slow_down, "--mix", mix, "--items", &items, "--seed", &seed]);
-    arguments.extend(["--record", &record]);
-    let report: Report = auction(&arguments)?.result()?;
-    for tier in &mut tiers {
-        if let Some(status) = tier.ended()? {
-            bail!("{} ended during the run ({status}):\n{}", tier.name(), tier.tail());
+impl Run {
+    /// Front ends and mid tiers.
+    fn counts(&self) -> (u16, u16) {
+        match self.tiers {
+            Tiers::Native { front_ends, mid_tiers } => (front_ends, mid_tiers),
+            Tiers::Machines(_) => (2, 2),
         }
     }
 
-    progress.step("the database is checked");
-    // Front ends first: the mid tiers then have nobody who asks.
-    tiers.into_iter().rev().try_for_each(Daemon::terminate)?;
-    let findings: Findings = auction(&["check", "--database", &address, "--record", &record])?.result()?;
-    drop(database);
-    Ok(judge(run, report, findings))
-}
-
-/// Starts one tier's processes and waits until they listen; returns their addresses, with commas.
-fn start_tiers(
-    tiers: &mut Vec<Daemon>,
-    folder: &Path,
-    (name, port, count): (&str, u16, u16),
-    arguments: impl Fn(&str) -> Vec<String>,
-) -> Result<String> {
-    let mut addresses = Vec::new();
-    for number in 0..count {
-        let listen = SocketAddr::new(DATABASE.ip(), port + number);
-        let name = format!("{name}{number}");
-        let arguments = arguments(&listen.to_string());
-        let mut tier = Daemon::start_logging(&Place::here("rubis"), &name, "auction", arguments, folder, None)?;
-        tier.wait_until("listening", START_BOUND, || TcpStream::connect(listen).is_ok())?;
-        tiers.push(tier);
-        addresses.push(listen.to_string());
+    /// The words after `auction` for the users of this run.
+    fn client_arguments(&self, at: &str, seconds: &str, record: &Path, trace: Option<&Path>) -> Result<Vec<String>> {
+        let mix = serde_json::to_value(self.mix)?;
+        let mut words = vec![
+            ("--front-end", at.to_owned()),
+            ("--clients", self.clients.to_string()),
+            ("--seconds", seconds.to_owned()),
+            ("--slow-down", self.slow_down.to_string()),
+            ("--mix", mix.as_str().context("a mix is a word")?.to_owned()),
+            ("--items", self.items.to_string()),
+            ("--seed", self.seed.to_string()),
+            ("--record", record.display().to_string()),
+        ];
+        words.extend(trace.map(|file| ("--trace", file.display().to_string())));
+        let words = words.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        Ok(std::iter::once("clients".to_owned()).chain(words).collect())
     }
-    Ok(addresses.join(","))
+
+    fn judge(&self, clients: Report, database: Findings, account: Option<&Account>, kernel: Option<String>) -> Verdict {
+        let mut why = Vec::new();
+        if clients.replies == 0 {
+            why.push("no client got any reply".to_owned());
+        }
+        if clients.mismatched > 0 {
+            why.push(format!("{} replies did not belong to their requests", clients.mismatched));
+        }
+        // With boxes, a fault is nothing that a client may notice.
+        if clients.failures > 0 {
+            why.push(format!("{} requests failed: {}", clients.failures, clients.quoted.join("; ")));
+        }
+        if !database.is_clean() {
+            why.push("the database is not what clients were told".to_owned());
+        }
+        why.extend(account.iter().flat_map(|account| account.why.clone()));
+        Verdict {
+            pass: why.is_empty(),
+            why,
+            fault: self.fault,
+            mix: self.mix,
+            seed: self.seed,
+            tiers: self.counts(),
+            kernel,
+            recoveries: account.map(|account| account.recoveries.clone()).unwrap_or_default(),
+            waiting: account.and_then(|account| account.waiting.clone()),
+            clients,
+            database,
+            host: Host::here(),
+        }
+    }
 }
 
 /// A call of the auction's program that has ended.
-struct Called {
+pub(crate) struct Called {
     what: String,
     said: String,
     status: std::process::ExitStatus,
 }
 
-fn auction(arguments: &[&str]) -> Result<Called> {
+pub(crate) fn auction(arguments: &[&str]) -> Result<Called> {
     let mut command = Command::new(program("auction")?);
     command.args(arguments).env("BACKDOORS_LOG", "warn").env("NO_COLOR", "1").stdin(Stdio::null());
     let output = command.stderr(Stdio::inherit()).output().context("cannot start auction")?;
@@ -194,33 +249,17 @@ fn auction(arguments: &[&str]) -> Result<Called> {
 }
 
 impl Called {
-    fn silent(self) -> Result<()> {
+    pub(crate) fn silent(self) -> Result<()> {
         ensure!(self.status.success(), "auction {}: {}", self.what, self.status);
         Ok(())
     }
 
     /// The last line. A status of 1 says that promises were broken, which the result tells in detail.
-    fn result<T: DeserializeOwned>(self) -> Result<T> {
+    pub(crate) fn result<T: DeserializeOwned>(self) -> Result<T> {
         ensure!(matches!(self.status.code(), Some(0 | 1)), "auction {}: {}", self.what, self.status);
         let line = self.said.lines().last().unwrap_or_default();
         serde_json::from_str(line).with_context(|| format!("auction {} said {line:?}", self.what))
     }
-}
-
-fn judge(run: &Run, clients: Report, database: Findings) -> Verdict {
-    let why = if clients.replies == 0 {
-        Some("no client got any reply".to_owned())
-    } else if clients.mismatched > 0 {
-        Some(format!("{} replies did not belong to their requests", clients.mismatched))
-    } else if run.fault == TierFault::None && clients.failures > 0 {
-        Some(format!("{} requests failed, and nothing was broken", clients.failures))
-    } else if !database.is_clean() {
-        Some("the database is not what clients were told".to_owned())
-    } else {
-        None
-    };
-    let tiers = (run.front_ends, run.mid_tiers);
-    Verdict { pass: why.is_none(), why, fault: run.fault, mix: run.mix, seed: run.seed, tiers, clients, database }
 }
 
 /// Everything that says what happened: logs, and the clients' record.

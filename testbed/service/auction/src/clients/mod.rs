@@ -7,6 +7,7 @@ mod asked;
 pub mod mix;
 pub mod record;
 mod report;
+pub mod trace;
 mod user;
 
 pub use asked::Asked;
@@ -15,6 +16,7 @@ pub use report::{Bin, Report};
 pub use user::{Crowd, User};
 
 use std::{
+    future::{self, Future},
     io,
     net::SocketAddr,
     sync::Arc,
@@ -24,16 +26,18 @@ use std::{
 use anyhow::{Result, ensure};
 use http_body_util::Full;
 use hyper::{Request, header};
+use tokio::sync::watch;
 
 use crate::{
     front_end::Envelope,
-    http::{self, Connection, NONCE},
+    http::{self, Connection, NONCE, REPLY_BYTES_MAX},
     operation::Page,
 };
 use record::{Attempt, Told};
 use report::Tally;
+use trace::{Failure, Line, Met, Trace, now_ns};
 
-/// How long a user waits for a reply: longer than a recovery, longer than a front end waits.
+/// How long a user waits for a connection, or for a reply: longer than a recovery, longer than a front end waits.
 const REPLY_BOUND: Duration = Duration::from_secs(60);
 /// Rest after a connection was refused.
 const CONNECT_REST: Duration = Duration::from_millis(100);
@@ -58,22 +62,42 @@ pub struct Order {
 /// # Errors
 /// When users would have to share a user of the database, or a task fails.
 pub async fn run(order: &Order) -> Result<(Report, Vec<Attempt>)> {
+    run_until(order, future::pending(), Trace::default()).await
+}
+
+/// The same, ended earlier if `told` to, with a trace of all that users meet.
+///
+/// # Errors
+/// See [`run`].
+pub async fn run_until(
+    order: &Order,
+    told: impl Future<Output = ()> + Send + 'static,
+    trace: Trace,
+) -> Result<(Report, Vec<Attempt>)> {
     let Crowd { clients, users, .. } = order.crowd;
     ensure!(!order.front_ends.is_empty(), "there is no front end");
     ensure!(i64::from(clients) <= users, "{clients} clients need as many users in the database, there are {users}");
-    let (tally, table) = (Arc::new(Tally::begin()), order.mix.table());
-    let end = Instant::now() + order.length;
+    let (tally, table, trace) = (Arc::new(Tally::begin()), order.mix.table(), Arc::new(trace));
+    let (begun, (end, ended)) = (Instant::now(), watch::channel(false));
+    let length = order.length;
+    let ending = tokio::spawn(async move {
+        let _ = tokio::time::timeout(length, told).await;
+        let _ = end.send(true);
+        begun.elapsed()
+    });
     let clients = (0..clients).map(|number| {
+        let front_end = number as usize % order.front_ends.len();
         let client = Client {
             user: User::new(order.crowd, number, table.clone()),
             number,
             asked: 0,
-            front_end: order.front_ends[number as usize % order.front_ends.len()],
+            front_end: (front_end, order.front_ends[front_end]),
             slow_down: order.slow_down,
             tally: Arc::clone(&tally),
+            trace: Arc::clone(&trace),
             attempts: Vec::new(),
         };
-        tokio::spawn(client.run(end))
+        tokio::spawn(client.run(ended.clone()))
     });
     let clients: Vec<_> = clients.collect();
     let mut attempts = Vec::new();
@@ -81,16 +105,18 @@ pub async fn run(order: &Order) -> Result<(Report, Vec<Attempt>)> {
         attempts.extend(client.await?);
     }
     let tally = Arc::into_inner(tally).expect("all clients have ended");
-    Ok((tally.report(order.crowd.clients, order.length), attempts))
+    Ok((tally.report(order.crowd.clients, ending.await?), attempts))
 }
 
 struct Client {
     user: User,
     number: u32,
     asked: u64,
-    front_end: SocketAddr,
+    /// Its number, and where it is.
+    front_end: (usize, SocketAddr),
     slow_down: f64,
     tally: Arc<Tally>,
+    trace: Arc<Trace>,
     attempts: Vec<Attempt>,
 }
 
@@ -105,13 +131,12 @@ enum Outcome {
 }
 
 impl Client {
-    async fn run(mut self, end: Instant) -> Vec<Attempt> {
+    async fn run(mut self, mut ended: watch::Receiver<bool>) -> Vec<Attempt> {
         let mut connection = None;
-        while Instant::now() < end {
-            let think = self.user.think(self.slow_down);
-            tokio::time::sleep(think.min(end.saturating_duration_since(Instant::now()))).await;
-            if Instant::now() >= end {
-                break;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(self.user.think(self.slow_down)) => {}
+                _ = ended.wait_for(|ended| *ended) => break,
             }
             match self.user.ask() {
                 None => self.hang_up(connection.take()),
@@ -124,63 +149,85 @@ impl Client {
 
     fn hang_up(&self, connection: Option<Connection>) {
         if connection.is_some() {
-            self.tally.closed();
+            self.closed();
         }
+    }
+
+    fn closed(&self) {
+        self.tally.closed();
+        self.met(Met::Closed { at_ns: now_ns() });
+    }
+
+    fn met(&self, met: Met) {
+        self.trace.note(&Line { client: self.number, front_end: self.front_end.0, met });
+    }
+
+    /// A connection, if one can be made.
+    async fn connect(&self) -> io::Result<Connection> {
+        let connection = http::connect_within(self.front_end.1, REPLY_BOUND).await?;
+        self.tally.opened();
+        self.met(Met::Connected { at_ns: now_ns() });
+        Ok(connection)
     }
 
     /// One request; returns the connection if it is still good.
     async fn carry_out(&mut self, connection: Option<Connection>, asked: &Asked) -> Option<Connection> {
         self.tally.asked();
-        let mut connection = match connection {
-            Some(connection) => connection,
-            None => match http::connect(self.front_end).await {
-                Ok(connection) => {
-                    self.tally.opened();
-                    connection
-                }
-                Err(why) => {
-                    self.tally.failed(format!("client {}: no connection: {why}", self.number));
-                    self.note(asked, Told::Nothing);
-                    tokio::time::sleep(CONNECT_REST).await;
-                    return None;
-                }
-            },
+        let made = match connection {
+            Some(connection) => Ok(connection),
+            None => self.connect().await,
         };
-        let began = Instant::now();
+        let mut connection = match made {
+            Ok(connection) => connection,
+            Err(why) => {
+                self.fail(asked, now_ns(), Failure::Refused, format!("no connection: {why}"));
+                tokio::time::sleep(CONNECT_REST).await;
+                return None;
+            }
+        };
+        let (began, asked_ns) = (Instant::now(), now_ns());
         let outcome = tokio::time::timeout(REPLY_BOUND, self.exchange(&mut connection, asked)).await;
         match outcome.unwrap_or_else(|_| Err(io::Error::other("no reply in time"))) {
-            Ok(Outcome::Page(page)) => {
+            Ok((Outcome::Page(page), first_ns)) => {
                 self.tally.replied(began.elapsed());
+                self.met(Met::Answered { asked_ns, first_ns, whole_ns: now_ns() });
                 self.note(asked, told(&page));
                 self.user.see(&page);
             }
-            Ok(Outcome::Unclear(why)) => {
-                self.tally.failed(format!("client {}: {asked:?}: {why}", self.number));
-                self.note(asked, Told::Nothing);
-            }
-            Ok(Outcome::Mismatch(why)) => {
-                self.tally.mismatched(format!("client {}: {asked:?}: {why}", self.number));
-                self.note(asked, Told::Nothing);
-            }
+            Ok((Outcome::Unclear(why), _)) => self.fail(asked, asked_ns, Failure::Unclear, why),
+            Ok((Outcome::Mismatch(why), _)) => self.fail(asked, asked_ns, Failure::Mismatched, why),
             Err(why) => {
-                self.tally.failed(format!("client {}: {asked:?}: {why}", self.number));
-                self.note(asked, Told::Nothing);
-                self.tally.closed();
+                self.fail(asked, asked_ns, Failure::Broken, why.to_string());
+                self.closed();
                 return None;
             }
         }
         Some(connection)
     }
 
-    async fn exchange(&mut self, connection: &mut Connection, asked: &Asked) -> io::Result<Outcome> {
+    /// Returns what the reply is, and when its head was there.
+    async fn exchange(&mut self, connection: &mut Connection, asked: &Asked) -> io::Result<(Outcome, u64)> {
         self.asked += 1;
         let nonce = format!("{}-{}", self.number, self.asked);
         let (method, path, body) = asked.request();
         let request = Request::builder().method(method).uri(path).header(header::HOST, "auction").header(NONCE, &nonce);
         let request = request.body(Full::from(body)).expect("only well-formed header values are set");
         connection.ready().await.map_err(io::Error::other)?;
-        let reply = http::ask(connection, request).await?;
-        Ok(judge(asked, &nonce, reply.head.status.as_u16(), &reply.body))
+        let (head, body) = connection.send_request(request).await.map_err(io::Error::other)?.into_parts();
+        let first_ns = now_ns();
+        let body = http::whole(body, REPLY_BYTES_MAX).await?;
+        Ok((judge(asked, &nonce, head.status.as_u16(), &body), first_ns))
+    }
+
+    /// Notes that a request has no reply of its own.
+    fn fail(&mut self, asked: &Asked, asked_ns: u64, failure: Failure, why: String) {
+        let words = format!("client {}: {asked:?}: {why}", self.number);
+        match failure {
+            Failure::Mismatched => self.tally.mismatched(words),
+            _ => self.tally.failed(words),
+        }
+        self.met(Met::Failed { asked_ns, at_ns: now_ns(), failure, why });
+        self.note(asked, Told::Nothing);
     }
 
     fn note(&mut self, asked: &Asked, told: Told) {

@@ -12,6 +12,7 @@
 
 use std::{
     fs::{self, File},
+    io::Write,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -69,6 +70,12 @@ impl Server {
             .output()
             .context("cannot run unshare (of util-linux)")?;
         ensure!(made.status.success(), "initdb: {}: {}", made.status, String::from_utf8_lossy(&made.stderr).trim());
+        if listen.is_some_and(|at| !at.ip().is_loopback()) {
+            // What initdb writes trusts this machine alone.
+            let trusted = cluster.join("pg_hba.conf");
+            let mut file = File::options().append(true).open(&trusted).context("pg_hba.conf")?;
+            file.write_all(b"host all all all trust\n").context("pg_hba.conf")?;
+        }
         let log = File::create(folder.join("postgresql.log")).context("a log for PostgreSQL")?;
         let child = as_other_user(&programs.join("postgres"))
             .arg("-D")

@@ -9,8 +9,8 @@
 //! after that is told to the client as unclear (503), and is in the database at most once.
 //!
 //! A front end that takes a session over finds the request in the box's log and asks under the same name. The box also
-//! says what was said, by length and checksum: where the client has a part of it already, the rest has to be of the same
-//! answer, or the session ends in a reset.
+//! says what was said, by length and checksum: where the client has a part of it already, the rest has to be of the
+//! same answer, or the session ends in a reset.
 
 mod mid_tiers;
 mod route;

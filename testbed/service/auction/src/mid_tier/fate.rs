@@ -45,7 +45,8 @@ pub enum Unknown {
 }
 
 /// Asks until it is decided. A transaction that is in progress for longer than `patience` belongs to somebody who is
-/// gone or fenced: its session is ended, which decides it. Of somebody who is known to be fenced, no patience is needed.
+/// gone or fenced: its session is ended, which decides it. Of somebody who is known to be fenced, no patience is
+/// needed.
 ///
 /// # Errors
 /// See [`Unknown`]. The request must then not be carried out again.

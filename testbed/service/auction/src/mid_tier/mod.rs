@@ -49,8 +49,8 @@ use ledger::{Answer, Entry, Ledger, NoEntry, Noted};
 /// How often a trade is begun anew after its transaction was aborted by the database.
 const ATTEMPTS_MAX: usize = 3;
 
-/// How long the box of a connection that has ended says what it said: as long as a front end, or its successor, may take
-/// to ask again over another one.
+/// How long the box of a connection that has ended says what it said: as long as a front end, or its successor, may
+/// take to ask again over another one.
 pub const KEPT_FOR: Duration = Duration::from_secs(60);
 
 /// Why a request has no answer. Whether it was carried out may be unknown, and the same mid tier may be asked again.
@@ -256,8 +256,8 @@ impl MidTier {
         }
     }
 
-    /// What was noted over one connection is asked for over another one, whose box has to know it from now on. If it has
-    /// none, the first one's still says so for [`KEPT_FOR`].
+    /// What was noted over one connection is asked for over another one, whose box has to know it from now on. If it
+    /// has none, the first one's still says so for [`KEPT_FOR`].
     fn note_again(&self, id: RequestId, answer: &Answer, exchange: Option<&Exchange>) {
         let (Some(note), Some(exchange)) = (answer.note, exchange) else { return };
         let known = Kept::from_bytes(&exchange.session_state()).and_then(|kept| kept.noted);

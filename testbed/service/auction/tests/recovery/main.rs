@@ -136,7 +136,7 @@ fn check_all(seed: u64, deaths: &[Dies]) {
     assert_eq!(report.quoted.iter().filter(not_accepted).count() as u64, report.failures, "{told}");
     // What could not even be sent is unclear for the check, and not there.
     let not_sent = report.quoted.iter().filter(|why| why.contains("no connection")).count();
-    assert!(findings.unclear as usize <= not_sent && findings.unclear_done == 0, "{told}");
+    assert!(findings.unclear <= not_sent && findings.unclear_done == 0, "{told}");
     assert!(findings.acknowledged > 0, "{told}");
 }
 

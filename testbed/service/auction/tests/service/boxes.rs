@@ -1,5 +1,5 @@
-//! What a tier makes of the boxes of a dead one: sessions are handed over as a spare does it, to a tier in this process,
-//! with a request in the log and a part of its answer said already.
+//! What a tier makes of the boxes of a dead one: sessions are handed over as a spare does it, to a tier in this
+//! process, with a request in the log and a part of its answer said already.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;

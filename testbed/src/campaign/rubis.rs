@@ -1,0 +1,138 @@
+//! A campaign against the auction: a front end, a mid tier or both break, in each way, again and again with new seeds.
+//! Its sum is what a bidder asks: was a bid lost, was one made twice, and how long did I wait?
+
+mod row;
+
+use anyhow::Result;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use serde_json::json;
+
+use super::{Runs, Summary, matrix::clap_name, runs};
+use crate::{
+    fault::Fault,
+    scenario::rubis::{CRASHES, TierFault},
+};
+use row::Row;
+
+/// What is broken, in turn.
+const FAULTS: [TierFault; 3] = [TierFault::Fe, TierFault::Mt, TierFault::FeMt];
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Campaign {
+    /// Where and how.
+    pub runs: Runs,
+    /// Runs in all, those that the file holds already included: a round of nine has every tier broken in every way.
+    pub count: usize,
+    /// Everything random follows from it.
+    pub seed: u64,
+    /// Lines of guest kernels; one is drawn for each run.
+    pub kernels: Vec<String>,
+    /// Emulated users.
+    pub clients: u32,
+    /// How long they go on, without the recovery.
+    pub seconds: f64,
+    /// They think so many times as long.
+    pub slow_down: f64,
+    /// The monitor's deadline.
+    pub deadline_ms: u64,
+}
+
+/// One run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Case {
+    fault: TierFault,
+    crash: Fault,
+    clients: u32,
+    kernel: String,
+    seed: u32,
+}
+
+impl runs::Case for Case {
+    fn name(&self) -> String {
+        let Self { fault, crash, clients, kernel, seed } = self;
+        format!("{}-{}-{clients}x-{kernel}-{seed}", clap_name(*fault), crash.name())
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let Self { fault, crash, clients, kernel, seed } = self;
+        let words = [
+            ("--fault", clap_name(*fault)),
+            ("--crash", clap_name(*crash)),
+            ("--clients", clients.to_string()),
+            ("--kernel", kernel.clone()),
+            ("--seed", seed.to_string()),
+        ];
+        let words = words.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        std::iter::once("rubis".to_owned()).chain(words).collect()
+    }
+}
+
+impl Campaign {
+    /// Round by round, each in an order of its own.
+    fn cases(&self) -> Vec<Case> {
+        let mut random = StdRng::seed_from_u64(self.seed);
+        let mut cases = Vec::new();
+        while cases.len() < self.count {
+            let all = FAULTS.iter().flat_map(|fault| CRASHES.map(|crash| (*fault, crash)));
+            let mut round: Vec<Case> = all.map(|(fault, crash)| self.case(fault, crash, &mut random)).collect();
+            round.shuffle(&mut random);
+            round.truncate(self.count - cases.len());
+            cases.append(&mut round);
+        }
+        cases
+    }
+
+    fn case(&self, fault: TierFault, crash: Fault, random: &mut StdRng) -> Case {
+        let kernel = self.kernels[random.random_range(0..self.kernels.len())].clone();
+        Case { fault, crash, clients: self.clients, kernel, seed: random.random() }
+    }
+}
+
+/// Makes the runs that are missing and returns the summary of all there are.
+///
+/// # Errors
+/// When results cannot be read or written, or a run cannot be started at all.
+pub fn crashes(order: &Campaign) -> Result<Summary<Row>> {
+    let lines = order.runs.all(&order.cases(), |case| {
+        let Campaign { seconds, slow_down, deadline_ms, .. } = order;
+        let arguments = format!("--seconds {seconds} --slow-down {slow_down} --deadline-ms {deadline_ms}");
+        Ok(runs::Equipment {
+            arguments: arguments.split(' ').map(str::to_owned).collect(),
+            noted: vec![
+                ("broken", json!(clap_name(case.fault))),
+                ("crash", json!(case.crash.name())),
+                ("line", json!(case.kernel)),
+            ],
+            held: (),
+        })
+    })?;
+    Ok(Summary::of(&lines))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, path::PathBuf};
+
+    use super::{runs::Case as _, *};
+
+    #[test]
+    fn a_round_breaks_every_tier_in_every_way_and_a_longer_campaign_begins_with_the_shorter() {
+        let campaign = |count| Campaign {
+            runs: Runs { results: PathBuf::new(), parallel: 1, through: Vec::new() },
+            count,
+            seed: 3,
+            kernels: vec!["6.1".into(), "6.12".into()],
+            clients: 200,
+            seconds: 9.0,
+            slow_down: 0.1,
+            deadline_ms: 500,
+        };
+        let cases = campaign(9).cases();
+        let what: HashSet<_> = cases.iter().map(|case| (clap_name(case.fault), case.crash.name())).collect();
+        assert_eq!((cases.len(), what.len()), (9, 9));
+        let more = campaign(200).cases();
+        assert_eq!(more[..9], cases);
+        assert_eq!(more.iter().map(Case::name).collect::<HashSet<_>>().len(), 200);
+    }
+}

@@ -1,0 +1,68 @@
+//! The auction with a front end and a mid tier in virtual machines: nothing breaks, and both break. Slow (a minute),
+//! because everything in it is real; `testbed rubis-campaign` does it again and again.
+//!
+//! The binaries must have been built (`make test` does), and `scripts/setup` have fetched PostgreSQL.
+
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    sync::{Mutex, PoisonError},
+};
+
+use serde_json::Value;
+
+/// One run at a time: two would wait for each other's processors, and waiting looks like hanging.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+/// Runs with twenty users who think a tenth of their time, and returns the result; what was left is gone afterwards.
+fn rubis(name: &str, arguments: &[&str], drawings: &[&str]) -> Value {
+    let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&out);
+    let load = ["run", "rubis", "--clients", "20", "--items", "400", "--slow-down", "0.1", "--seconds", "6"];
+    // A deadline for machines that other tests may keep busy: nothing here depends on it.
+    let deadline = ["--deadline-ms", "1000", "--out"];
+    let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
+        .args(load)
+        .args(deadline)
+        .arg(&out)
+        .args(arguments)
+        .output()
+        .expect("testbed can be started");
+    let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{log}\n{said}", output.status);
+    for drawing in drawings {
+        let text = fs::read_to_string(out.join(drawing)).unwrap_or_else(|error| panic!("{drawing}: {error}"));
+        assert!(text.ends_with("</svg>\n"), "{drawing}: {text}");
+    }
+    fs::remove_dir_all(&out).expect("the results can be removed");
+    let line = said.lines().last().unwrap_or_default();
+    let result: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line:?}: {error}"));
+    assert_eq!((&result["pass"], &result["why"]), (&Value::Bool(true), &Value::Null), "{result}");
+    assert_eq!(result["clients"]["mismatched"], 0, "{result}");
+    assert_eq!(result["clients"]["requests"], result["clients"]["replies"], "{result}");
+    assert!(result["database"]["acknowledged"].as_u64() > Some(0), "nobody traded: {result}");
+    result
+}
+
+#[test]
+fn tiers_in_virtual_machines_serve_and_are_not_taken_for_dead() {
+    let result = rubis("rubis-vm-none", &["--fault", "none"], &["timeline.svg"]);
+    assert_eq!(result["recoveries"], Value::Null, "{result}");
+}
+
+#[test]
+fn both_tiers_break_and_every_request_gets_its_own_reply_and_every_trade_is_there_once() {
+    let drawings = ["timeline.svg", "crash.svg", "recovery-fe1.svg", "recovery-mt1.svg"];
+    let result = rubis("rubis-vm-both", &["--fault", "fe+mt", "--crash", "panic", "--seed", "5"], &drawings);
+    let recoveries = result["recoveries"].as_array().expect("recoveries");
+    assert_eq!(recoveries.len(), 2, "{result}");
+    for recovery in recoveries {
+        assert!(recovery["recovered"].as_u64() > Some(0), "{result}");
+        assert_eq!(recovery["lost"], 0, "{result}");
+        for figure in ["detect_ms", "fence_ms", "extract_ms", "verdict_to_live_ms", "session_ms_max"] {
+            assert!(recovery[figure].as_f64() > Some(0.0), "{figure} was not measured: {result}");
+        }
+    }
+}
