@@ -268,8 +268,9 @@ impl Slot {
         usize::try_from(received).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Reads once from `file`: the first bytes into the front at `head_at`, the rest into the log at stream offset `from`,
-    /// of which there must be room for `room`. As with [`Slot::log_receive`], what the kernel counts as read is here.
+    /// Reads once from `file`: the first bytes into the front at `head_at`, the rest into the log at stream offset
+    /// `from`, of which there must be room for `room`. As with [`Slot::log_receive`], what the kernel counts as read
+    /// is here.
     ///
     /// # Errors
     /// Those of `readv`.

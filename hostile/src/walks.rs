@@ -1,6 +1,6 @@
 //! Walks over the memory of a recorded machine that was damaged: tasks and connections of those that were stopped, log
-//! and summary of those that panicked, what processes have of those with many kinds of them, what waits between those of
-//! machines with pipes and sockets.
+//! and summary of those that panicked, what processes have of those with many kinds of them, what waits between those
+//! of machines with pipes and sockets.
 //!
 //! An input: machine (u8), then damage: kind (u8) and operands. Kinds: 0 and 1, a pointer becomes another pointer of
 //! the machine (two u16 of [`Pointers`]); 2, a pointer becomes a number (u16, u64); 3, one byte (u16 of pointers, u8

@@ -86,8 +86,8 @@ pub struct ChannelEnd<W> {
 }
 
 impl<W: Wire> ChannelEnd<W> {
-    /// A new end in a leased slot of `owner`, of the channel called `name`: `side` is 0 here and 1 there. `words` are the
-    /// first snapshot.
+    /// A new end in a leased slot of `owner`, of the channel called `name`: `side` is 0 here and 1 there. `words` are
+    /// the first snapshot.
     ///
     /// # Errors
     /// [`ExportError::TooLong`]
@@ -245,12 +245,12 @@ impl<W: Wire> ChannelEnd<W> {
         Ok(count)
     }
 
-    /// Makes `words` the newest snapshot: all input read so far is digested, all output written so far produced. What was
-    /// held back is a part of it, and is sent afterwards. `next` says what comes.
+    /// Makes `words` the newest snapshot: all input read so far is digested, all output written so far produced. What
+    /// was held back is a part of it, and is sent afterwards. `next` says what comes.
     ///
     /// # Errors
-    /// [`EndError::Export`], [`EndError::NotReplayed`]: the newest snapshot stays what it was. [`EndError::Io`]: the export
-    /// is made, and what was held back is sent by the next call.
+    /// [`EndError::Export`], [`EndError::NotReplayed`]: the newest snapshot stays what it was. [`EndError::Io`]: the
+    /// export is made, and what was held back is sent by the next call.
     pub fn export(&mut self, words: &[u8], next: Interval) -> Result<(), EndError> {
         self.publish(words, next)?;
         self.flush()

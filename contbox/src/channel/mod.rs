@@ -22,12 +22,12 @@
 //!
 //! # What an application promises
 //!
-//! From an export on the same input gives the same output, as of any session. Where that is not so (the time, chance, an
-//! answer of somebody who keeps no log) the export before says that a non-deterministic [`Interval`] follows: output is
-//! then held back in the process, in no kernel and no box, until the next export, which holds it. Where such intervals
-//! begin must itself follow from the input: a process that goes on from an earlier export comes by there again, after it
-//! has produced again what was seen of the interval before. A process that reads
-//! from several places reads them in an order that follows from what it read, or in such an interval.
+//! From an export on the same input gives the same output, as of any session. Where that is not so (the time, chance,
+//! an answer of somebody who keeps no log) the export before says that a non-deterministic [`Interval`] follows:
+//! output is then held back in the process, in no kernel and no box, until the next export, which holds it. Where such
+//! intervals begin must itself follow from the input: a process that goes on from an earlier export comes by there
+//! again, after it has produced again what was seen of the interval before. A process that reads from several places
+//! reads them in an order that follows from what it read, or in such an interval.
 //!
 //! A process with a connection and a channel has two records and one state. It exports the connection's with the
 //! channel's two offsets inside, then the channel's: [`EndImage::at`] puts a stop between the two right.

@@ -6,9 +6,9 @@
 //!   client ◄─ answers ──    │      ◄── replies ──    │
 //!                        its box                  its box     each exports at its own moments
 //! ```
-//! The client is played: request n has a body that follows from n, as a client repeats what it sent, and what the client
-//! has of the answers is kept in a box's log ([`Outside`]), as a kernel keeps what a socket has sent. Each reply depends
-//! on all bodies before it, so that a byte that is lost or comes twice changes everything after it.
+//! The client is played: request n has a body that follows from n, as a client repeats what it sent, and what the
+//! client has of the answers is kept in a box's log ([`Outside`]), as a kernel keeps what a socket has sent. Each reply
+//! depends on all bodies before it, so that a byte that is lost or comes twice changes everything after it.
 
 mod front;
 pub mod hold;
