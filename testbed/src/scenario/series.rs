@@ -205,7 +205,8 @@ fn figure(series: &Series, points: &[Point]) -> Figure {
     Figure {
         title: format!("After a repair, useful work takes at most {worst_after:.2} of the time it takes alone"),
         subtitle: format!(
-            "Linux {kernel}, {vcpus} vCPU (emulated), {agent} in the guest; without repair watched for {watched} s: a value there is a lower \
+            "Linux {kernel}, {vcpus} vCPU (emulated), {agent} in the guest; without repair \
+             watched for {watched} s: a value there is a lower \
              bound where no piece came to its end"
         ),
         legend: vec![

@@ -23,8 +23,8 @@ const RSSUID_MAX_MIB: u64 = 24;
 /// Free pages of the guest below which memory is short: 48 MiB.
 const FREE_PAGES_MIN: u64 = 12_288;
 
-/// Memory that the useful program works on, in MiB: beside a bomb little, so that a piece is many rounds over it; beside
-/// hogs enough to be worth taking from it.
+/// Memory that the useful program works on, in MiB: beside a bomb little, so that a piece is many rounds over it;
+/// beside hogs enough to be worth taking from it.
 const BOMB_WORK_MIB: u32 = 4;
 const HOG_WORK_MIB: u32 = 32;
 
