@@ -7,7 +7,7 @@
 //! | `MAX_RSSUID_SAVEUID` | the same; the user keeps what it works with | its largest processes, until it is below |
 //!
 //! Memory of a process is what it has taken from the machine: resident pages and those that were swapped out. By the
-//! resident ones alone a hog would look the smaller the more there are of it, since each pushes the others out. The
+//! resident ones alone a hog looks the smaller the more there are of it, since each pushes the others out. The
 //! dissertation's names, which know no swap, stay. The kernel's own OOM killer adds the same two.
 //!
 //! One policy at a time, and one user: after each cure the target is looked at again. What breaks `MAX_RSS` is proven of
