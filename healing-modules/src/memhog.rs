@@ -10,8 +10,8 @@
 //! resident ones alone a hog looks the smaller the more there are of it, since each pushes the others out. The
 //! dissertation's names, which know no swap, stay. The kernel's own OOM killer adds the same two.
 //!
-//! One policy at a time, and one user: after each cure the target is looked at again. What breaks `MAX_RSS` is proven of
-//! each process by itself, so all of them end in one standstill; no more than the blast cap, and where free memory
+//! One policy at a time, and one user: after each cure the target is looked at again. What breaks `MAX_RSS` is proven
+//! of each process by itself, so all of them end in one standstill; no more than the blast cap, and where free memory
 //! excuses them no more than would bring enough of it back. A controller that starts its children anew shows as the
 //! same user being over its bound again; under `MAX_RSSUID` it dies with them.
 
