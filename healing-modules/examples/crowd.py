@@ -19,7 +19,7 @@ import sys
 from collections import defaultdict
 
 # The rows of processes, and their flags.
-PID, PARENT, UID, COMM, START_NS, DEPTH, RSS_PAGES, FLAGS = range(8)
+PID, PARENT, UID, COMM, START_NS, DEPTH, RSS_PAGES, FLAGS, SWAP_PAGES = range(9)
 KERNEL_THREAD, EXITING = 1, 2
 
 

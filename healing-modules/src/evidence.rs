@@ -24,6 +24,9 @@ pub struct Process {
     pub depth: Option<u32>,
     /// Resident pages of 4 KiB; `None` if they could not be counted.
     pub rss_pages: Option<u64>,
+    /// Pages that were swapped out; `None` if they could not be counted. Older journals have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap_pages: Option<u64>,
     /// Whether it is a thread of the kernel.
     #[serde(default, skip_serializing_if = "is_false")]
     pub is_kernel: bool,
@@ -42,6 +45,12 @@ impl Process {
     /// Whether it may be judged at all: a process of some user that has not ended, and not the first one.
     pub fn counts(&self) -> bool {
         self.pid > 1 && !self.is_kernel && !self.is_exiting && self.uid.is_some()
+    }
+
+    /// Pages that it has taken from the machine: those that are resident, and those that were swapped out to make room.
+    /// Both come back when it ends. `None` if the resident ones could not be counted.
+    pub fn taken_pages(&self) -> Option<u64> {
+        Some(self.rss_pages?.saturating_add(self.swap_pages.unwrap_or(0)))
     }
 }
 
@@ -73,12 +82,12 @@ impl Evidence {
         users
     }
 
-    /// How many resident pages each user's processes have.
+    /// How many pages each user's processes have taken, resident and swapped out.
     pub fn pages_of_users(&self) -> BTreeMap<u32, u64> {
         let mut users: BTreeMap<u32, u64> = BTreeMap::new();
         for process in self.judged() {
             let pages = users.entry(process.uid.unwrap_or_default()).or_default();
-            *pages = pages.saturating_add(process.rss_pages.unwrap_or(0));
+            *pages = pages.saturating_add(process.taken_pages().unwrap_or(0));
         }
         users
     }
@@ -97,6 +106,7 @@ pub(crate) mod tests {
             start_ns: u64::from(pid),
             depth: Some(1),
             rss_pages: Some(100),
+            swap_pages: None,
             is_kernel: false,
             is_exiting: false,
         }

@@ -7,8 +7,9 @@
 //!   module   {"answer": 7, "healthy": true}
 //!        or  {"answer": 7, "plan": {"policy": "TOO_MANY", "proof": "…", "culprits": [[4711, 8423000000], …]}}
 //! ```
-//! A process is a row of eight, since there may be tens of thousands: `[pid, parent, uid, comm, start_ns, depth,
-//! rss_pages, flags]`, `null` where it is not known, flag 1 for a thread of the kernel and 2 for one on its way out.
+//! A process is a row of nine, since there may be tens of thousands: `[pid, parent, uid, comm, start_ns, depth,
+//! rss_pages, flags, swap_pages]`, `null` where it is not known, flag 1 for a thread of the kernel and 2 for one on its
+//! way out. What is added to rows in later builds stands at their end.
 //!
 //! A module is not trusted. All that it can express is processes of the very look it was asked about, each by its id
 //! and the time of its start; what is to be done to them it cannot say, and [`Safety`] holds afterwards as it does for
@@ -133,7 +134,7 @@ pub fn introduction(said: &[u8]) -> Result<Introduction, Unanswered> {
 }
 
 #[derive(Serialize)]
-struct Row<'a>(u32, u32, Option<u32>, &'a str, u64, Option<u32>, Option<u64>, u8);
+struct Row<'a>(u32, u32, Option<u32>, &'a str, u64, Option<u32>, Option<u64>, u8, Option<u64>);
 
 #[derive(Serialize)]
 struct Look<'a> {
@@ -152,9 +153,9 @@ impl<'a> Look<'a> {
 }
 
 fn row(process: &Process) -> Row<'_> {
-    let Process { pid, parent, uid, comm, start_ns, depth, rss_pages, is_kernel, is_exiting } = process;
+    let Process { pid, parent, uid, comm, start_ns, depth, rss_pages, swap_pages, is_kernel, is_exiting } = process;
     let flags = (u8::from(*is_kernel) * KERNEL_THREAD) | (u8::from(*is_exiting) * EXITING);
-    Row(*pid, *parent, *uid, comm, *start_ns, *depth, *rss_pages, flags)
+    Row(*pid, *parent, *uid, comm, *start_ns, *depth, *rss_pages, flags, *swap_pages)
 }
 
 /// A question: the target as it is now and, for a module that goes by what changed, as it was. `bound` is how long the
@@ -268,14 +269,14 @@ mod tests {
              \"spare_comms\":[],\"blast_cap\":2000}}\n"
         );
         let kernel = Process { is_kernel: true, uid: None, depth: None, rss_pages: None, ..process(2, 0, "kthreadd") };
-        let tricky = Process { is_exiting: true, ..process(7, 1000, "a\"\n") };
+        let tricky = Process { is_exiting: true, swap_pages: Some(8), ..process(7, 1000, "a\"\n") };
         let mut now = evidence([kernel, tricky]);
         now.pages_free = Some(12);
         assert_eq!(
             text(question(7, true, Duration::from_millis(200), &now, None)),
             "{\"ask\":7,\"standstill\":true,\"bound_ms\":200,\"now\":{\"taken_ns\":5000000000,\"pages_total\":null,\
-             \"pages_free\":12,\"processes\":[[2,1,null,\"kthreadd\",2,null,null,1],\
-             [7,1,1000,\"a\\\"\\n\",7,1,100,2]]},\
+             \"pages_free\":12,\"processes\":[[2,1,null,\"kthreadd\",2,null,null,1,null],\
+             [7,1,1000,\"a\\\"\\n\",7,1,100,2,8]]},\
              \"earlier\":null}\n"
         );
     }

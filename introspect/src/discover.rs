@@ -51,6 +51,7 @@ const SYMBOLS: &[&str] = &[
     "timer_bases",
     "tk_core",
     "total_forks",
+    "total_swap_pages",
     "ucounts_hashtable",
     "vm_zone_stat",
     "vmemmap_base",

@@ -146,6 +146,7 @@ fn walks_of_damaged_machines_end_within_their_bounds_and_claim_nothing_that_cann
             assert!(details.len() < OBJECTS_MAX && users.len() < OBJECTS_MAX, "seed {seed}: more than pages hold");
             for one in &details {
                 assert!(one.rss.is_none_or(|rss| rss.pages() <= 3 * (512 << 20) / PAGE_BYTES), "seed {seed}: {one:?}");
+                assert!(one.rss.is_none_or(|rss| rss.swap_entries == 0), "seed {seed}: it has no swap: {one:?}");
                 assert!(one.namespace.is_none_or(|it| it.level <= 32), "seed {seed}: {one:?}");
                 assert!(one.depth.is_none_or(|depth| depth as usize <= details.len()), "seed {seed}: {one:?}");
                 assert!(one.cgroup.as_ref().is_none_or(|path| path.starts_with('/')), "seed {seed}: {one:?}");

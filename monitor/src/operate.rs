@@ -62,8 +62,10 @@ pub struct Place {
 pub enum Order {
     /// By process id.
     Pid,
-    /// The largest first.
+    /// Those with most resident memory first.
     Rss,
+    /// Those with most memory first, swapped out or not: what `memhog` goes by.
+    Memory,
     /// The youngest first.
     Young,
 }
@@ -164,6 +166,7 @@ impl Ps {
         match self.by {
             Order::Pid => {}
             Order::Rss => evidence.processes.sort_by_key(|process| std::cmp::Reverse(process.rss_pages)),
+            Order::Memory => evidence.processes.sort_by_key(|process| std::cmp::Reverse(process.taken_pages())),
             Order::Young => evidence.processes.sort_by_key(|process| std::cmp::Reverse(process.start_ns)),
         }
         match self.json {
@@ -196,17 +199,21 @@ impl Sensors {
 fn table(evidence: &Evidence) -> String {
     let or_unknown = |value: Option<u64>| value.map_or("?".to_owned(), |value| value.to_string());
     let mut out = format!(
-        "{:>7} {:>7} {:>6} {:>10} {:>5} {:>12}  command\n",
-        "pid", "parent", "uid", "rss KiB", "depth", "started s"
+        "{:>7} {:>7} {:>6} {:>10} {:>10} {:>5} {:>12}  command\n",
+        "pid", "parent", "uid", "rss KiB", "swap KiB", "depth", "started s"
     );
     for process in &evidence.processes {
-        let Process { pid, parent, uid, rss_pages, depth, start_ns, comm, .. } = process;
+        let Process { pid, parent, uid, rss_pages, swap_pages, depth, start_ns, comm, .. } = process;
         let (uid, depth) = (or_unknown(uid.map(u64::from)), or_unknown(depth.map(u64::from)));
-        let rss = or_unknown(rss_pages.map(|pages| pages.saturating_mul(PAGE_BYTES) >> 10));
+        let kib = |pages: &Option<u64>| or_unknown(pages.map(|pages| pages.saturating_mul(PAGE_BYTES) >> 10));
+        let (rss, swap) = (kib(rss_pages), kib(swap_pages));
         let started = *start_ns as f64 / 1e9;
         let ending = if process.is_exiting { " (ending)" } else { "" };
         let comm = comm.escape_debug();
-        let _ = writeln!(out, "{pid:>7} {parent:>7} {uid:>6} {rss:>10} {depth:>5} {started:>12.3}  {comm}{ending}");
+        let _ = writeln!(
+            out,
+            "{pid:>7} {parent:>7} {uid:>6} {rss:>10} {swap:>10} {depth:>5} {started:>12.3}  {comm}{ending}"
+        );
     }
     let (users, total) = (evidence.processes_of_users(), evidence.processes.len());
     let of_users: Vec<String> = users.iter().map(|(uid, count)| format!("{count} of user {uid}")).collect();
@@ -352,10 +359,11 @@ mod tests {
             start_ns: 1_500_000_000,
             depth: None,
             rss_pages: Some(256),
+            swap_pages: Some(3),
             is_kernel: false,
             is_exiting: true,
         };
         let text = table(&Evidence { processes: vec![process], ..Evidence::default() });
-        assert!(text.contains("   1024     ?        1.500  \\u{1b}[2Jgone (ending)"), "{text}");
+        assert!(text.contains("   1024         12     ?        1.500  \\u{1b}[2Jgone (ending)"), "{text}");
     }
 }

@@ -218,9 +218,15 @@ pub struct Memhog {
     /// How many processes take memory.
     #[arg(long, default_value_t = 4)]
     pub procs: u32,
-    /// How much each of them takes, in MiB.
-    #[arg(long, default_value_t = 40)]
+    /// How much each of them takes, in MiB. The guest has 256.
+    #[arg(long, default_value_t = 96)]
     pub mib: u32,
+    /// What the guest can swap to, in MiB; 0 for none: its OOM killer comes when its memory is full then.
+    #[arg(long, default_value_t = 512)]
+    pub swap_mib: u32,
+    /// How long memory may be short before anything is done, in milliseconds: hogs are swapped out meanwhile.
+    #[arg(long, default_value_t = drown::HOLD.as_millis() as u64)]
+    pub hold_ms: u64,
     /// Their controller makes those anew that die.
     #[arg(long)]
     pub respawn: bool,
@@ -255,11 +261,14 @@ pub struct Drowning {
 #[derive(Args)]
 pub struct RepairSeries {
     /// What drowns the guests.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "cpu,io,sleepers,respawn")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "cpu,io,sleepers,hog,respawn")]
     pub kinds: Vec<series::Kind>,
-    /// How many processes do it.
-    #[arg(long, value_delimiter = ',', default_value = "25,50,100,200")]
+    /// How many processes a bomb has.
+    #[arg(long, value_delimiter = ',', default_value = "50,100,200,400")]
     pub procs: Vec<u32>,
+    /// How many hogs there are.
+    #[arg(long, value_delimiter = ',', default_value = "8,12,16,24")]
+    pub hogs: Vec<u32>,
     /// How long a guest that is not repaired is watched, in seconds.
     #[arg(long, default_value_t = 20)]
     pub unrepaired_s: u64,

@@ -88,11 +88,12 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         Action::Run { scenario: Scenario::RescueAndReturn(arguments) } => rescue_and_return(arguments),
         Action::Run { scenario: Scenario::Forkbomb(Forkbomb { variant, procs, drowning }) } => {
-            drown(drown::Illness::ForkBomb { variant, procs }, drowning)
+            drown(drown::Illness::ForkBomb { variant, procs }, (0, drown::HOLD), drowning)
         }
         Action::Run { scenario: Scenario::RepairSeries(arguments) } => repair_series(arguments),
-        Action::Run { scenario: Scenario::Memhog(Memhog { procs, mib, respawn, drowning }) } => {
-            drown(drown::Illness::MemHog { procs, mib, respawn }, drowning)
+        Action::Run { scenario: Scenario::Memhog(Memhog { procs, mib, swap_mib, hold_ms, respawn, drowning }) } => {
+            let hog = drown::Illness::MemHog { procs, mib, respawn };
+            drown(hog, (swap_mib, Duration::from_millis(hold_ms)), drowning)
         }
         Action::Torn { kernel, paths, visits, stride, phase, narrow } => {
             let order = torn::Order { kernel, paths, visits, stride: stride as usize, phase, narrow };
@@ -125,21 +126,22 @@ fn run_hang_download(arguments: HangDownload) -> Result<ExitCode> {
 }
 
 fn repair_series(arguments: RepairSeries) -> Result<ExitCode> {
-    let RepairSeries { kinds, procs, unrepaired_s, no_agent, piece_ms, guest, out } = arguments;
+    let RepairSeries { kinds, procs, hogs, unrepaired_s, no_agent, piece_ms, guest, out } = arguments;
     let order = Order { agent: !no_agent, ..guest.order() };
     let (unrepaired_for, piece) = (Duration::from_secs(unrepaired_s), Duration::from_millis(piece_ms));
-    let series = series::Series { illnesses: kinds, procs, unrepaired_for, piece, order, out };
+    let series = series::Series { illnesses: kinds, procs, hogs, unrepaired_for, piece, order, out };
     let points = series::run(&series)?;
     println!("{}", serde_json::to_string(&points)?);
     Ok(if points.iter().all(|point| point.pass) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn drown(illness: drown::Illness, drowning: Drowning) -> Result<ExitCode> {
+/// What is done to a guest with so much swap, and how long it may be out of its bounds.
+fn drown(illness: drown::Illness, (swap_mib, hold): (u32, Duration), drowning: Drowning) -> Result<ExitCode> {
     let Drowning { hook, unrepaired_s, no_agent, own_module, piece_ms, guest, out } = drowning;
     let own_module = own_module.map(fs::canonicalize).transpose().context("the module's program")?;
-    let order = Order { rogue: true, agent: !no_agent, ..guest.order() };
+    let order = Order { rogue: true, agent: !no_agent, swap_mib, ..guest.order() };
     let (unrepaired_for, piece) = (unrepaired_s.map(Duration::from_secs), Duration::from_millis(piece_ms));
-    let run = drown::Run { illness, hook, unrepaired_for, own_module, piece, order, out };
+    let run = drown::Run { illness, hook, unrepaired_for, hold, own_module, piece, order, out };
     let (report, timeline) = drown::run(&run, Progress::begin())?;
     eprint!("{timeline}");
     println!("{}", serde_json::to_string(&report)?);

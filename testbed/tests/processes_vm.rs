@@ -21,7 +21,7 @@ use ram::Ram;
 use remote_memory::RemoteKey;
 use remote_memory::trace::Trace;
 use testbed::guest::{self, ImageSpec};
-use testbed::vm::{Vm, VmSpec};
+use testbed::vm::{SWAP_DRIVER, Vm, VmSpec};
 
 const KEY: RemoteKey = RemoteKey::new(1);
 
@@ -63,9 +63,24 @@ const TRUTH: &str = r"
 grep -H -E '^(Name|State|Pid|PPid|Uid|Threads|NSpid):' /proc/[0-9]*/status 2>/dev/null
 grep -H -E '^Max processes' /proc/[0-9]*/limits 2>/dev/null
 grep -H '' /proc/[0-9]*/cgroup 2>/dev/null
-grep -H '^Rss:' /proc/[0-9]*/smaps_rollup 2>/dev/null
+grep -H -E '^(Rss|Swap):' /proc/[0-9]*/smaps_rollup 2>/dev/null
 true
 ";
+
+/// A process of ten megabytes in a cgroup of its own, most of which the kernel is then told to swap out.
+const SWAPPED: &str = r#"
+set -e
+echo +memory >/sys/fs/cgroup/cgroup.subtree_control && mkdir /sys/fs/cgroup/swapped
+(echo 0 >/sys/fs/cgroup/swapped/cgroup.procs
+exec su u1002 -c 'x=$(head -c 10000000 /dev/zero | tr \\0 x); sleep 99997; echo $x') >/dev/null 2>&1 &
+until ps -o args | grep -q '^sleep 99997'; do sleep 0.1; done
+cd /sys/fs/cgroup/swapped
+# What is in use at the moment is left for the next try.
+until [ "$(cat memory.swap.current)" -gt 6000000 ]; do echo 2M >memory.reclaim || sleep 0.1; done 2>/dev/null
+"#;
+
+/// What the guest swaps to, in MiB.
+const SWAP_MIB: u64 = 64;
 
 /// What /proc says of one process: the lines of its files, by what they begin with.
 #[derive(Debug, Default)]
@@ -111,11 +126,17 @@ impl Guest {
     fn boot(line: &str) -> Self {
         let server = Path::new(env!("CARGO_BIN_EXE_testbed")).with_file_name("file-server");
         let image = ImageSpec::new(guest::Kernel::cached(line).unwrap()).program("file-server", &server);
-        let image = image.text("/etc/scene", SCENE).text("/etc/truth", TRUTH);
+        let image =
+            image.module(SWAP_DRIVER).text("/etc/swapped", SWAPPED).text("/etc/scene", SCENE).text("/etc/truth", TRUTH);
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guest-images");
         let mut spec = VmSpec::new("processes", &image.kernel().vmlinuz, &image.build(&folder).unwrap());
         spec.memory_mib = 512;
+        let swap = folder.join(format!("swap-{line}-{}", std::process::id()));
+        File::create(&swap).unwrap().set_len(SWAP_MIB << 20).unwrap();
+        spec.swap = Some(swap.clone());
         let mut vm = Vm::start(spec).unwrap();
+        // It is held open, and ends with the machine.
+        std::fs::remove_file(swap).unwrap();
         vm.wait_ready(BOUND).unwrap();
         let mut ram = Ram(File::open(vm.ram_path()).unwrap());
         let extents = [Extent { start: 0, len: ram.0.metadata().unwrap().len() }];
@@ -226,6 +247,8 @@ fn compare(details: &[Detail], truth: &BTreeMap<u32, Said>) {
             (None, None) => {}
             other => panic!("{other:?}: {found:?} {said:?}"),
         }
+        let swapped = said.numbers("Swap").first().map_or(0, |kib| kib / 4);
+        assert_eq!(found.rss.map_or(0, |rss| rss.swap_entries), swapped, "{found:?} {said:?}");
     }
     assert!(compared > 50, "{compared} processes were compared");
 }
@@ -251,6 +274,17 @@ fn scene_is_there(details: &[Detail]) {
     assert_eq!((levels(1), levels(2)), (2, 1));
     let grouped = details.iter().filter(|one| one.cgroup.as_deref() == Some("/hogs/of-memory"));
     assert_eq!(grouped.map(|one| one.task.comm.as_str()).collect::<Vec<_>>(), ["sleep"]);
+}
+
+/// What was swapped out is told of the process whose it is.
+fn swapped_out_pages_are_counted(guest: &mut Guest) {
+    guest.run("sh /etc/swapped");
+    let said = truth(&mut guest.vm);
+    let (details, _) = guest.details();
+    compare(&details, &said);
+    let most = details.iter().max_by_key(|one| one.rss.map(|rss| rss.swap_entries)).unwrap();
+    let swapped = most.rss.map_or(0, |rss| rss.swap_entries);
+    assert!(most.task.uid == Some(1002) && swapped > 1000, "{most:?}");
 }
 
 /// The kernel's own count of each user's processes is that of the tasks found.
@@ -397,6 +431,7 @@ fn check(line: &str) {
     assert!([0, usize::from(guest.kernel.paging_levels())].contains(&more), "{rounds_of_few}, then {rounds_of_many}");
     guest.sleepers(MANY / 2, FEW + MANY + MANY / 2);
     assert_eq!(guest.details().1, rounds_of_many);
+    swapped_out_pages_are_counted(&mut guest);
 }
 
 /// 6.1 always; the other lines where `scripts/setup --all` has fetched them.

@@ -63,6 +63,7 @@ fn processes(details: &[Detail]) -> Vec<Process> {
     let group = |threads: &[&Detail]| Process {
         is_exiting: threads.iter().all(|thread| thread.task.is_exiting()),
         rss_pages: threads.iter().filter_map(|thread| Some(thread.rss.as_ref()?.pages())).max(),
+        swap_pages: threads.iter().filter_map(|thread| Some(thread.rss.as_ref()?.swap_entries)).max(),
         ..process(threads[0])
     };
     threads.chunk_by(|one, next| one.task.tgid == next.task.tgid).map(group).collect()
@@ -78,6 +79,7 @@ fn process(detail: &Detail) -> Process {
         start_ns: task.start_time_ns,
         depth: detail.depth,
         rss_pages: detail.rss.as_ref().map(|rss| rss.pages()),
+        swap_pages: detail.rss.as_ref().map(|rss| rss.swap_entries),
         is_kernel: task.is_kernel_thread(),
         is_exiting: task.is_exiting(),
     }

@@ -71,6 +71,7 @@ fn process(pid: u32) -> Process {
         start_ns: 1_000_000 * u64::from(pid),
         depth: Some(2),
         rss_pages: Some(1234),
+        swap_pages: Some(5),
         is_kernel: false,
         is_exiting: false,
     }

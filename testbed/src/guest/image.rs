@@ -25,7 +25,7 @@ const KEPT: usize = 12;
 /// turn.
 const IN_USE: Duration = Duration::from_secs(3600);
 
-/// Drivers every guest has: disks are not needed, the network, the serial ports and shared folders are.
+/// Drivers every guest has: the network, the serial ports and shared folders. A disk has only one that swaps.
 const MODULES: [&str; 5] = ["virtio_pci", "virtio_net", "virtio_console", "9pnet_virtio", "9p"];
 
 /// Where the kernel or init mounts something.

@@ -5,6 +5,7 @@
 #
 # Kernel parameters (separated by commas):
 #   backdoors.hostname=NAME     backdoors.addresses=10.0.0.2/24,fd00::2/64     backdoors.shares=TAG:/path
+#   backdoors.swap=/dev/vda, which is all swapped to
 #
 # Control protocol. In: "ID COMMAND" on a line; COMMAND is a shell line, run to its end before the next one.
 # Out: "ready", and for each command "ID STATUS BYTES" on a line followed by BYTES of output.
@@ -48,6 +49,10 @@ for share in $(parameter shares); do
     mkdir -p "${share#*:}"
     mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none "${share%%:*}" "${share#*:}" \
         || say "cannot mount the share $share"
+done
+
+for disk in $(parameter swap); do
+    { mkswap "$disk" && swapon "$disk"; } >/dev/null || say "cannot swap to $disk"
 done
 
 # A service that ends is started again after a second, as any service manager would.

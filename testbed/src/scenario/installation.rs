@@ -31,11 +31,14 @@ use crate::{
     topology::{
         GUEST, PREFIX_V4, PREFIX_V6, Place, SECOND_SPARE, SERVICE, SPARE, Topology, Wire, service_v4, service_v6,
     },
-    vm::{Share, Tap, Vm, VmSpec},
+    vm::{SWAP_DRIVER, Share, Tap, Vm, VmSpec},
 };
 
 /// Name of the guest's tap device in the hypervisor's namespace.
 pub(super) const TAP: &str = "tap-guest";
+
+/// What the guest swaps to, in the installation's folder.
+const SWAP_FILE: &str = "swap";
 
 /// Generous: an emulated guest on a machine that also compiles.
 pub(super) const BOOT_BOUND: Duration = Duration::from_secs(180);
@@ -61,6 +64,8 @@ pub struct Order {
     pub rogue: bool,
     /// Whether target-agent and a service run in the guest; without them nothing of ours is in it.
     pub agent: bool,
+    /// Swap of the guest, in MiB; 0 for none. It lies in memory of the host, and is gone with the installation.
+    pub swap_mib: u32,
     /// Where the spare dies, if it does, and the seed of the moment; there is a second one then.
     pub spare_dies: Option<(Stage, u64)>,
     /// Continuation Boxes in the guest's pool.
@@ -86,6 +91,7 @@ impl Order {
             lockup_module: false,
             rogue: false,
             agent: true,
+            swap_mib: 0,
             pool_slots: POOL_SLOTS,
             connections_max: None,
             wire: Wire::Good,
@@ -387,7 +393,7 @@ impl Installation {
     /// When `out` cannot be written.
     pub fn save_logs(&mut self, out: &Path) -> Result<()> {
         for entry in fs::read_dir(&self.folder)?.flatten() {
-            if entry.file_type()?.is_file() {
+            if entry.file_type()?.is_file() && entry.file_name() != SWAP_FILE {
                 fs::copy(entry.path(), out.join(entry.file_name())).context("copying a log")?;
             }
         }
@@ -448,6 +454,9 @@ fn image(kernel: &Kernel, order: &Order) -> Result<PathBuf> {
     if order.rogue {
         image = image.program("rogue", &program("rogue")?);
     }
+    if order.swap_mib > 0 {
+        image = image.module(SWAP_DRIVER);
+    }
     if order.lockup_module {
         image = image.extra_module(&fault::build_lockup_module(kernel)?);
     }
@@ -491,8 +500,20 @@ fn boot(
         at_boot: false,
         writable: true,
     }];
+    spec.swap = swap_file(order.swap_mib, folder)?;
     change(&mut spec, folder)?;
     Vm::start(spec)
+}
+
+/// What a guest swaps to: only what it writes there takes room.
+fn swap_file(mib: u32, folder: &Path) -> Result<Option<PathBuf>> {
+    if mib == 0 {
+        return Ok(None);
+    }
+    let path = folder.join(SWAP_FILE);
+    let file = fs::File::create(&path).and_then(|file| file.set_len(u64::from(mib) << 20));
+    file.with_context(|| format!("cannot make the guest's swap {}", path.display()))?;
+    Ok(Some(path))
 }
 
 /// Asks the spare to get ready, as the monitor does; false while it is not. Call it in the monitor's place.

@@ -19,8 +19,10 @@ use crate::plot::{ALARM, Axis, Figure, INK, Line, PALETTE, Panel, Scale};
 pub struct Series {
     /// What drowns the guest, one panel each.
     pub illnesses: Vec<Kind>,
-    /// Numbers of processes.
+    /// Numbers of processes of a bomb.
     pub procs: Vec<u32>,
+    /// Numbers of hogs.
+    pub hogs: Vec<u32>,
     /// How long a guest that is not repaired is watched.
     pub unrepaired_for: Duration,
     /// How long a piece of useful work takes alone.
@@ -50,7 +52,7 @@ pub enum Kind {
 impl Kind {
     fn of(self, procs: u32) -> Illness {
         let bomb = |variant| Illness::ForkBomb { variant, procs };
-        let hog = |respawn| Illness::MemHog { procs, mib: (HOGS_MIB / procs.max(1)).max(1), respawn };
+        let hog = |respawn| Illness::MemHog { procs, mib: HOG_MIB, respawn };
         match self {
             Self::Cpu => bomb(Variant::Cpu),
             Self::Io => bomb(Variant::Io),
@@ -60,19 +62,31 @@ impl Kind {
         }
     }
 
+    fn is_hog(self) -> bool {
+        matches!(self, Self::Hog | Self::Respawn)
+    }
+
+    /// What its guests can swap to, in MiB.
+    fn swap_mib(self) -> u32 {
+        if self.is_hog() { SWAP_MIB } else { 0 }
+    }
+
     fn title(self) -> &'static str {
         match self {
             Self::Cpu => "A bomb that computes",
             Self::Io => "A bomb that writes files",
             Self::Sleepers => "A bomb that sleeps",
-            Self::Hog => "Together they take 180 of 256 MiB",
+            Self::Hog => "Hogs of 32 MiB each; the guest has 256",
             Self::Respawn => "The same, made anew when they end",
         }
     }
 }
 
-/// What the processes of a hog take together, in MiB: nearly all that a guest has free.
-const HOGS_MIB: u32 = 180;
+/// What each hog takes, in MiB. Six of them are more than a guest has free.
+const HOG_MIB: u32 = 32;
+
+/// What their guests can swap to, in MiB.
+const SWAP_MIB: u32 = 1024;
 
 /// One point.
 #[derive(Clone, Debug, Serialize)]
@@ -102,15 +116,16 @@ pub fn run(series: &Series) -> Result<Vec<Point>> {
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let mut points = Vec::new();
     for kind in &series.illnesses {
-        for procs in &series.procs {
+        for procs in series.numbers(*kind) {
             for repaired in [true, false] {
-                let order = Order { rogue: true, ..series.order.clone() };
+                let order = Order { rogue: true, swap_mib: kind.swap_mib(), ..series.order.clone() };
                 let unrepaired_for = (!repaired).then_some(series.unrepaired_for);
                 let (illness, piece) = (kind.of(*procs), series.piece);
                 let point = drown::Run {
                     illness,
                     hook: drown::Hook::Raw,
                     unrepaired_for,
+                    hold: drown::HOLD,
                     own_module: None,
                     piece,
                     order,
@@ -124,6 +139,13 @@ pub fn run(series: &Series) -> Result<Vec<Point>> {
         }
     }
     Ok(points)
+}
+
+impl Series {
+    /// The numbers of processes of a kind.
+    fn numbers(&self, kind: Kind) -> &[u32] {
+        if kind.is_hog() { &self.hogs } else { &self.procs }
+    }
 }
 
 fn point(kind: Kind, procs: u32, repaired: bool, watched: Duration, report: &Report) -> Point {
@@ -157,13 +179,13 @@ fn figure(series: &Series, points: &[Point]) -> Figure {
     let ratio = |point: &Point| point.piece_ms / point.alone_ms;
     let most = points.iter().map(ratio).fold(1.0, f64::max);
     let worst_after = points.iter().filter(|point| point.repaired).map(ratio).fold(0.0, f64::max);
-    let procs = || points.iter().map(|point| f64::from(point.procs));
     let panel = |kind: &Kind| {
         let of = |repaired: bool| -> Vec<(f64, f64)> {
             let those = points.iter().filter(|point| point.kind == *kind && point.repaired == repaired);
             those.map(|point| (f64::from(point.procs), ratio(point))).collect()
         };
         let line = |colour, points| Line { colour, dotted: true, points };
+        let procs = || series.numbers(*kind).iter().map(|procs| f64::from(*procs));
         let ideal = procs().map(|procs| (procs, 1.0)).collect();
         Panel {
             title: kind.title().to_owned(),
@@ -177,12 +199,14 @@ fn figure(series: &Series, points: &[Point]) -> Figure {
             marks: Vec::new(),
         }
     };
-    let Order { kernel, vcpus, .. } = &series.order;
+    let Order { kernel, vcpus, agent, .. } = &series.order;
+    let agent = if *agent { "an agent" } else { "nothing of ours" };
     let watched = series.unrepaired_for.as_secs();
     Figure {
         title: format!("After a repair, useful work takes at most {worst_after:.2} of the time it takes alone"),
         subtitle: format!(
-            "Linux {kernel}, {vcpus} vCPU (emulated); without repair watched for {watched} s: a value there is a lower \
+            "Linux {kernel}, {vcpus} vCPU (emulated), {agent} in the guest; without repair \
+             watched for {watched} s: a value there is a lower \
              bound where no piece came to its end"
         ),
         legend: vec![
@@ -214,6 +238,7 @@ mod tests {
         let series = Series {
             illnesses: vec![Kind::Cpu, Kind::Hog],
             procs: vec![100],
+            hogs: vec![8, 16],
             unrepaired_for: Duration::from_secs(9),
             piece: Duration::from_millis(100),
             order: Order::new("6.1", 2, 200),

@@ -14,6 +14,12 @@ use super::NETDEV;
 const WHOLE_BUFFERS: &str = "mrg_rxbuf=off,guest_tso4=off,guest_tso6=off,guest_ufo=off,guest_ecn=off";
 use crate::guest::CONTROL_PORT;
 
+/// The guest's driver of the disk that it swaps to.
+pub const SWAP_DRIVER: &str = "virtio_blk";
+
+/// Where the guest has that disk: its only one.
+const SWAP_IN_GUEST: &str = "/dev/vda";
+
 /// Forces the accelerator: `kvm` or `tcg`.
 const ACCEL_VARIABLE: &str = "BACKDOORS_ACCEL";
 
@@ -117,6 +123,8 @@ pub struct VmSpec {
     pub addresses: Vec<String>,
     /// Shared folders.
     pub shares: Vec<Share>,
+    /// A file that the guest swaps to, all of it. Its image needs the module [`SWAP_DRIVER`].
+    pub swap: Option<PathBuf>,
     /// Further kernel parameters.
     pub append: Vec<String>,
     /// Whether a reset boots it anew; otherwise QEMU ends, so that a guest that reboots by mistake is noticed.
@@ -142,6 +150,7 @@ impl VmSpec {
             mac: MAC.to_owned(),
             addresses: vec![],
             shares: vec![],
+            swap: None,
             append: vec![],
             reboots: false,
             accel: None,
@@ -218,6 +227,11 @@ pub(super) fn arguments(spec: &VmSpec, places: &Places, accel: Accel) -> Vec<Str
         add("-fsdev", format!("local,id={tag},path={on_host},security_model=none,readonly={readonly}"));
         add("-device", format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
     }
+    if let Some(file) = &spec.swap {
+        // Nobody reads it again once the machine is gone, so nothing of it has to be safe.
+        add("-drive", format!("if=none,id=swap,format=raw,cache=unsafe,file={}", file.display()));
+        add("-device", "virtio-blk-pci,drive=swap".into());
+    }
     if let Some(saved) = &spec.saved {
         add("-incoming", format!("exec:cat {}", saved.display()));
     }
@@ -242,7 +256,8 @@ fn kernel_parameters(spec: &VmSpec) -> String {
     let shares: Vec<String> = at_boot.map(|share| format!("{}:{}", share.tag, share.in_guest)).collect();
     let mut parameters =
         vec!["console=ttyS0".to_owned(), "panic=0".to_owned(), format!("backdoors.hostname={}", spec.name)];
-    for (name, values) in [("addresses", &spec.addresses), ("shares", &shares)] {
+    let swap: Vec<String> = spec.swap.iter().map(|_| SWAP_IN_GUEST.to_owned()).collect();
+    for (name, values) in [("addresses", &spec.addresses), ("shares", &shares), ("swap", &swap)] {
         if !values.is_empty() {
             parameters.push(format!("backdoors.{name}={}", values.join(",")));
         }
@@ -290,5 +305,12 @@ mod tests {
         });
         assert!(line.contains("backdoors.addresses=10.77.0.10/24,fd77::10/64 backdoors.shares=data:/srv"));
         assert!(line.contains("local,id=data,path=/a,security_model=none,readonly=on"));
+    }
+
+    #[test]
+    fn a_guest_swaps_to_a_disk_only_if_it_has_one() {
+        let with = line(|spec| spec.swap = Some("/dev/shm/swap".into()));
+        assert!(with.contains("backdoors.swap=/dev/vda") && with.contains("file=/dev/shm/swap"), "{with}");
+        assert!(!line(|_| {}).contains("swap"));
     }
 }

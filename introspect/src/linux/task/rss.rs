@@ -19,6 +19,9 @@ use crate::memory::word;
 /// `NR_MM_COUNTERS`.
 const KINDS: usize = 4;
 
+/// Place of what is swapped out among the kinds that are read.
+const SWAP: usize = 3;
+
 /// Parts of counters that are read: those of a thousand processes on 256 processors. Beyond it, sums are as far off as
 /// those of the kernel's own /proc.
 const PARTS_MAX: usize = 1 << 20;
@@ -52,7 +55,7 @@ pub(crate) struct RssLayout {
     cached: Option<Field>,
     /// Of a `percpu_counter`: its size, its word, the pointer to its parts.
     parts: Option<(usize, Field, Field)>,
-    /// Places of file, anonymous, shared, swapped.
+    /// Places of file, anonymous, shared, swapped out ([`SWAP`]).
     kinds: [usize; KINDS],
 }
 
@@ -126,7 +129,10 @@ impl Walk<'_> {
         if !parts.is_empty() {
             self.add_parts(&parts, &mut sums)?;
         }
-        Ok(self.plausible(mms, &sums, layout))
+        // Asked only where somebody claims to have something there: most machines hardly swap.
+        let claimed = sums.values().any(|sum| sum[layout.kinds[SWAP]] > 0);
+        let swap = if claimed { self.number("total_swap_pages", 0, 8)?.unwrap_or(0) } else { 0 };
+        Ok(self.plausible(mms, &sums, layout, swap))
     }
 
     /// Adds the processors' parts of the counters, which are (mm, kind, per-CPU pointer).
@@ -159,20 +165,24 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Sums as pages; nobody has more resident than there is memory. Below zero is a moment between two additions.
+    /// Sums as pages; nobody has more resident than there is memory, nor more swapped out than there is `swap`. Below
+    /// zero is a moment between two additions.
     fn plausible(
         &mut self,
         mms: &[Option<u64>],
         sums: &NumberMap<u64, [i64; KINDS]>,
         layout: &RssLayout,
+        swap: u64,
     ) -> Vec<Option<Rss>> {
         let limit = self.kernel.space.extents.iter().map(|extent| extent.len / remote_memory::PAGE_BYTES).sum();
         let mut found: NumberMap<u64, Option<Rss>> = NumberMap::default();
         for (mm, sum) in sums {
             let [file_pages, anon_pages, shmem_pages, swap_entries] = layout.kinds.map(|kind| sum[kind].max(0) as u64);
             let rss = Rss { file_pages, anon_pages, shmem_pages, swap_entries };
-            let is_plausible = [file_pages, anon_pages, shmem_pages].iter().all(|pages| *pages <= limit);
+            let is_resident = [file_pages, anon_pages, shmem_pages].iter().all(|pages| *pages <= limit);
+            let is_plausible = is_resident && swap_entries <= swap;
             if !is_plausible {
+                let limit = if is_resident { swap } else { limit };
                 self.report(*mm, "mm_struct.rss_stat", Fault::TooLong { limit });
             }
             found.insert(*mm, is_plausible.then_some(rss));

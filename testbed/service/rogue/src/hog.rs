@@ -1,4 +1,6 @@
-//! A memory hog: a controller whose children take memory, touch it all the time, and are started anew when they die.
+//! A memory hog: a controller whose children take memory, touch it again and again, and are started anew when they die.
+//!
+//! Between two rounds they rest: what suffers from them suffers for want of memory and not of a processor.
 
 use std::process::Child;
 use std::thread;
@@ -11,6 +13,9 @@ const MIB: usize = 1 << 20;
 
 /// Bytes of a page: one byte of each is touched.
 const PAGE_BYTES: usize = 4096;
+
+/// Rest after each round.
+const REST: Duration = Duration::from_millis(10);
 
 /// How often children are looked after.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -50,7 +55,7 @@ impl Hog {
     }
 }
 
-/// Takes memory a MiB at a time, and touches all of it again and again.
+/// Takes memory a MiB at a time, and touches all of it in each round.
 fn take(mib: usize) -> ! {
     let mut taken: Vec<Vec<u8>> = Vec::new();
     loop {
@@ -62,8 +67,6 @@ fn take(mib: usize) -> ! {
                 *byte = byte.wrapping_add(1);
             }
         }
-        if taken.len() >= mib {
-            thread::sleep(LOOK_EVERY);
-        }
+        thread::sleep(REST);
     }
 }

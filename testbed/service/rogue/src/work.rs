@@ -1,4 +1,4 @@
-//! A useful program: the same piece of work again and again, in a little memory.
+//! A useful program: the same piece of work again and again, over the same memory.
 
 use std::hint::black_box;
 use std::io::Write;
@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::Args;
 
-/// What it works on: enough to notice when it is not in memory.
-const BYTES: usize = 4 << 20;
+const MIB: usize = 1 << 20;
 
 #[derive(Args)]
 pub struct Work {
@@ -18,6 +17,9 @@ pub struct Work {
     /// How long a piece shall take on the machine as it is now, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     ms: u64,
+    /// Memory that it works on, in MiB. A piece goes over all of it, so that it is felt when some is swapped out.
+    #[arg(long, default_value_t = 4)]
+    mib: usize,
     /// Pieces; without end if left out.
     #[arg(long)]
     pieces: Option<u64>,
@@ -25,7 +27,7 @@ pub struct Work {
 
 impl Work {
     pub fn run(self) -> Result<()> {
-        let mut memory = vec![1u8; BYTES];
+        let mut memory = vec![1u8; self.mib * MIB];
         let rounds = self.rounds.unwrap_or_else(|| rounds_for(Duration::from_millis(self.ms), &mut memory));
         let mut out = std::io::stdout().lock();
         writeln!(out, "rounds {rounds}")?;

@@ -23,8 +23,10 @@ const RSSUID_MAX_MIB: u64 = 24;
 /// Free pages of the guest below which memory is short: 48 MiB.
 const FREE_PAGES_MIN: u64 = 12_288;
 
-/// How long that may last, in milliseconds.
-const HOLD_MS: u32 = 100;
+/// Memory that the useful program works on, in MiB: beside a bomb little, so that a piece is many rounds over it;
+/// beside hogs enough to be worth taking from it.
+const BOMB_WORK_MIB: u32 = 4;
+const HOG_WORK_MIB: u32 = 32;
 
 /// What the processes of a bomb do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -102,6 +104,14 @@ impl Illness {
         }
     }
 
+    /// Memory that the useful program works on, in MiB.
+    pub(super) fn work_mib(self) -> u32 {
+        match self {
+            Self::ForkBomb { .. } => BOMB_WORK_MIB,
+            Self::MemHog { .. } => HOG_WORK_MIB,
+        }
+    }
+
     /// The sensor that shows it: the agent's, or the kernel's own.
     pub(super) fn sensor(self, agent: bool) -> &'static str {
         match (self, agent) {
@@ -128,9 +138,9 @@ impl Illness {
             (Self::MemHog { respawn: true, .. }, _) => format!("use = \"memhog\"\nmax_rssuid_mib = {RSSUID_MAX_MIB}\n"),
             (Self::MemHog { .. }, _) => format!("use = \"memhog\"\nmax_rss_mib = {RSS_MAX_MIB}\n"),
         };
-        let (sensor, hook) = (self.sensor(agent), run.hook);
+        let (sensor, hook, hold_ms) = (self.sensor(agent), run.hook, run.hold.as_millis());
         format!(
-            "\n[[target.rule]]\nsensors = \"{sensor}\"\nlimit = {limit}\nwindow_ms = {HOLD_MS}\n\n\
+            "\n[[target.rule]]\nsensors = \"{sensor}\"\nlimit = {limit}\nwindow_ms = {hold_ms}\n\n\
              [target.repair]\nact = {act}\nhook = \"{hook}\"\nspare_uids = [0, {SPARED_USER}]\n\n\
              [[target.repair.module]]\nsensors = [\"{sensor}\"]\n{module}"
         )

@@ -37,11 +37,14 @@ use super::{
 use bystanders::{Bystanders, Spared};
 use illness::USER;
 pub use illness::{Hook, Illness, Variant};
-pub use report::Report;
 use report::judged;
+pub use report::{Memory, Report};
 
 /// From the beginning to the cure, on a machine that is busy with other things.
 const BOUND: Duration = Duration::from_secs(120);
+
+/// How long a sensor may be out of its bounds, unless something else is wanted.
+pub const HOLD: Duration = Duration::from_millis(100);
 
 /// For the guest to answer, drowned or not.
 const ANSWER_BOUND: Duration = Duration::from_secs(60);
@@ -61,6 +64,8 @@ pub struct Run {
     pub hook: Hook,
     /// Whether it is repaired; if not, it is watched for so long.
     pub unrepaired_for: Option<Duration>,
+    /// How long a sensor may be out of its bounds before anything is done.
+    pub hold: Duration,
     /// A program that treats a fork bomb in place of the monitor's module.
     pub own_module: Option<PathBuf>,
     /// How long a piece of useful work takes alone.
@@ -96,7 +101,8 @@ fn carry_out(run: &Run, installation: &mut Installation, progress: Progress) -> 
     installation.vm.run(&passwd)?;
     // What measures how long a piece takes begins when all others have.
     let bystanders = Bystanders::begin(installation)?;
-    let work = format!("(/bin/rogue work --ms {} >{WORK_LOG} 2>&1 </dev/null &)", run.piece.as_millis());
+    let (ms, mib) = (run.piece.as_millis(), run.illness.work_mib());
+    let work = format!("(/bin/rogue work --ms {ms} --mib {mib} >{WORK_LOG} 2>&1 </dev/null &)");
     installation.vm.run(&work)?;
     let alone_ms = wait_for_pieces(installation, PIECES)?;
 
@@ -123,6 +129,7 @@ fn carry_out(run: &Run, installation: &mut Installation, progress: Progress) -> 
         report.drowned_ms = all[alone_ms.len()..=drowned].to_vec();
         report.after_ms = all[drowned + 1..].to_vec();
         look_after(installation, &bystanders, &mut report)?;
+        report.memory = memory(installation);
         if !run.order.agent {
             look_at_sensors(installation, &mut report)?;
             if matches!(run.illness, Illness::ForkBomb { .. }) {
@@ -130,10 +137,10 @@ fn carry_out(run: &Run, installation: &mut Installation, progress: Progress) -> 
                 reset(installation, &mut report)?;
             }
         }
-    } else {
-        // A machine that does not answer any more has not done a piece either.
-        report.drowned_ms = pieces(installation).map(|all| all[alone_ms.len()..].to_vec()).unwrap_or_default();
-    }
+    } else if let Ok(all) = pieces(installation) {
+        report.drowned_ms = all[alone_ms.len()..].to_vec();
+        report.memory = memory(installation);
+    } // A machine that does not answer any more has not done a piece either.
     report.after_by_alone = median(&report.after_ms).zip(median(&alone_ms)).map(|(after, alone)| after / alone);
     report.alone_ms = alone_ms;
     report.pass = report.why.is_empty();
@@ -226,6 +233,11 @@ fn pieces(installation: &mut Installation) -> Result<Vec<f64>> {
     let said = installation.vm.run_within(&format!("cat {WORK_LOG}"), ANSWER_BOUND)?.text();
     let numbers = said.lines().filter(|line| !line.starts_with("rounds"));
     numbers.map(|line| line.trim().parse().with_context(|| format!("the useful program says {line:?}"))).collect()
+}
+
+/// What the guest says of its memory, if it does.
+fn memory(installation: &mut Installation) -> Option<Memory> {
+    Memory::parse(&installation.vm.run_within(Memory::ASK, ANSWER_BOUND).ok()?.text())
 }
 
 fn wait_for_pieces(installation: &mut Installation, count: usize) -> Result<Vec<f64>> {

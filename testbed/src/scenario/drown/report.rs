@@ -1,9 +1,11 @@
 //! What came of a guest that was drowned, read from the monitor's journal.
 
+use healing_modules::Culprit;
 use monitor::{
-    journal::{Event, Line, replay},
+    journal::{Event, Line, RepairLine, replay},
     repair::OrderLine,
 };
+use remote_memory::PAGE_BYTES;
 use serde::Serialize;
 
 use super::{super::incident, Hook, Illness, Run, bystanders::Spared};
@@ -28,6 +30,8 @@ pub struct Report {
     pub locked_ms: Vec<f64>,
     /// How many processes each of them marked.
     pub culprits: Vec<usize>,
+    /// How much of their memory was swapped out when they were judged, in MiB.
+    pub swapped_mib: Vec<u64>,
     /// For each that was ordered through the kill table: until it was in force, how many the guest says it ended, and
     /// how many of them were asleep.
     pub ordered: Vec<(f64, u64, u64)>,
@@ -42,6 +46,8 @@ pub struct Report {
     /// Without an agent: how long one sample of every ready-made kernel sensor takes, in microseconds, at the median.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample_us: Option<f64>,
+    /// What the guest says of its memory in the end, if it still answers.
+    pub memory: Option<Memory>,
     /// Processes of the user that are left.
     pub left: u64,
     /// How those fared who were there before.
@@ -53,8 +59,42 @@ pub struct Report {
     pub why: Vec<String>,
 }
 
+/// What a guest says of its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Swap in use, in MiB.
+    pub swapped_mib: u64,
+    /// Pages that were read back from there since it booted, in MiB.
+    pub swapped_in_mib: u64,
+    /// How often its OOM killer took somebody.
+    pub oom_kills: u64,
+}
+
+impl Memory {
+    /// Shell commands that say it, in KiB and pages.
+    pub(super) const ASK: &str = "awk '/^SwapTotal/ { t = $2 } /^SwapFree/ { print t - $2 }' /proc/meminfo; \
+                                  awk '/^pswpin / { print $2 }' /proc/vmstat; \
+                                  awk '/^oom_kill / { print $2 }' /proc/vmstat";
+
+    /// Their answer.
+    pub(super) fn parse(said: &str) -> Option<Self> {
+        let mut numbers = said.lines().map(str::parse);
+        let mut next = || numbers.next()?.ok();
+        let (kib, pages, oom_kills): (u64, u64, u64) = (next()?, next()?, next()?);
+        Some(Self { swapped_mib: kib >> 10, swapped_in_mib: (pages * PAGE_BYTES) >> 20, oom_kills })
+    }
+}
+
 fn ordered(order: &OrderLine) -> (f64, u64, u64) {
     (order.acknowledged_ns as f64 / 1e6, order.ended, order.ended_asleep)
+}
+
+/// What the culprits of a repair had swapped out, in MiB.
+fn swapped_mib(repair: &RepairLine) -> u64 {
+    let culprits = repair.plan.iter().flat_map(|plan| &plan.culprits);
+    let seen = |culprit: &Culprit| repair.evidence.processes.iter().find(|process| culprit.is(process));
+    let pages: u64 = culprits.filter_map(seen).filter_map(|process| process.swap_pages).sum();
+    (pages * PAGE_BYTES) >> 20
 }
 
 pub(super) fn judged(run: &Run, lines: &[Line], begin_ns: u64, kernel: String) -> Report {
@@ -99,15 +139,30 @@ pub(super) fn judged(run: &Run, lines: &[Line], begin_ns: u64, kernel: String) -
         usable_ms: None,
         locked_ms: repairs.iter().map(|repair| repair.locked_ns as f64 / 1e6).collect(),
         culprits: repairs.iter().map(|repair| repair.plan.as_ref().map_or(0, |plan| plan.culprits.len())).collect(),
+        swapped_mib: repairs.iter().map(|repair| swapped_mib(repair)).collect(),
         ordered: repairs.iter().filter_map(|repair| repair.order.as_ref().map(ordered)).collect(),
         alone_ms: Vec::new(),
         drowned_ms: Vec::new(),
         after_ms: Vec::new(),
         after_by_alone: None,
         sample_us: None,
+        memory: None,
         left: 0,
         spared: Spared::default(),
         kernel,
         why,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_s_words_about_its_memory_are_read_or_there_are_none() {
+        let memory = Memory { swapped_mib: 7, swapped_in_mib: 2, oom_kills: 1 };
+        assert_eq!(Memory::parse("7900\n512\n1\n"), Some(memory));
+        assert_eq!(Memory::parse("7900\n"), None);
+        assert_eq!(Memory::parse("awk: /proc/meminfo: Cannot allocate memory\n512\n1\n"), None);
     }
 }
