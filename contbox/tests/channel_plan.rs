@@ -1,5 +1,7 @@
 //! The rules by which a channel is put together again, case by case; and that no bytes make them panic.
 
+#![allow(clippy::single_range_in_vec_init, reason = "lists of one stretch are meant")]
+
 use contbox::Geometry;
 use contbox::channel::frame::encode;
 use contbox::channel::{EndImage, Identity, Loss, Plan, read_end};
