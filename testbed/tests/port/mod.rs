@@ -53,7 +53,9 @@ impl BackdoorEnd {
                         ToAgent::Registered { name: region.name }
                     }
                 };
-                channel.send(&answer).unwrap();
+                if channel.send(&answer).is_err() {
+                    break; // one of both ends has gone
+                }
             }
         });
         Self { stream, registered, thread: Some(thread) }
