@@ -5,12 +5,11 @@ mod support;
 
 use introspect::linux::channel::{self, Descriptor, Kind, Waiting};
 use introspect::{Damage, Fault, Kernel};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
-use remote_memory::image::Image;
 use remote_memory::trace::Trace;
 use remote_memory::{PAGE_BYTES, RemoteRead};
-use support::{CHANNELS, KEY, MACHINES, load, path, tasks};
+use support::{CHANNELS, KEY, MACHINES, damaged, load, path, tasks};
 
 /// Damaged copies of each machine, unless the variable says another number of all together.
 const RUNS: u64 = 400;
@@ -85,23 +84,6 @@ fn what_waits_is_what_was_written_and_not_read() {
             assert!(bytes > 1000, "{machine}: {bytes} bytes in all of {name}");
         }
     }
-}
-
-/// Damage as if other memory had been written there: another word of the machine, or anything.
-fn damaged(image: &Image, random: &mut StdRng) -> Image {
-    let pages: Vec<u64> = image.page_numbers().collect();
-    let mut damaged = image.clone();
-    let place = |random: &mut StdRng| {
-        pages[random.random_range(0..pages.len())] * PAGE_BYTES + random.random_range(0..PAGE_BYTES / 8) * 8
-    };
-    for _ in 0..random.random_range(1..2_000) {
-        let (at, other) = (place(random), place(random));
-        let mut word = [0; 8];
-        damaged.copy_out(other, &mut word).unwrap();
-        let word = if random.random_bool(0.8) { word } else { random.random() };
-        damaged.write_at(at, &word);
-    }
-    damaged
 }
 
 #[test]

@@ -9,12 +9,12 @@ use std::fs;
 use introspect::linux::task::{self, Detail};
 use introspect::linux::ucounts::{self, UserCount};
 use introspect::{Damage, Fault, Kernel};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use remote_memory::image::Image;
 use remote_memory::trace::Trace;
 use remote_memory::{PAGE_BYTES, RemoteRead};
-use support::{KEY, MACHINES, PROCESSES, load, path};
+use support::{KEY, MACHINES, PROCESSES, damaged, load, path};
 
 /// Damaged copies of each machine, unless the variable says another number of all together.
 const RUNS: u64 = 400;
@@ -111,23 +111,6 @@ fn the_kernel_s_counts_of_users_are_those_of_their_tasks() {
         }
         assert_eq!(users[0].uid, 0, "those with most processes first: {users:?}");
     }
-}
-
-/// Damage as if other memory had been written there: another word of the machine, or anything.
-fn damaged(image: &Image, random: &mut StdRng) -> Image {
-    let pages: Vec<u64> = image.page_numbers().collect();
-    let mut damaged = image.clone();
-    let place = |random: &mut StdRng| {
-        pages[random.random_range(0..pages.len())] * PAGE_BYTES + random.random_range(0..PAGE_BYTES / 8) * 8
-    };
-    for _ in 0..random.random_range(1..2_000) {
-        let (at, other) = (place(random), place(random));
-        let mut word = [0; 8];
-        damaged.copy_out(other, &mut word).unwrap();
-        let word = if random.random_bool(0.8) { word } else { random.random() };
-        damaged.write_at(at, &word);
-    }
-    damaged
 }
 
 #[test]

@@ -9,8 +9,10 @@ use introspect::Damage;
 use introspect::Kernel;
 use introspect::linux::task::{self, Task};
 use introspect::linux::tcp::{self, TcpFilter, TcpSocket};
+use rand::Rng;
+use rand::rngs::StdRng;
 use remote_memory::image::Image;
-use remote_memory::{RemoteKey, RemoteRead};
+use remote_memory::{PAGE_BYTES, RemoteKey, RemoteRead};
 
 /// The machines in `tests/images`: paging depth and kernel line differ, the software in them is the same.
 pub const MACHINES: [&str; 2] = ["linux-6.1-5level", "linux-6.12-4level"];
@@ -44,4 +46,21 @@ pub fn tasks(kernel: &Kernel, mem: &mut dyn RemoteRead) -> (Vec<Task>, Vec<Damag
 
 pub fn sockets(kernel: &Kernel, mem: &mut dyn RemoteRead) -> (Vec<TcpSocket>, Vec<Damage>) {
     tcp::walk(kernel, mem, KEY, &TcpFilter::default()).unwrap()
+}
+
+/// Damage as if other memory had been written there: another word of the machine, or anything.
+pub fn damaged(image: &Image, random: &mut StdRng) -> Image {
+    let pages: Vec<u64> = image.page_numbers().collect();
+    let mut damaged = image.clone();
+    let place = |random: &mut StdRng| {
+        pages[random.random_range(0..pages.len())] * PAGE_BYTES + random.random_range(0..PAGE_BYTES / 8) * 8
+    };
+    for _ in 0..random.random_range(1..2_000) {
+        let (at, other) = (place(random), place(random));
+        let mut word = [0; 8];
+        damaged.copy_out(other, &mut word).unwrap();
+        let word = if random.random_bool(0.8) { word } else { random.random() };
+        damaged.write_at(at, &word);
+    }
+    damaged
 }
