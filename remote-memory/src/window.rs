@@ -100,14 +100,10 @@ pub fn encode(
 ) -> Option<usize> {
     let count = u32::try_from(stretches.len()).ok()?;
     let bytes = ENTRY_BYTES.checked_mul(stretches.len() + 1)?;
-    let mut entries = out.get_mut(..bytes)?.chunks_exact_mut(ENTRY_BYTES);
-    let mut put = |low: u64, high: u32| {
-        let Some(entry) = entries.next() else { return };
-        entry[..8].copy_from_slice(&low.to_le_bytes());
-        entry[8..].copy_from_slice(&u64::from(high).to_le_bytes());
-    };
-    put(u64::from(number) << 32 | u64::from(key.raw()), count);
-    stretches.for_each(|stretch| put(stretch.addr, stretch.len));
+    let entries = out.get_mut(..bytes)?.chunks_exact_mut(ENTRY_BYTES);
+    let head = (name(key, number), u64::from(count));
+    let stretches = stretches.map(|stretch| (stretch.addr, u64::from(stretch.len)));
+    entries.zip(std::iter::once(head).chain(stretches)).for_each(|(entry, words)| put(entry, words));
     Some(bytes)
 }
 
@@ -128,12 +124,10 @@ pub fn encode_members(
     let head_bytes = ENTRY_BYTES.checked_mul(members.len() + 1)?;
     let bytes = members_bytes(members.len(), bases.len())?;
     let (head, rest) = out.get_mut(..bytes)?.split_at_mut(head_bytes);
-    let first = (u64::from(number) << 32 | u64::from(key.raw()), u64::from(kinds) << 32 | u64::from(count));
+    let first = (name(key, number), u64::from(kinds) << 32 | u64::from(count));
     let members = members.iter().map(|member| (u64::from(member.offset), u64::from(member.len)));
-    for (entry, (low, high)) in head.chunks_exact_mut(ENTRY_BYTES).zip(std::iter::once(first).chain(members)) {
-        entry[..8].copy_from_slice(&low.to_le_bytes());
-        entry[8..].copy_from_slice(&high.to_le_bytes());
-    }
+    let entries = head.chunks_exact_mut(ENTRY_BYTES).zip(std::iter::once(first).chain(members));
+    entries.for_each(|(entry, words)| put(entry, words));
     for (place, base) in rest.chunks_exact_mut(BASE_BYTES).zip(bases) {
         place.copy_from_slice(&base.to_le_bytes());
     }
@@ -170,6 +164,17 @@ pub fn decode(bytes: &[u8], pieces_max: u32) -> Option<List> {
         stretches
     };
     Some(List { key, number: (name >> 32) as u32, stretches })
+}
+
+/// The first word of a list.
+fn name(key: RemoteKey, number: u32) -> u64 {
+    u64::from(number) << 32 | u64::from(key.raw())
+}
+
+/// Fills an entry.
+fn put(entry: &mut [u8], (low, high): (u64, u64)) {
+    entry[..8].copy_from_slice(&low.to_le_bytes());
+    entry[8..].copy_from_slice(&high.to_le_bytes());
 }
 
 /// Two words of an entry.

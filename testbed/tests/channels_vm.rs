@@ -9,9 +9,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use introspect::Kernel;
 use introspect::linux::channel::{self, Descriptor, Kind, Waiting};
 use introspect::linux::task;
-use introspect::{Extent, Kernel};
 use ram::Ram;
 use relay::hold::byte_at;
 use remote_memory::RemoteKey;
@@ -56,9 +56,8 @@ impl Guest {
         spec.memory_mib = 512;
         let mut vm = Vm::start(spec).unwrap();
         vm.wait_ready(BOUND).unwrap();
-        let mut ram = Ram(File::open(vm.ram_path()).unwrap());
-        let extents = [Extent { start: 0, len: ram.0.metadata().unwrap().len() }];
-        let kernel = Kernel::discover(&mut ram, KEY, &extents).unwrap();
+        let mut ram = Ram::of(&vm);
+        let kernel = ram.kernel();
         Self { vm, ram, kernel }
     }
 

@@ -4,16 +4,15 @@
 mod ram;
 
 use std::collections::HashSet;
-use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use introspect::Kernel;
 use introspect::linux::contain::{self, Contained, Means, Request};
 use introspect::linux::kill::Edit;
 use introspect::linux::task;
-use introspect::{Extent, Kernel};
 use ram::Ram;
 use remote_memory::RemoteKey;
 use testbed::guest::{self, ImageSpec};
@@ -56,9 +55,8 @@ impl Patient {
         spec.cpus = 2;
         let mut vm = Vm::start(spec).unwrap();
         vm.wait_ready(BOUND).unwrap();
-        let mut ram = Ram(OpenOptions::new().read(true).write(true).open(vm.ram_path()).unwrap());
-        let extents = [Extent { start: 0, len: ram.0.metadata().unwrap().len() }];
-        let kernel = Kernel::discover(&mut ram, KEY, &extents).unwrap();
+        let mut ram = Ram::writable(&vm);
+        let kernel = ram.kernel();
         Self { vm, ram, kernel }
     }
 

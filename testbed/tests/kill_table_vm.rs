@@ -5,15 +5,14 @@
 mod port;
 mod ram;
 
-use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use control::agent::Registration;
+use introspect::Kernel;
 use introspect::linux::task::{self, Task};
-use introspect::{Extent, Kernel};
 use killtable::layout::{ANSWERS, ANSWERS_BYTES, ORDERS, Refusal};
 use killtable::{Answers, Mark, Order};
 use port::BackdoorEnd;
@@ -67,9 +66,8 @@ impl Patient {
         let backdoor = BackdoorEnd::of(&vm);
         let (orders, answers) = (backdoor.registration(ORDERS), backdoor.registration(ANSWERS));
         assert_eq!((orders.writable, answers.writable), (true, false));
-        let mut ram = Ram(OpenOptions::new().read(true).write(true).open(vm.ram_path()).unwrap());
-        let extents = [Extent { start: 0, len: ram.0.metadata().unwrap().len() }];
-        let kernel = Kernel::discover(&mut ram, KEY, &extents).unwrap();
+        let mut ram = Ram::writable(&vm);
+        let kernel = ram.kernel();
         for uid in [USER, SPARED, OTHER] {
             vm.run(&format!("echo 'u{uid}:x:{uid}:{uid}::/tmp:/bin/sh' >> /etc/passwd")).unwrap();
         }

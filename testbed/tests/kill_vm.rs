@@ -3,15 +3,14 @@
 
 mod ram;
 
-use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use introspect::Kernel;
 use introspect::linux::kill::{self, Edit, Fate, KillPlan};
 use introspect::linux::task::{self, Task};
-use introspect::{Extent, Kernel};
 use ram::Ram;
 use remote_memory::RemoteKey;
 use testbed::guest::{self, ImageSpec};
@@ -51,9 +50,8 @@ impl Patient {
         spec.cpus = vcpus;
         let mut vm = Vm::start(spec).unwrap();
         vm.wait_ready(BOUND).unwrap();
-        let mut ram = Ram(OpenOptions::new().read(true).write(true).open(vm.ram_path()).unwrap());
-        let extents = [Extent { start: 0, len: ram.0.metadata().unwrap().len() }];
-        let kernel = Kernel::discover(&mut ram, KEY, &extents).unwrap();
+        let mut ram = Ram::writable(&vm);
+        let kernel = ram.kernel();
         Self { vm, ram, kernel }
     }
 

@@ -7,7 +7,6 @@
 mod ram;
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -84,8 +83,8 @@ impl Guest {
         spec.reboots = true;
         let mut vm = Vm::start(spec).unwrap();
         vm.wait_ready(BOUND).unwrap();
-        let ram = Ram(File::open(vm.ram_path()).unwrap());
-        let extents = [Extent { start: 0, len: ram.0.metadata().unwrap().len() }];
+        let ram = Ram::of(&vm);
+        let extents = ram.extents();
         Self { vm, ram: Overlaid { ram, left: Image::new() }, extents }
     }
 

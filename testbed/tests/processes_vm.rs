@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use introspect::Kernel;
 use introspect::linux::contain::{self, Means, Request};
 use introspect::linux::task::{self, Detail};
 use introspect::linux::variable::{self, Place, Variable};
 use introspect::linux::{kill, ucounts};
-use introspect::{Extent, Kernel};
 use ram::Ram;
 use remote_memory::RemoteKey;
 use remote_memory::trace::Trace;
@@ -138,9 +138,8 @@ impl Guest {
         // It is held open, and ends with the machine.
         std::fs::remove_file(swap).unwrap();
         vm.wait_ready(BOUND).unwrap();
-        let mut ram = Ram(File::open(vm.ram_path()).unwrap());
-        let extents = [Extent { start: 0, len: ram.0.metadata().unwrap().len() }];
-        let kernel = Kernel::discover(&mut ram, KEY, &extents).unwrap();
+        let mut ram = Ram::of(&vm);
+        let kernel = ram.kernel();
         Self { vm, ram, kernel }
     }
 

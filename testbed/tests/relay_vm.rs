@@ -9,7 +9,6 @@
 mod port;
 mod ram;
 
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -20,9 +19,9 @@ use contbox::channel::{ChannelEnd, Descriptors, EndImage, Plan, Wire, read_end};
 use contbox::reader::parse_pool;
 use contbox::shared::Pool;
 use control::agent::Registration;
+use introspect::Kernel;
 use introspect::linux::channel::{self, Descriptor};
 use introspect::linux::task;
-use introspect::{Extent, Kernel};
 use port::BackdoorEnd;
 use ram::Ram;
 use rand::rngs::StdRng;
@@ -68,9 +67,8 @@ impl Guest {
         let mut vm = Vm::start(spec).unwrap();
         vm.wait_ready(BOUND).unwrap();
         let pool = BackdoorEnd::of(&vm).registration("cb");
-        let mut ram = Ram(File::open(vm.ram_path()).unwrap());
-        let extents = [Extent { start: 0, len: ram.0.metadata().unwrap().len() }];
-        let kernel = Kernel::discover(&mut ram, KEY, &extents).unwrap();
+        let mut ram = Ram::of(&vm);
+        let kernel = ram.kernel();
         let geometry = parse_pool(&region(&ram, &pool), pool.len).unwrap().geometry;
         Self { vm, ram, kernel, pool, geometry }
     }

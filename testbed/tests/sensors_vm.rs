@@ -5,12 +5,11 @@
 
 mod ram;
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use introspect::{Extent, Kernel};
+use introspect::Kernel;
 use monitor::detect::{Detector, Finding, Look, Observation, Plan, Quorum, Raises, Rule};
 use monitor::kernel::recipe::{READY_MADE, ready_made};
 use monitor::kernel::{KernelReader, KernelSensor, Survey, survey, survey_the_living, watched_users};
@@ -63,9 +62,8 @@ impl Watched {
         spec.reboots = true;
         let mut vm = Vm::start(spec).unwrap();
         vm.wait_ready(BOUND).unwrap();
-        let mut ram = Ram(File::open(vm.ram_path()).unwrap());
-        let extents = [Extent { start: 0, len: ram.0.metadata().unwrap().len() }];
-        let kernel = Kernel::discover(&mut ram, KEY, &extents).unwrap();
+        let mut ram = Ram::of(&vm);
+        let kernel = ram.kernel();
         let sensors: Vec<KernelSensor> = READY_MADE.iter().copied().filter_map(ready_made).collect();
         let users = watched_users(&kernel, &mut ram, KEY, None).unwrap().0;
         let survey = survey(&kernel, &mut ram, KEY, &sensors).unwrap().with_users(users);
@@ -228,7 +226,7 @@ fn its_next_life_is_told_from_this_one(guest: &mut Watched) {
     let now_ns = guest.now_ns();
     let old = guest.reader.look(&mut guest.ram, now_ns);
     println!("Linux {}: the old kernel can still be read: {}", guest.survey.release, old.is_ok());
-    let extents = [Extent { start: 0, len: guest.ram.0.metadata().unwrap().len() }];
+    let extents = guest.ram.extents();
     let sensors = [ready_made("TICKS").unwrap()];
     let (_, next) = survey_the_living(&mut guest.ram, KEY, &extents, &sensors, &|| false).unwrap();
     assert_ne!(next.identity, guest.survey.identity);

@@ -21,11 +21,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use auction::{clients::Report, database::Server};
-use contbox::{Geometry, Pool, continuation::Words, layout::SlotHead, service::BoxService};
+use contbox::{Geometry, Pool, service::BoxService};
 
 use super::{
     Effort,
-    files::least,
+    files::{exports, least},
     line::{Goal, Group, Line, Sample, Unit},
 };
 use crate::{
@@ -179,10 +179,7 @@ impl Site {
 
     /// Exports of the series' front end so far.
     fn exports(&self, series: usize) -> u64 {
-        let newest = |pool: &Arc<Pool>| -> u64 {
-            pool.slots().map(|slot| slot.load(std::mem::offset_of!(SlotHead, newest) / 8)).sum()
-        };
-        self.pools[MID_TIERS.len() + series].as_ref().map_or(0, newest)
+        self.pools[MID_TIERS.len() + series].as_ref().map_or(0, exports)
     }
 
     /// Front ends first: the mid tiers then have nobody who asks.

@@ -138,8 +138,13 @@ impl Servers {
 
     /// Exports into all boxes so far.
     fn exports(&self) -> u64 {
-        self.pool.slots().map(|slot| slot.load(std::mem::offset_of!(SlotHead, newest) / 8)).sum()
+        exports(&self.pool)
     }
+}
+
+/// Exports into all boxes of `pool` so far.
+pub(super) fn exports(pool: &Arc<Pool>) -> u64 {
+    pool.slots().map(|slot| slot.load(std::mem::offset_of!(SlotHead, newest) / 8)).sum()
 }
 
 /// The sample of a rate, whose bad end is the low one.

@@ -1,6 +1,6 @@
 //! What a campaign combines, and in which order.
 
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::{Rng, rngs::StdRng, seq::SliceRandom};
 
 use super::runs;
 use crate::{client::Kind, fault::Fault, scenario::Aim, topology::Wire};
@@ -42,20 +42,9 @@ pub struct Case {
 }
 
 impl Matrix {
-    /// The first `runs` cases of the campaign `seed`: the whole matrix, shuffled, then again with other seeds.
-    pub fn cases(&self, seed: u64, runs: usize) -> Vec<Case> {
-        let mut random = StdRng::seed_from_u64(seed);
-        let mut cases = Vec::with_capacity(runs);
-        while cases.len() < runs {
-            let mut round = self.round(&mut random);
-            if round.is_empty() {
-                break;
-            }
-            round.shuffle(&mut random);
-            round.truncate(runs - cases.len());
-            cases.append(&mut round);
-        }
-        cases
+    /// The first `count` cases of the campaign `seed`: the whole matrix, shuffled, then again with other seeds.
+    pub fn cases(&self, seed: u64, count: usize) -> Vec<Case> {
+        runs::rounds(seed, count, |random| self.round(random))
     }
 
     fn round(&self, random: &mut StdRng) -> Vec<Case> {

@@ -6,7 +6,7 @@ mod row;
 use std::fmt::Write;
 
 use anyhow::Result;
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::{Rng, rngs::StdRng};
 use serde_json::json;
 
 use super::{Runs, Summary, matrix::clap_name, runs};
@@ -96,16 +96,10 @@ impl runs::Case for Case {
 impl Campaign {
     /// Round by round, each in an order of its own.
     fn cases(&self) -> Vec<Case> {
-        let mut random = StdRng::seed_from_u64(self.seed);
-        let mut cases = Vec::new();
-        while cases.len() < self.count {
+        runs::rounds(self.seed, self.count, |random| {
             let all = ILLNESSES.iter().flat_map(|illness| [(*illness, true), (*illness, false)]);
-            let mut round: Vec<Case> = all.map(|(illness, agent)| self.case(illness, agent, &mut random)).collect();
-            round.shuffle(&mut random);
-            round.truncate(self.count - cases.len());
-            cases.append(&mut round);
-        }
-        cases
+            all.map(|(illness, agent)| self.case(illness, agent, random)).collect()
+        })
     }
 
     fn case(&self, illness: Illness, agent: bool, random: &mut StdRng) -> Case {

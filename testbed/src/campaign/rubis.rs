@@ -4,7 +4,7 @@
 mod row;
 
 use anyhow::Result;
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::{Rng, rngs::StdRng};
 use serde_json::json;
 
 use super::{Runs, Summary, matrix::clap_name, runs};
@@ -71,16 +71,10 @@ impl runs::Case for Case {
 impl Campaign {
     /// Round by round, each in an order of its own.
     fn cases(&self) -> Vec<Case> {
-        let mut random = StdRng::seed_from_u64(self.seed);
-        let mut cases = Vec::new();
-        while cases.len() < self.count {
+        runs::rounds(self.seed, self.count, |random| {
             let all = FAULTS.iter().flat_map(|fault| CRASHES.map(|crash| (*fault, crash)));
-            let mut round: Vec<Case> = all.map(|(fault, crash)| self.case(fault, crash, &mut random)).collect();
-            round.shuffle(&mut random);
-            round.truncate(self.count - cases.len());
-            cases.append(&mut round);
-        }
-        cases
+            all.map(|(fault, crash)| self.case(fault, crash, random)).collect()
+        })
     }
 
     fn case(&self, fault: TierFault, crash: Fault, random: &mut StdRng) -> Case {

@@ -17,6 +17,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
+use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde_json::{Value, json};
 
 /// A run that has not ended by then is ended and counted as failed: boot, recovery and clients have bounds of their own
@@ -30,6 +31,23 @@ pub(super) trait Case: Sync {
 
     /// The arguments of `testbed run` that repeat it, its scenario first.
     fn arguments(&self) -> Vec<String>;
+}
+
+/// The first `count` cases of the campaign `seed`: round after round, each in an order of its own, so that a longer
+/// campaign begins with the shorter one. Fewer if a round is empty.
+pub(super) fn rounds<C>(seed: u64, count: usize, round: impl Fn(&mut StdRng) -> Vec<C>) -> Vec<C> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut cases = Vec::with_capacity(count);
+    while cases.len() < count {
+        let mut round = round(&mut random);
+        if round.is_empty() {
+            break;
+        }
+        round.shuffle(&mut random);
+        round.truncate(count - cases.len());
+        cases.append(&mut round);
+    }
+    cases
 }
 
 /// Where and how they are made.

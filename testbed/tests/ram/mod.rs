@@ -1,11 +1,40 @@
 //! Guest RAM as QEMU holds it, read without a backdoor between.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
-use remote_memory::{AccessError, LinkError, Read, RemoteRead};
+use introspect::{Extent, Kernel};
+use remote_memory::{AccessError, LinkError, Read, RemoteKey, RemoteRead};
+use testbed::vm::Vm;
+
+/// Any will do.
+const KEY: RemoteKey = RemoteKey::new(1);
 
 pub struct Ram(pub File);
+
+#[allow(dead_code, reason = "each test file uses its part")]
+impl Ram {
+    /// That of `vm`.
+    pub fn of(vm: &Vm) -> Self {
+        Self(File::open(vm.ram_path()).unwrap())
+    }
+
+    /// The same, to be written to.
+    pub fn writable(vm: &Vm) -> Self {
+        Self(OpenOptions::new().read(true).write(true).open(vm.ram_path()).unwrap())
+    }
+
+    /// All of it.
+    pub fn extents(&self) -> [Extent; 1] {
+        [Extent { start: 0, len: self.0.metadata().unwrap().len() }]
+    }
+
+    /// The kernel in it.
+    pub fn kernel(&mut self) -> Kernel {
+        let extents = self.extents();
+        Kernel::discover(self, KEY, &extents).unwrap()
+    }
+}
 
 impl RemoteRead for Ram {
     fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {

@@ -1,5 +1,6 @@
 //! A tier as a process with a box service of its own, and how its sessions come to another one.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -48,11 +49,15 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// The sockets of a process whose own end or whose peer's end has this port.
+///
+/// Each one once: in our own process a copy may get the number of a connection that a client has just closed, and
+/// would be met again under it.
 pub fn sockets(pid: u32, ends: impl Fn(SocketAddr, SocketAddr) -> bool) -> Vec<OwnedFd> {
     let numbers = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let numbers = numbers.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
     let all = numbers.filter_map(|number| repair::borrow_descriptor(pid, number).ok());
-    all.filter(|fd| ends_of(fd).is_some_and(|(local, peer)| ends(local, peer))).collect()
+    let known = all.filter_map(|fd| Some((ends_of(&fd)?, fd))).filter(|((local, peer), _)| ends(*local, *peer));
+    known.collect::<BTreeMap<_, _>>().into_values().collect()
 }
 
 fn ends_of(fd: &OwnedFd) -> Option<(SocketAddr, SocketAddr)> {
@@ -140,13 +145,5 @@ fn continuation(image: &[u8], geometry: &Geometry, from: &repair::Connection) ->
     let discard = session.discard(acked + from.send_queue.len() as u64).unwrap();
     let BoxImage { local, peer, snapshot, logged, .. } = session;
     let opening = Opening { owner: 0, local, peer, base_read: copied, base_written: acked, snapshot, logged };
-    let mut socket = None;
-    eventually("the address pair is free", || {
-        socket = match repair::rebuild(from) {
-            Err(why) if why.kind() == std::io::ErrorKind::AddrNotAvailable => None,
-            rebuilt => Some(rebuilt.unwrap()),
-        };
-        socket.is_some()
-    });
-    Some(Handover { opening, discard, socket: socket.expect("waited for") })
+    Some(Handover { opening, discard, socket: repair::rebuild_when_free(from, PATIENCE) })
 }

@@ -127,16 +127,7 @@ fn continuation(image: &[u8], from: &repair::Connection) -> Handover {
     let discard = session.discard(acked + from.send_queue.len() as u64).unwrap();
     let BoxImage { local, peer, snapshot, logged, .. } = session;
     let opening = Opening { owner: 0, local, peer, base_read: copied, base_written: acked, snapshot, logged };
-    // A killed process may still be closing its sockets.
-    let mut socket = None;
-    eventually("the address pair is free", || {
-        socket = match repair::rebuild(from) {
-            Err(why) if why.kind() == std::io::ErrorKind::AddrNotAvailable => None,
-            rebuilt => Some(rebuilt.unwrap()),
-        };
-        socket.is_some()
-    });
-    Handover { opening, discard, socket: socket.expect("waited for") }
+    Handover { opening, discard, socket: repair::rebuild_when_free(from, PATIENCE) }
 }
 
 /// Fences `dead`, moves the sessions of `clients` that still live to a new machine, and lets them go on.

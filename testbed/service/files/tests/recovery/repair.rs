@@ -8,6 +8,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 const QUEUE_NONE: i32 = 0;
 const QUEUE_RECEIVE: i32 = 1;
@@ -213,6 +214,19 @@ fn fill(fd: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
         bytes = &bytes[nix::unistd::write(fd.as_fd(), piece)?..];
     }
     Ok(())
+}
+
+/// The same as soon as the address pair is free: a killed process may still be closing its sockets.
+pub fn rebuild_when_free(from: &Connection, patience: Duration) -> OwnedFd {
+    let deadline = Instant::now() + patience;
+    loop {
+        match rebuild(from) {
+            Err(why) if why.kind() == io::ErrorKind::AddrNotAvailable => {}
+            rebuilt => return rebuilt.unwrap(),
+        }
+        assert!(Instant::now() < deadline, "never: the address pair is free");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Ends the repair: the kernel probes the client's window and goes on.
