@@ -68,6 +68,9 @@ pub struct Evacuation {
     /// The part this spare takes when several share the work; all of it if absent.
     #[serde(default)]
     pub share: Option<Share>,
+    /// Where machines spoke from that were fenced a moment ago, too: no client there can answer or ever will.
+    #[serde(default)]
+    pub absent: Vec<IpAddr>,
 }
 
 /// One part of an evacuation that several spares carry out, each with another index under the same token.

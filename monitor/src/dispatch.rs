@@ -231,7 +231,8 @@ impl<D: Door, C: Clock> Watch<D, C> {
         let standby = Arc::clone(&self.tools.standby);
         let silent_ms = silent_ms(self.tools.clock.now_ns(), &patient);
         let token = patient.token.clone();
-        let evacuation = Evacuation { token, silent_ms, assignment: standby.assignment().clone(), share: None };
+        let assignment = standby.assignment().clone();
+        let evacuation = Evacuation { token, silent_ms, assignment, share: None, absent: Vec::new() };
         let (journal, partner, clock) = (self.tools.journal.clone(), self.tools.partner.clone(), Frozen::of(self));
         let holders = Mutex::new(patient.holders.clone());
         let was_held = &patient.holders;

@@ -11,14 +11,15 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use control::reinstate::{Assignment, Evacuation, GiveBack, Reply, Report, Request, Share};
 use control::{Channel, FrameError, Hello};
 
+use crate::absent::Absent;
 use crate::config::Spare;
 
 /// How long connecting and greeting may take: a spare is on the same network.
@@ -131,6 +132,10 @@ pub struct Standby {
     patience: Duration,
     is_shared: bool,
     slots: Vec<Slot>,
+    /// Who else is fenced.
+    absent: Arc<Absent>,
+    /// Where the target speaks from.
+    addresses: Vec<IpAddr>,
     /// Set while the target is fenced: there is nothing to prepare for then.
     resting: AtomicBool,
 }
@@ -167,8 +172,17 @@ impl Standby {
             patience,
             is_shared,
             slots: spares.iter().map(slot).collect(),
+            absent: Arc::default(),
+            addresses: Vec::new(),
             resting: AtomicBool::new(false),
         }
+    }
+
+    /// The same, of a target that speaks from `addresses`, among others that share `absent`: spares are told which
+    /// clients were fenced, too, and need not be waited for.
+    #[must_use]
+    pub fn among(self, absent: Arc<Absent>, addresses: Vec<IpAddr>) -> Self {
+        Self { absent, addresses, ..self }
     }
 
     /// What moves, and from where.
@@ -179,6 +193,11 @@ impl Standby {
     /// Says whether spares are to be left alone because the target is fenced.
     pub fn rest(&self, resting: bool) {
         self.resting.store(resting, Ordering::Relaxed);
+        if resting {
+            self.absent.fenced(&self.assignment.target, self.addresses.clone(), Instant::now());
+        } else {
+            self.absent.back(&self.assignment.target);
+        }
     }
 
     /// Asks every spare to get ready, unless they rest; returns what each of them said.
@@ -225,9 +244,10 @@ impl Standby {
         note: impl Fn(Progress<'_>) + Sync,
     ) -> Vec<Ordered> {
         let of = self.parts();
+        let absent = self.absent.beside(&self.assignment.target, Instant::now());
         let one = |part: u32| {
             let share = (of > 1).then_some(Share { index: part, of });
-            let order = Evacuation { share, ..evacuation.clone() };
+            let order = Evacuation { share, absent: absent.clone(), ..evacuation.clone() };
             match holders.get(&part) {
                 Some(spare) => self.order_again(part, spare, &order, &note),
                 None => self.order(part, &order, &note),

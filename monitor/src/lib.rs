@@ -17,6 +17,7 @@
 //! by a second monitor, under the same token (`tests/pipeline/succession.rs`); a fence is
 //! never released here but after a reset (`tests/pipeline/after.rs`).
 
+pub mod absent;
 pub mod after;
 pub mod clock;
 pub mod config;

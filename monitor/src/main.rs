@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use control::reinstate::Assignment;
+use monitor::absent::Absent;
 use monitor::after::Order;
 use monitor::clock::{Clock, Monotonic};
 use monitor::config::{self, Config, Target};
@@ -324,9 +325,10 @@ fn watch_all(config: &Config) -> Result<()> {
     for index in 0..config.threads {
         shares.push(Share::new(config, config.targets.len() > config.threads, index)?);
     }
+    let absent = Arc::<Absent>::default();
     for (index, target) in config.targets.iter().enumerate() {
         let metrics = metrics.of(&target.name);
-        let standby = Arc::new(standby(config, target));
+        let standby = Arc::new(standby(config, target, &absent));
         threads.push(prepare_in_background(target, &standby, &metrics, &stop)?);
         let share = &mut shares[index % config.threads];
         let door = LinkDoor::new(config, target);
@@ -372,10 +374,11 @@ fn partner(config: &Config) -> Result<Partner> {
     }
 }
 
-fn standby(config: &Config, target: &Target) -> Standby {
+fn standby(config: &Config, target: &Target, absent: &Arc<Absent>) -> Standby {
     let (name, backdoor, services) = (target.name.clone(), target.backdoor, target.services.clone());
     let assignment = Assignment { target: name, backdoor, services };
-    Standby::sharing(&config.name, assignment, &target.spares, target.evacuation_patience, target.share)
+    let spares = Standby::sharing(&config.name, assignment, &target.spares, target.evacuation_patience, target.share);
+    spares.among(Arc::clone(absent), target.speaks_from())
 }
 
 /// Ends the daemon when a thread panics: a target that nobody watches any more must not look watched.

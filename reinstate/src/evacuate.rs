@@ -25,6 +25,7 @@ use crate::{
     neighbours::Neighbours,
     netlink::Netlink,
     nudge::Nudger,
+    position::{Refused, assumed},
     probe::{Patience, Prober, Verdict},
     resume::{Ending, Orders, Resumed, Sockets, came_about, given, keepers, speak},
     routes::RaisedRoutes,
@@ -179,7 +180,8 @@ impl Prepared {
         let (patience, mut sockets) = (config.probe.patience(), Sockets::of(&connections, order));
         let (verdicts, extracted) = thread::scope(|scope| {
             let (tell, told) = mpsc::channel();
-            let asking = scope.spawn(|| (ask(prober, &connections, order, patience, again, tell), order.elapsed()));
+            let who = Asked { connections: &connections, absent: &evacuation.absent };
+            let asking = scope.spawn(|| (ask(prober, who, order, patience, again, tell), order.elapsed()));
             let building = scope.spawn(|| sockets.build(told, |number| wanted[number]));
             let extracted = source.pair(&mut survey, pool.as_ref(), silent);
             stages.end("boxes");
@@ -377,24 +379,36 @@ fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
+/// Whose clients are asked.
+struct Asked<'a> {
+    connections: &'a [Snapshot],
+    /// Where there is nobody who could answer.
+    absent: &'a [IpAddr],
+}
+
 /// Asks all clients where they stand, and tells as they answer; by their connections' numbers in the survey.
 fn ask(
     prober: &mut Prober,
-    connections: &[Snapshot],
+    Asked { connections, absent }: Asked<'_>,
     order: Instant,
     patience: Patience,
     again: impl FnMut(),
     tell: mpsc::Sender<(usize, Verdict)>,
 ) -> Vec<Verdict> {
-    let connections: Vec<&Snapshot> = connections.iter().collect();
+    let is_there = |one: &Snapshot| !absent.contains(&one.peer.ip().to_canonical());
+    let (numbers, asked): (Vec<usize>, Vec<&Snapshot>) =
+        connections.iter().enumerate().filter(|(_, one)| is_there(one)).unzip();
     // Whoever listens does so to the end.
-    let told = |number, verdict| {
-        let _ = tell.send((number, verdict));
+    let told = |place: usize, verdict| {
+        let _ = tell.send((numbers[place], verdict));
     };
-    prober.ask_telling(&connections, order, patience, again, told).unwrap_or_else(|error| {
+    let answers = prober.ask_telling(&asked, order, patience, again, told).unwrap_or_else(|error| {
         tracing::warn!(%error, "clients cannot be asked; going on with the target's numbers");
-        connections.iter().map(|values| Ok(crate::position::assumed(values))).collect()
-    })
+        asked.iter().map(|values| Ok(assumed(values))).collect()
+    });
+    let mut verdicts = vec![Err(Refused::Absent); connections.len()];
+    numbers.iter().zip(answers).for_each(|(number, answer)| verdicts[*number] = answer);
+    verdicts
 }
 
 /// Tells applications that want to know it what all boxes of the addresses in `part` said.

@@ -64,6 +64,9 @@ pub enum Refused {
     /// The client reset the connection.
     #[error("the client has reset the connection")]
     Reset,
+    /// The client's machine is fenced as the target is: nobody was asked.
+    #[error("its client's machine is fenced, too")]
+    Absent,
 }
 
 /// The start without an answer.

@@ -86,7 +86,7 @@ impl Keeper {
 
 /// Those that can go on, by what their clients say. Of a handshake that was under way a client may know nothing yet:
 /// its silence says neither that there is a connection nor that there is none, so it goes on too ([`crate::tell`]).
-/// Only the word of a client that it knows no such connection ends it without a loss.
+/// Only the word of a client that it knows no such connection, or the end of its machine, ends it without a loss.
 pub(crate) fn came_about(
     keepers: Vec<(usize, Keeper)>,
     verdicts: &[Verdict],
@@ -96,7 +96,7 @@ pub(crate) fn came_about(
     let mut came_about = Vec::with_capacity(keepers.len());
     for (number, keeper) in keepers {
         match &verdicts[number] {
-            Err(Refused::Reset) if keeper.is_calling() => {
+            Err(Refused::Reset | Refused::Absent) if keeper.is_calling() => {
                 tracing::debug!(peer = %keeper.snapshot().peer, "a client does not connect any more");
             }
             Ok(Start { proof: Proof::Kernel, .. }) if keeper.is_calling() && silent == CALLING_MAX => {
@@ -342,6 +342,7 @@ mod tests {
         assert_eq!(handshake(silent, 0), (1, vec![]));
         assert_eq!(handshake(vouched, CALLING_MAX), (CALLING_MAX + 1, vec![]));
         assert_eq!(handshake(|_| Err(Refused::Reset), 0), (0, vec![]));
+        assert_eq!(handshake(|_| Err(Refused::Absent), 0), (0, vec![]));
         assert_eq!(
             handshake(|_| Err(Refused::Beyond { beyond: 1 }), 0),
             (1, vec![]),

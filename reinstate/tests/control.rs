@@ -43,7 +43,7 @@ fn assignment() -> Assignment {
 
 fn evacuation(target: &str) -> Evacuation {
     let token = FenceToken { target: target.into(), epoch: 1, ram_key: 2, secret: 3 };
-    Evacuation { token, silent_ms: 10, assignment: assignment(), share: None }
+    Evacuation { token, silent_ms: 10, assignment: assignment(), share: None, absent: Vec::new() }
 }
 
 fn metrics(at: SocketAddr) -> String {

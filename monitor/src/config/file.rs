@@ -74,6 +74,8 @@ pub(super) struct Target {
     pub spare: Vec<Spare>,
     #[serde(default)]
     pub service: Vec<Spanned<Service>>,
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
     pub prepare_every_s: Option<Spanned<f64>>,
     pub evacuation_patience_s: Option<Spanned<f64>>,
     pub after: Option<After>,

@@ -12,7 +12,7 @@ mod kernel;
 mod repair;
 
 use std::collections::{HashMap, HashSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -172,6 +172,8 @@ pub struct Target {
     pub share: bool,
     /// What moves to the spare.
     pub services: Vec<Service>,
+    /// Where it speaks from, beside the addresses of its services.
+    pub addresses: Vec<IpAddr>,
     /// How often spares are asked to get ready.
     pub prepare_every: Duration,
     /// How long an evacuation may take until its outcome counts as unknown.
@@ -184,6 +186,14 @@ pub struct Target {
     pub agent: bool,
     /// What is read of its kernel itself.
     pub kernel_sensors: Vec<KernelSensor>,
+}
+
+impl Target {
+    /// All addresses that packets of it may come from.
+    pub fn speaks_from(&self) -> Vec<IpAddr> {
+        let services = self.services.iter().map(|service| service.address);
+        services.chain(self.addresses.iter().copied()).collect()
+    }
 }
 
 /// A node that can take sessions over.
@@ -400,6 +410,7 @@ impl Checker<'_> {
             spares: self.spares(&table.spare)?,
             share: table.share.as_ref().is_some_and(|share| *share.get_ref()),
             services: self.services(&table.service)?,
+            addresses: table.addresses.clone(),
             prepare_every: seconds(&table.prepare_every_s, "target.prepare_every_s", 10)?,
             evacuation_patience: seconds(&table.evacuation_patience_s, "target.evacuation_patience_s", 60)?,
             after: self.after(table.after.as_ref())?,

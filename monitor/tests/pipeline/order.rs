@@ -1,9 +1,11 @@
 //! What follows a verdict: fence before take-over, one spare at a time, one action per incident.
 
+use std::time::Instant;
+
 use monitor::watch::Standing;
 
 use crate::stage::Log;
-use crate::stage::{MS, Part, Play, Setting, Spare, stages};
+use crate::stage::{MS, Part, Play, Setting, Spare, configured, stages};
 
 /// A target that stops at 3 s and two spares that play their parts.
 fn play(first: Part, second: Part) -> Play {
@@ -205,4 +207,17 @@ fn the_part_of_a_spare_that_fell_silent_stays_with_it() {
     let orders = orders(&play);
     assert!(orders.iter().any(|order| order == "b: ordered part 1 of 2"), "{orders:?}");
     assert!(!orders.iter().any(|order| order == "b: ordered part 0 of 2"), "{orders:?}");
+}
+
+#[test]
+fn a_spare_is_told_which_clients_were_fenced_too_and_the_others_are_told_of_this_one() {
+    let log = Log::default();
+    let spares = vec![("a", Spare::playing("a", Part::TakesOver, &log).address)];
+    let setting = Setting { stops_ns: [3_000 * MS; 2], on_hang: "evacuate", spares, log, ..Setting::default() };
+    let mut play = Play::begin(setting);
+    play.absent.fenced("front", vec!["10.0.0.9".parse().unwrap()], Instant::now());
+    play.run_until(6_000);
+    assert_eq!(orders(&play), ["a: ordered without 10.0.0.9"]);
+    let services = configured(&Setting::default()).targets[0].speaks_from();
+    assert_eq!(play.absent.beside("front", Instant::now()), services);
 }

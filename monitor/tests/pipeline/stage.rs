@@ -12,6 +12,7 @@ use control::backdoor::{FenceState, FenceToken, LockHolder};
 use control::reinstate::{Outcome, Reply, Report, Request, Session, Stage as ReportStage};
 use control::{Channel, VERSION};
 use link::LinkFailure;
+use monitor::absent::Absent;
 use monitor::clock::Clock;
 use monitor::config::{self, Config};
 use monitor::evacuate::Standby;
@@ -278,7 +279,9 @@ impl Spare {
                             assert_eq!(order.token, token());
                             let share = order.share.map(|share| format!(" part {} of {}", share.index, share.of));
                             let share = share.unwrap_or_default();
-                            log.lock().unwrap().push(format!("{name}: ordered{share}, silent {} ms", order.silent_ms));
+                            let absent = order.absent.iter().map(|address| format!(" without {address}"));
+                            let what = share + &absent.collect::<String>();
+                            log.lock().unwrap().push(format!("{name}: ordered{what}, silent {} ms", order.silent_ms));
                             orders += 1;
                             match part {
                                 Part::LosesAnAnswer if orders == 1 => break,
@@ -329,6 +332,8 @@ pub struct Play {
     pub target: Rc<RefCell<Target>>,
     pub metrics: TargetMetrics,
     pub standby: Arc<Standby>,
+    /// Who else was fenced.
+    pub absent: Arc<Absent>,
     pub log: Log,
     journal: JournalFile,
     writer: JoinHandle<()>,
@@ -423,8 +428,9 @@ impl Play {
             backdoor: named.backdoor,
             services: named.services.clone(),
         };
-        let standby =
-            Arc::new(Standby::sharing("m", assignment, &named.spares, named.evacuation_patience, named.share));
+        let absent = Arc::<Absent>::default();
+        let standby = Standby::sharing("m", assignment, &named.spares, named.evacuation_patience, named.share);
+        let standby = Arc::new(standby.among(Arc::clone(&absent), named.speaks_from()));
         let door = Path {
             clock: clock.clone(),
             target: Rc::clone(&target),
@@ -449,7 +455,7 @@ impl Play {
             ward: setting.ward,
         };
         let watch = Watch::succeed(&config, named, tools, heritage);
-        Self { watch, clock, target, metrics, standby, log: setting.log, journal: JournalFile(file), writer }
+        Self { watch, clock, target, metrics, standby, absent, log: setting.log, journal: JournalFile(file), writer }
     }
 
     /// Steps until virtual time has reached `until_ms`.

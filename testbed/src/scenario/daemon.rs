@@ -38,6 +38,35 @@ pub fn program(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The priority of those units.
+const URGENCY: &str = "10";
+
+/// `chrt`, for what is to be scheduled as the units in `packaging/systemd` are (`CPUSchedulingPolicy=rr`).
+fn urgent() -> Command {
+    let mut command = Command::new("chrt");
+    command.arg("--rr");
+    command
+}
+
+/// Whether this machine lets a process be scheduled as those units want: root with CAP_SYS_NICE, and a control group
+/// with real-time budget.
+pub fn may_be_urgent() -> bool {
+    let tried = urgent().args([URGENCY, "true"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    tried.is_ok_and(|status| status.success())
+}
+
+/// Lets the first thread of a running process be as urgent: of QEMU that is the one which moves packets and obeys
+/// orders, and not its virtual CPUs (`emulatorsched` of libvirt).
+///
+/// # Errors
+/// If the kernel refuses; see [`may_be_urgent`].
+pub fn make_urgent(pid: u32) -> Result<()> {
+    let output =
+        urgent().args(["--pid", URGENCY, &pid.to_string()]).output().context("cannot run chrt (of util-linux)")?;
+    ensure!(output.status.success(), "chrt: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
+
 /// A running daemon; dropping it kills the process.
 #[derive(Debug)]
 pub struct Daemon {
@@ -72,9 +101,35 @@ impl Daemon {
         folder: &Path,
         level: Option<&str>,
     ) -> Result<Self> {
+        Self::launch(Command::new(program(of)?), place, name, arguments, folder, level)
+    }
+
+    /// The same, scheduled as the units in `packaging/systemd` say, if [`may_be_urgent`] says so.
+    ///
+    /// # Errors
+    /// See [`Daemon::start`].
+    pub fn start_urgent(
+        place: &Place,
+        name: &str,
+        of: &str,
+        arguments: impl IntoIterator<Item = impl Into<OsString>>,
+        folder: &Path,
+    ) -> Result<Self> {
+        let mut command = urgent();
+        command.arg(URGENCY).arg(program(of)?);
+        Self::launch(command, place, name, arguments, folder, None)
+    }
+
+    fn launch(
+        mut command: Command,
+        place: &Place,
+        name: &str,
+        arguments: impl IntoIterator<Item = impl Into<OsString>>,
+        folder: &Path,
+        level: Option<&str>,
+    ) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let file = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
-        let mut command = Command::new(program(of)?);
         command.env("NO_COLOR", "1").envs(level.map(|level| ("BACKDOORS_LOG", level)));
         command.args(arguments.into_iter().map(Into::into)).stdin(Stdio::null());
         command.stdout(file.try_clone()?).stderr(file);

@@ -1,7 +1,11 @@
 //! What the healers did, out of the monitor's journal. Its times are on the monotonic clock that all processes of this
 //! machine share, so that they can be laid beside the clients'.
 
-use std::{fs, path::Path};
+use std::{
+    fs::{self, File},
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use control::reinstate::{Outcome, Report};
@@ -37,6 +41,44 @@ pub fn read(journal: &Path) -> Result<Vec<Line>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("the journal {}", journal.display())),
     };
+    parse(&text)
+}
+
+/// A journal that is read while it grows, each line once: who waits for a recovery shares the processors with those
+/// who recover.
+#[derive(Debug)]
+pub struct Followed {
+    journal: PathBuf,
+    taken: u64,
+    lines: Vec<Line>,
+}
+
+impl Followed {
+    /// A journal, from its beginning.
+    pub fn new(journal: &Path) -> Self {
+        Self { journal: journal.to_owned(), taken: 0, lines: Vec::new() }
+    }
+
+    /// All lines so far, if there are more than before.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a whole line is none of a journal.
+    pub fn grown(&mut self) -> Result<Option<&[Line]>> {
+        let mut text = String::new();
+        let read = File::open(&self.journal).and_then(|mut file| {
+            file.seek(SeekFrom::Start(self.taken))?;
+            file.read_to_string(&mut text)
+        });
+        read.with_context(|| format!("the journal {}", self.journal.display()))?;
+        let fresh = parse(&text)?;
+        self.taken += text.rfind('\n').map_or(0, |end| end as u64 + 1);
+        let has_grown = !fresh.is_empty();
+        self.lines.extend(fresh);
+        Ok(has_grown.then_some(&self.lines))
+    }
+}
+
+fn parse(text: &str) -> Result<Vec<Line>> {
     let complete = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
     complete.lines().map(|line| serde_json::from_str(line).with_context(|| format!("journal line {line:?}"))).collect()
 }
@@ -187,6 +229,21 @@ mod tests {
             line(1061, Event::Ordered { spare: "spare".into(), silent_ms: 61 }),
             line(1067, Event::Evacuated { spare: "spare".into(), resumed: 0, lost: 0, report }),
         ]
+    }
+
+    #[test]
+    fn a_journal_that_grows_is_read_once_and_a_line_when_it_is_whole() {
+        let path = std::env::temp_dir().join(format!("followed-{}.jsonl", std::process::id()));
+        let lines: Vec<String> = journal().iter().map(|line| serde_json::to_string(line).unwrap() + "\n").collect();
+        let mut followed = Followed::new(&path);
+        assert!(followed.grown().is_err(), "there is none");
+        let (whole, half) = lines[1].split_at(20);
+        fs::write(&path, lines[0].clone() + whole).unwrap();
+        assert_eq!(followed.grown().unwrap().map(<[_]>::len), Some(1));
+        assert_eq!(followed.grown().unwrap(), None);
+        fs::write(&path, lines[0].clone() + whole + half).unwrap();
+        assert_eq!(followed.grown().unwrap(), Some(&journal()[..2]));
+        fs::remove_file(path).unwrap();
     }
 
     #[test]

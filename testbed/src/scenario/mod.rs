@@ -19,7 +19,7 @@ mod verdict;
 
 pub use aim::Aim;
 pub use configuration::BACKDOOR_CONTROL;
-pub use daemon::{Daemon, program};
+pub use daemon::{Daemon, make_urgent, may_be_urgent, program};
 pub use dying::Stage;
 pub use hang_download::Run;
 pub use installation::{Installation, Order, pool_for, save_guest};

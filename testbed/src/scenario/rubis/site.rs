@@ -27,7 +27,7 @@ use crate::{
     scenario::{
         Daemon, Progress, configuration, incident,
         installation::{ANSWER_BOUND, BOOT_BOUND, DAEMON_BOUND, configured, images, pool_for, prepare},
-        program,
+        make_urgent, may_be_urgent, program,
     },
     topology::{Place, Topology},
     vm::{Tap, Vm, VmSpec},
@@ -59,6 +59,8 @@ pub(super) struct Site {
     pub(super) kernel: String,
     /// The monitor's.
     pub(super) journal: PathBuf,
+    /// Whether the daemons run ahead of everything else.
+    pub(super) urgent: bool,
     folder: PathBuf,
 }
 
@@ -94,6 +96,7 @@ impl Site {
             topology,
             kernel: kernel.release,
             journal: folder.join("journal.jsonl"),
+            urgent: may_be_urgent(),
             folder: folder.to_owned(),
         };
         let outcome = site.start(machines, progress);
@@ -103,6 +106,9 @@ impl Site {
     fn start(&mut self, machines: &Machines, progress: Progress) -> Result<()> {
         for machine in &mut self.machines {
             machine.vm.wait_ready(BOOT_BOUND)?;
+            if self.urgent {
+                make_urgent(machine.vm.pid())?;
+            }
         }
         progress.step("the guests are up; peers and tiers start, from the database on");
         for (place, tier) in [(1, MID_TIER), (0, FRONT_END)] {
@@ -163,7 +169,13 @@ impl Site {
     }
 
     fn start_daemon(&mut self, at: &Place, name: &str, of: &str, arguments: Vec<String>) -> Result<()> {
-        self.daemons.push(Daemon::start_logging(at, name, of, arguments, &self.folder, None)?);
+        // Tiers are the user's programs, and as urgent as those of other users.
+        let daemon = if self.urgent && of != "auction" {
+            Daemon::start_urgent(at, name, of, arguments, &self.folder)
+        } else {
+            Daemon::start_logging(at, name, of, arguments, &self.folder, None)
+        };
+        self.daemons.push(daemon?);
         Ok(())
     }
 

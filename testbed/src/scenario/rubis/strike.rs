@@ -7,7 +7,6 @@
 
 use std::{
     collections::HashSet,
-    fs,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -29,7 +28,7 @@ use super::{
 };
 use crate::scenario::{
     Daemon, Progress,
-    incident::{self, Incident},
+    incident::{self, Followed, Incident},
     installation::frames_from,
 };
 
@@ -150,20 +149,17 @@ fn strike(run: &Run, machines: &Machines, site: &mut Site, progress: Progress) -
 
 /// Waits for the reports of all peers; returns what shows that a machine was not gone after its fence.
 fn await_recovery(site: &mut Site, victims: &[usize], progress: Progress) -> Result<Vec<String>> {
-    let (begun, mut seen) = (Instant::now(), 0);
+    let (begun, mut journal) = (Instant::now(), Followed::new(&site.journal));
     let mut sent_when_fenced = [None, None];
     let mut open: Vec<usize> = victims.to_vec();
     while !open.is_empty() && begun.elapsed() < RECOVERY_BOUND {
-        // What has not grown is not read again: the processors are the healers'.
-        let len = fs::metadata(&site.journal).map_or(0, |journal| journal.len());
-        if std::mem::replace(&mut seen, len) == len {
+        let Some(lines) = journal.grown()? else {
             thread::sleep(Duration::from_millis(5));
             continue;
-        }
-        let lines = incident::read(&site.journal)?;
+        };
         for place in open.clone() {
             let tier = site.machines[place].tier;
-            let incident = Incident::of(&recovery::about(&lines, tier.target));
+            let incident = Incident::of(&recovery::about(lines, tier.target));
             if incident.fence_ns.is_some() && sent_when_fenced[place].is_none() {
                 sent_when_fenced[place] = Some(frames_from(tier.tap)?);
             }

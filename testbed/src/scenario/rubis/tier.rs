@@ -151,7 +151,7 @@ impl Tier {
             spare: (self.peer, self.peer_control()),
             services: vec![(self.service().ip(), self.port)],
         };
-        watched.table("")
+        watched.table(&format!("addresses = [\"{}\"]", service_v4(self.own)))
     }
 }
 
