@@ -54,12 +54,16 @@ pub struct Followed {
 }
 
 impl Followed {
-    /// A journal, from its beginning.
-    pub fn new(journal: &Path) -> Self {
-        Self { journal: journal.to_owned(), taken: 0, lines: Vec::new() }
+    /// A journal, without what is in it already.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn from_now(journal: &Path) -> Result<Self> {
+        let about = fs::metadata(journal).with_context(|| format!("the journal {}", journal.display()))?;
+        Ok(Self { journal: journal.to_owned(), taken: about.len(), lines: Vec::new() })
     }
 
-    /// All lines so far, if there are more than before.
+    /// All lines that have come since, if there are more than before.
     ///
     /// # Errors
     /// When the file cannot be read, or a whole line is none of a journal.
@@ -235,14 +239,15 @@ mod tests {
     fn a_journal_that_grows_is_read_once_and_a_line_when_it_is_whole() {
         let path = std::env::temp_dir().join(format!("followed-{}.jsonl", std::process::id()));
         let lines: Vec<String> = journal().iter().map(|line| serde_json::to_string(line).unwrap() + "\n").collect();
-        let mut followed = Followed::new(&path);
-        assert!(followed.grown().is_err(), "there is none");
-        let (whole, half) = lines[1].split_at(20);
-        fs::write(&path, lines[0].clone() + whole).unwrap();
-        assert_eq!(followed.grown().unwrap().map(<[_]>::len), Some(1));
+        assert!(Followed::from_now(&path).is_err(), "there is none");
+        fs::write(&path, &lines[0]).unwrap();
+        let mut followed = Followed::from_now(&path).unwrap();
+        let (begun, rest) = lines[2].split_at(20);
+        fs::write(&path, lines[..2].concat() + begun).unwrap();
+        assert_eq!(followed.grown().unwrap(), Some(&journal()[1..2]));
         assert_eq!(followed.grown().unwrap(), None);
-        fs::write(&path, lines[0].clone() + whole + half).unwrap();
-        assert_eq!(followed.grown().unwrap(), Some(&journal()[..2]));
+        fs::write(&path, lines[..2].concat() + begun + rest).unwrap();
+        assert_eq!(followed.grown().unwrap(), Some(&journal()[1..3]));
         fs::remove_file(path).unwrap();
     }
 

@@ -126,6 +126,8 @@ fn strike(run: &Run, machines: &Machines, site: &mut Site, progress: Progress) -
         victims.reverse();
     }
     let apart = Duration::from_micros(random.random_range(0..APART_US));
+    // What happens from here on, and not the hundreds of lines before: the processors are the healers' now.
+    let journal = Followed::from_now(&site.journal)?;
     for (turn, place) in victims.iter().enumerate() {
         thread::sleep(if turn == 0 { Duration::ZERO } else { apart });
         let Machine { tier, vm } = &mut site.machines[*place];
@@ -134,7 +136,7 @@ fn strike(run: &Run, machines: &Machines, site: &mut Site, progress: Progress) -
         machines.crash.inject(vm)?;
     }
     if !victims.is_empty() {
-        struck.why.extend(await_recovery(site, &victims, progress)?);
+        struck.why.extend(await_recovery(site, journal, &victims, progress)?);
     }
     thread::sleep(run.length.saturating_sub(pause));
     let acted: Vec<Line> = incident::read(&site.journal)?.into_iter().filter(incident::is_act).collect();
@@ -148,8 +150,13 @@ fn strike(run: &Run, machines: &Machines, site: &mut Site, progress: Progress) -
 }
 
 /// Waits for the reports of all peers; returns what shows that a machine was not gone after its fence.
-fn await_recovery(site: &mut Site, victims: &[usize], progress: Progress) -> Result<Vec<String>> {
-    let (begun, mut journal) = (Instant::now(), Followed::new(&site.journal));
+fn await_recovery(
+    site: &mut Site,
+    mut journal: Followed,
+    victims: &[usize],
+    progress: Progress,
+) -> Result<Vec<String>> {
+    let begun = Instant::now();
     let mut sent_when_fenced = [None, None];
     let mut open: Vec<usize> = victims.to_vec();
     while !open.is_empty() && begun.elapsed() < RECOVERY_BOUND {
