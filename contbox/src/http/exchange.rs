@@ -3,6 +3,7 @@
 use crate::continuation::ExportError;
 use crate::reader::Snapshot;
 use crate::stream::{Session, WhenFull};
+use hyper::header::HeaderValue;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -157,6 +158,11 @@ impl Exchange {
     /// bytes.
     pub fn date(&self) -> SystemTime {
         self.lock().date
+    }
+
+    /// The value of that header.
+    pub fn date_header(&self) -> HeaderValue {
+        super::date::header(self.date())
     }
 
     /// How many bytes of this response's body nobody will see because the client has them: a handler may yield

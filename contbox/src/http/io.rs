@@ -13,6 +13,7 @@
 
 use super::exchange::{Exchange, HttpState, Kind};
 use super::framing::{BodyMeter, Framing, HEAD_BYTES_MAX, RequestHead, request_head};
+use super::input::Input;
 use super::response::ResponseMeter;
 use crate::reader::Snapshot;
 use crate::stream::{RecoverableStream, WhenFull};
@@ -32,7 +33,7 @@ pub struct HttpIo {
     stream: RecoverableStream,
     exchange: Exchange,
     /// Read from the stream, not handed to hyper yet.
-    input: Vec<u8>,
+    input: Input,
     request: Request,
     response: ResponseMeter,
     /// The first request comes from another machine's log: how to date it, and whether its head was made up here.
@@ -67,7 +68,7 @@ impl HttpIo {
         let io = Self {
             stream,
             exchange: exchange.clone(),
-            input: Vec::with_capacity(READ_BYTES),
+            input: Input::default(),
             request: Request::Head,
             response: ResponseMeter::new(None),
             replay: None,
@@ -97,7 +98,7 @@ impl HttpIo {
         let (mut io, exchange) = Self::new(stream);
         // Without regenerated output to swallow nothing has been said yet, and the time may be told anew.
         let date = (exchange.session().position().discard > 0).then_some(state.date);
-        io.input = preamble;
+        io.input = Input::of(preamble);
         exchange.set_session_state(&state.session);
         let noted = state.kind == Kind::Note;
         if noted {
@@ -115,12 +116,10 @@ impl HttpIo {
 
     /// Reads more input; 0 at the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let filled = self.input.len();
-        self.input.resize(filled + READ_BYTES, 0);
-        let mut into = ReadBuf::new(&mut self.input[filled..]);
+        let mut into = ReadBuf::new(self.input.room(READ_BYTES));
         let outcome = Pin::new(&mut self.stream).poll_read(cx, &mut into);
         let count = into.filled().len();
-        self.input.truncate(filled + count);
+        self.input.added(count);
         ready!(outcome)?;
         Poll::Ready(Ok(count))
     }
@@ -174,7 +173,7 @@ impl HttpIo {
 
     /// Collects a head until it is complete, hopeless or cut off by the end of the stream.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match request_head(&self.input) {
+        match request_head(self.input.bytes()) {
             Ok(Some(head)) => self.begin(head),
             Ok(None) if self.input.len() < HEAD_BYTES_MAX => {
                 if ready!(self.poll_fill(cx))? == 0 {
@@ -188,8 +187,8 @@ impl HttpIo {
 
     /// Moves the first `count` bytes of the input to hyper.
     fn hand_over(&mut self, count: usize, into: &mut ReadBufCursor<'_>) {
-        into.put_slice(&self.input[..count]);
-        self.input.drain(..count);
+        into.put_slice(&self.input.bytes()[..count]);
+        self.input.take(count);
     }
 
     /// Hands over some of a framed request; `false` if it has been handed over whole.
@@ -214,7 +213,7 @@ impl HttpIo {
         }
         let Request::Body { body, .. } = &mut self.request else { unreachable!("reading does not change the request") };
         let offered = self.input.len().min(into.remaining());
-        let count = body.consume(&self.input[..offered]);
+        let count = body.consume(&self.input.bytes()[..offered]);
         self.hand_over(count, into);
         Poll::Ready(Ok(true))
     }

@@ -13,10 +13,12 @@
 //! A resumed connection replays its request from the receive log; hyper and the handler regenerate the response, of
 //! which the stream swallows what the client has. That demands one thing of handlers: **the same request gives the
 //! same bytes**, head included. `Date` is the trap: hyper's own is switched off by [`builder`], use
-//! [`Exchange::date`]. A handler that uploads to shared storage exports its progress instead of replaying.
+//! [`Exchange::date_header`]. A handler that uploads to shared storage exports its progress instead of replaying.
 
+mod date;
 mod exchange;
 mod framing;
+mod input;
 mod io;
 mod response;
 

@@ -1,5 +1,7 @@
 //! Watches a response go by and says when it has ended: what the socket took, not what the server buffered.
 
+use std::borrow::Cow;
+
 use super::framing::{BodyMeter, Framing, HEAD_BYTES_MAX, RequestHead, response_head};
 
 /// The state of one response.
@@ -38,20 +40,23 @@ impl ResponseMeter {
             body.consume(bytes);
             return;
         }
-        self.head.extend_from_slice(bytes);
         let Some(request) = &self.request else {
             self.body = Some(BodyMeter::new(Framing::Opaque));
             return;
         };
-        match response_head(&self.head, request) {
-            Ok(None) if self.head.len() < HEAD_BYTES_MAX => {}
+        // Mostly a head comes whole, with its body behind it, and is looked at where it is.
+        let joined = match std::mem::take(&mut self.head) {
+            begun if begun.is_empty() => Cow::Borrowed(bytes),
+            begun => Cow::Owned([&begun, bytes].concat()),
+        };
+        match response_head(&joined, request) {
+            Ok(None) if joined.len() < HEAD_BYTES_MAX => self.head = joined.into_owned(),
             Ok(Some(head)) => {
-                let rest = self.head.split_off(head.length);
-                self.head.clear();
                 self.interim |= head.is_interim;
                 self.body = (!head.is_interim).then(|| BodyMeter::new(head.framing));
+                let rest = &joined[head.length..];
                 if !rest.is_empty() {
-                    self.observe(&rest);
+                    self.observe(rest);
                 }
             }
             Ok(None) | Err(_) => self.body = Some(BodyMeter::new(Framing::Opaque)),

@@ -95,8 +95,7 @@ async fn connection(accepted: Accepted, root: Arc<Path>) {
 
 /// The response to one request. The same request has to give the same bytes, see [`contbox::http`].
 async fn answer(root: &Path, request: Request<Incoming>, exchange: &Exchange) -> Reply {
-    let date = httpdate::fmt_http_date(exchange.date());
-    let reply = Response::builder().header(header::DATE, date);
+    let reply = Response::builder().header(header::DATE, exchange.date_header());
     tracing::debug!(method = %request.method(), uri = %request.uri(), "request");
     match *request.method() {
         Method::GET | Method::HEAD => download(root, &request, exchange, reply),

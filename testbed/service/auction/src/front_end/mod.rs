@@ -190,7 +190,7 @@ fn reply(
     let mut reply = Response::builder().status(status).header(header::CONTENT_TYPE, "application/json");
     if let Some(exchange) = exchange {
         // Without boxes hyper sets it.
-        reply = reply.header(header::DATE, httpdate::fmt_http_date(exchange.date()));
+        reply = reply.header(header::DATE, exchange.date_header());
     }
     reply.body(Full::from(body)).expect("only well-formed header values are set")
 }
