@@ -26,7 +26,7 @@ use crate::{
     netlink::Netlink,
     nudge::Nudger,
     position::{Refused, assumed},
-    probe::{Patience, Prober, Verdict},
+    probe::{Client, Patience, Prober, Verdict},
     resume::{Ending, Orders, Resumed, Sockets, came_about, given, keepers, speak},
     routes::RaisedRoutes,
     session,
@@ -169,6 +169,7 @@ impl Prepared {
             named("announcing the address", address.announce())?;
         }
         let connections: Vec<_> = survey.sockets.iter().map(|socket| session::unread(socket, silent)).collect();
+        let at_rest: Vec<_> = survey.sockets.iter().map(session::is_at_rest).collect();
         let wanted: Vec<_> = survey.sockets.iter().map(|socket| session::rebuildable(socket).is_ok()).collect();
         let neighbours = &mut self.neighbours;
         let again = || {
@@ -180,7 +181,7 @@ impl Prepared {
         let (patience, mut sockets) = (config.probe.patience(), Sockets::of(&connections, order));
         let (verdicts, extracted) = thread::scope(|scope| {
             let (tell, told) = mpsc::channel();
-            let who = Asked { connections: &connections, absent: &evacuation.absent };
+            let who = Asked { connections: &connections, at_rest: &at_rest, absent: &evacuation.absent };
             let asking = scope.spawn(|| (ask(prober, who, order, patience, again, tell), order.elapsed()));
             let building = scope.spawn(|| sockets.build(told, |number| wanted[number]));
             let extracted = source.pair(&mut survey, pool.as_ref(), silent);
@@ -382,6 +383,8 @@ fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
 /// Whose clients are asked.
 struct Asked<'a> {
     connections: &'a [Snapshot],
+    /// Of each, whether its client's answer can only confirm what is known.
+    at_rest: &'a [bool],
     /// Where there is nobody who could answer.
     absent: &'a [IpAddr],
 }
@@ -389,22 +392,23 @@ struct Asked<'a> {
 /// Asks all clients where they stand, and tells as they answer; by their connections' numbers in the survey.
 fn ask(
     prober: &mut Prober,
-    Asked { connections, absent }: Asked<'_>,
+    Asked { connections, at_rest, absent }: Asked<'_>,
     order: Instant,
     patience: Patience,
     again: impl FnMut(),
     tell: mpsc::Sender<(usize, Verdict)>,
 ) -> Vec<Verdict> {
     let is_there = |one: &Snapshot| !absent.contains(&one.peer.ip().to_canonical());
-    let (numbers, asked): (Vec<usize>, Vec<&Snapshot>) =
-        connections.iter().enumerate().filter(|(_, one)| is_there(one)).unzip();
+    let client = |(number, snapshot)| (number, Client { snapshot, is_certain: at_rest[number] });
+    let (numbers, asked): (Vec<usize>, Vec<Client<'_>>) =
+        connections.iter().enumerate().filter(|(_, one)| is_there(one)).map(client).unzip();
     // Whoever listens does so to the end.
     let told = |place: usize, verdict| {
         let _ = tell.send((numbers[place], verdict));
     };
     let answers = prober.ask_telling(&asked, order, patience, again, told).unwrap_or_else(|error| {
         tracing::warn!(%error, "clients cannot be asked; going on with the target's numbers");
-        asked.iter().map(|values| Ok(assumed(values))).collect()
+        asked.iter().map(|client| Ok(assumed(client.snapshot))).collect()
     });
     let mut verdicts = vec![Err(Refused::Absent); connections.len()];
     numbers.iter().zip(answers).for_each(|(number, answer)| verdicts[*number] = answer);

@@ -8,7 +8,8 @@
 //!
 //! Answers come to a packet socket: the service address is not local yet, so the kernel itself says nothing to them.
 //! All sessions are asked at once; whoever has not answered when the wait is over goes on with the dead kernel's
-//! numbers.
+//! numbers. Where these are certain ([`crate::session::is_at_rest`]) the wait is short: an answer would confirm them,
+//! and one that comes later finds the rebuilt socket, to which it says nothing new.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -57,6 +58,9 @@ impl Default for Patience {
         Self { most: Duration::from_millis(10), after_answer: Duration::from_millis(3) }
     }
 }
+
+/// How long clients are waited for, after all were asked, if their answers can only confirm what is known.
+const CONFIRMATION: Duration = Duration::from_millis(1);
 
 /// Clients that are asked between two looks at who has answered.
 const ASKED_AT_ONCE: usize = 16;
@@ -152,10 +156,11 @@ impl Prober {
         patience: Patience,
         again: impl FnMut(),
     ) -> io::Result<Vec<Verdict>> {
-        self.ask_telling(snapshots, order, patience, again, |_, _| ())
+        let who: Vec<Client<'_>> = snapshots.iter().map(|snapshot| Client { snapshot, is_certain: false }).collect();
+        self.ask_telling(&who, order, patience, again, |_, _| ())
     }
 
-    /// The same, telling each verdict as soon as it stands, with its number in `snapshots`: once a client has answered,
+    /// The same, telling each verdict as soon as it stands, with its number in `clients`: once a client has answered,
     /// or the wait for all is over. What a client says after its answer can only be further ahead of where its session
     /// goes on; it then gets bytes again that it has.
     ///
@@ -163,23 +168,28 @@ impl Prober {
     /// See [`Prober::ask`]; some verdicts may have been told.
     pub fn ask_telling(
         &mut self,
-        snapshots: &[&Snapshot],
+        clients: &[Client<'_>],
         order: Instant,
         patience: Patience,
         mut again: impl FnMut(),
         mut told: impl FnMut(usize, Verdict),
     ) -> io::Result<Vec<Verdict>> {
+        let snapshots: Vec<&Snapshot> = clients.iter().map(|client| client.snapshot).collect();
         let index: HashMap<_, _> = snapshots.iter().enumerate().map(|(at, one)| ((one.local, one.peer), at)).collect();
         let mut asked = Asked {
-            snapshots,
             verdicts: snapshots.iter().map(|one| Ok(position::assumed(one))).collect(),
             silent: (0..snapshots.len()).collect(),
+            doubtful: clients.iter().filter(|client| !client.is_certain).count(),
             index,
+            clients,
         };
         self.forget_what_was_heard()?;
         let mut begin = None;
         for round in 1..=ROUNDS {
-            if round > 1 && !asked.silent.is_empty() {
+            if round > 1 && asked.doubtful == 0 {
+                break;
+            }
+            if round > 1 {
                 again();
             }
             let silent: Vec<usize> = asked.silent.iter().copied().collect();
@@ -195,10 +205,12 @@ impl Prober {
                 }
             }
             // The wait begins when all were asked once.
-            let end = *begin.get_or_insert_with(Instant::now) + patience.most * round / ROUNDS;
+            let begin = *begin.get_or_insert_with(Instant::now);
+            let end = begin + patience.most * round / ROUNDS;
             let mut until = end;
             while !asked.silent.is_empty() {
-                let Some(heard) = self.hear(until)? else { break };
+                let until_now = if asked.doubtful == 0 { until.min(begin + CONFIRMATION) } else { until };
+                let Some(heard) = self.hear(until_now)? else { break };
                 if asked.take(&heard, &mut told) {
                     until = end.min(Instant::now() + patience.after_answer);
                 }
@@ -240,13 +252,24 @@ impl Prober {
     }
 }
 
+/// Whom to ask.
+#[derive(Clone, Copy, Debug)]
+pub struct Client<'a> {
+    /// What is known of the connection.
+    pub snapshot: &'a Snapshot,
+    /// The answer can only confirm that.
+    pub is_certain: bool,
+}
+
 /// Clients that were asked.
 struct Asked<'a> {
-    snapshots: &'a [&'a Snapshot],
-    /// By number, as `snapshots`.
+    clients: &'a [Client<'a>],
+    /// By number, as `clients`.
     verdicts: Vec<Verdict>,
     /// Those that have not answered.
     silent: HashSet<usize>,
+    /// How many of these are not certain.
+    doubtful: usize,
     index: HashMap<(SocketAddr, SocketAddr), usize>,
 }
 
@@ -257,10 +280,11 @@ impl Asked<'_> {
         if !self.silent.contains(&at) {
             return false;
         }
-        take(&mut self.verdicts[at], self.snapshots[at], heard);
+        take(&mut self.verdicts[at], self.clients[at].snapshot, heard);
         let settled = self.verdicts[at].as_ref().is_ok_and(|start| start.proof == position::Proof::Client);
         if settled {
             self.silent.remove(&at);
+            self.doubtful -= usize::from(!self.clients[at].is_certain);
             told(at, self.verdicts[at]);
         }
         settled

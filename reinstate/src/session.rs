@@ -249,6 +249,15 @@ pub fn unread(socket: &TcpSocket, silent: Duration) -> Snapshot {
     Snapshot { receiving, ..values(socket, silent) }
 }
 
+/// Whether nothing can be elsewhere than the dead kernel says: nobody held the socket when the machine stopped, and all
+/// that was written is acknowledged. The client's answer can only confirm where such a connection stands.
+pub fn is_at_rest(socket: &TcpSocket) -> bool {
+    let is_open = socket.state == State::Established && socket.accepted && !socket.orphaned;
+    let is_closing = socket.fin_queued || socket.fin_received;
+    let is_known = !socket.lock_held && socket.read_offset_certain && socket.snd_una == socket.write_seq;
+    is_open && !is_closing && is_known
+}
+
 /// The connection's values without its bytes: what it takes to ask its client, or to end it there.
 pub fn values(socket: &TcpSocket, silent: Duration) -> Snapshot {
     let fin_acknowledged = socket.fin_queued && socket.write_seq == socket.snd_una;
@@ -497,6 +506,30 @@ pub(crate) mod tests {
             prop_assert_eq!(opening.base_read, bases.0 + u64::from(copied));
             prop_assert_eq!(lsr + opening.logged.len() as u64, opening.base_read);
             prop_assert_eq!(session.snapshot.receiving.len() as u32, unread);
+        }
+    }
+
+    #[test]
+    fn at_rest_is_what_nobody_held_and_nothing_of_is_under_way() {
+        let is_at_rest_with = |change: &dyn Fn(&mut TcpSocket)| {
+            let mut socket = socket(7, 100, 100, 40, 50);
+            change(&mut socket);
+            is_at_rest(&socket)
+        };
+        assert!(is_at_rest_with(&|_| ()));
+        assert!(is_at_rest_with(&|socket| socket.snd_wnd = 0));
+        let restless: [&dyn Fn(&mut TcpSocket); 8] = [
+            &|socket| socket.lock_held = true,
+            &|socket| socket.read_offset_certain = false,
+            &|socket| socket.write_seq = socket.write_seq.wrapping_add(1),
+            &|socket| socket.state = State::SynReceived,
+            &|socket| socket.accepted = false,
+            &|socket| socket.orphaned = true,
+            &|socket| socket.fin_queued = true,
+            &|socket| socket.fin_received = true,
+        ];
+        for (number, change) in restless.into_iter().enumerate() {
+            assert!(!is_at_rest_with(change), "{number}");
         }
     }
 }

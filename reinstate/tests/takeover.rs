@@ -17,7 +17,7 @@ use reinstate::{
     leftovers,
     netlink::Netlink,
     position::{self, Proof, Start},
-    probe::{Patience, Prober},
+    probe::{Client, Patience, Prober},
     routes::{RaisedRoutes, TABLE},
     snapshot::Snapshot,
     tcp_repair,
@@ -383,6 +383,25 @@ fn an_announcement_that_was_lost_is_made_good_before_sessions_are_built() {
         let long = Patience { most: Duration::from_secs(4), after_answer: short };
         assert_eq!(ask(long, &|| standby.announce().unwrap()), Proof::Client);
         routes.remove(&mut netlink);
+    });
+}
+
+/// Nobody announces the address here, so that nobody answers.
+#[test]
+fn a_client_whose_answer_could_only_confirm_what_is_known_is_not_waited_for() {
+    let session = Session::begin(PLAIN);
+    session.wait_until_acknowledged();
+    session.wire.silence_server();
+    let snapshot = session.snapshot();
+    session.wire.spare.run(|| {
+        let (_netlink, _standby, mut prober, _routes) = prepare(false);
+        let patience = Patience { most: NEVER, after_answer: NEVER };
+        let (who, mut told) = ([Client { snapshot: &snapshot, is_certain: true }], Vec::new());
+        let again = || panic!("nobody is asked twice");
+        let verdicts =
+            prober.ask_telling(&who, Instant::now(), patience, again, |at, verdict| told.push((at, verdict)));
+        assert_eq!(told, [(0, Ok(position::assumed(&snapshot)))]);
+        assert_eq!(verdicts.unwrap(), [Ok(position::assumed(&snapshot))]);
     });
 }
 
