@@ -141,7 +141,7 @@ pub struct Rubis {
     /// What is done to the tiers.
     #[arg(long, value_enum, default_value = "none")]
     pub fault: TierFault,
-    /// How a machine breaks; if it is not said, the seed decides between panic, hardlock and stop.
+    /// How a machine breaks; if it is not said, the seed decides.
     #[arg(long, value_enum)]
     pub crash: Option<Fault>,
     /// Tiers without Continuation Boxes: what they had in hand is lost with them.
@@ -445,7 +445,7 @@ pub struct RepairCampaignArguments {
 
 #[derive(Args)]
 pub struct RubisCampaignArguments {
-    /// Runs in all, those already in the file included: each nine of them break every tier in every way.
+    /// Runs in all, those already in the file included: each twelve of them break every tier in every way.
     #[arg(long, default_value_t = 90)]
     pub runs: usize,
     /// The results, one JSON line per run.

@@ -1,4 +1,5 @@
-//! What a campaign against the auction came to, by what was broken, how, and the guests' kernel.
+//! What a campaign against the auction came to, by what was broken, how, what users did, and the guests'
+//! kernel.
 
 use serde_json::Value;
 
@@ -85,7 +86,13 @@ impl summary::Row for Row {
 
     fn places(line: &Value) -> Vec<(&'static str, String)> {
         let words = |key: &str| line[key].as_str().unwrap_or("?").to_owned();
-        vec![("", words("broken")), ("by", words("crash")), ("kernel", words("line")), ("~", "all".to_owned())]
+        vec![
+            ("", words("broken")),
+            ("by", words("crash")),
+            ("kernel", words("line")),
+            ("mix", words("mix")),
+            ("~", "all".to_owned()),
+        ]
     }
 }
 
@@ -103,6 +110,7 @@ mod tests {
         };
         let line = |pass: bool| {
             json!({ "case": "c", "pass": pass, "why": ["because"], "broken": "fe+mt", "crash": "stop", "line": "6.1",
+                    "mix": "register",
                     "recoveries": [recovery(10.0, 20.0), recovery(20.0, 25.0)],
                     "waiting": { "clients": 7, "first_byte_ms_mean": 30.0,
                                  "first_byte_ms_max": 60.0 },
@@ -111,7 +119,9 @@ mod tests {
         };
         let text = Summary::<Row>::of(&[line(true), line(false)]).to_string();
         let figures = "| 2 | 1 | 200 | 4 | 2000 | 0 | 4 | 180 | 0 | 2 | 15.0 / 25.0 | 14 | 30.0 / 60.0 |";
-        assert!(text.contains(&format!("| fe+mt {figures}")), "{text}");
+        for row in ["fe+mt", "by stop", "kernel 6.1", "mix register", "all"] {
+            assert!(text.contains(&format!("| {row} {figures}")), "{text}");
+        }
         assert!(text.contains("failed: c: [\"because\"]"), "{text}");
     }
 }

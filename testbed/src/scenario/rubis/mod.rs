@@ -105,8 +105,9 @@ pub struct Machines {
     pub recoverable: bool,
 }
 
-/// The ways in which machines break in a campaign: the kernel's own end, no interrupt ever again, and no instruction.
-pub const CRASHES: [Fault; 3] = [Fault::Panic, Fault::Hardlock, Fault::Stop];
+/// The ways in which machines break in a campaign: the kernel's own end, no interrupt ever again, no instruction, and
+/// interrupts without anybody who could use them.
+pub const CRASHES: [Fault; 4] = [Fault::Panic, Fault::Hardlock, Fault::Stop, Fault::Softlock];
 
 /// How machines break in the run of `seed`, unless somebody says so.
 pub fn crash_of(seed: u64) -> Fault {
