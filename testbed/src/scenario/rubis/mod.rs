@@ -14,6 +14,7 @@ mod figure;
 mod native;
 mod recovery;
 mod site;
+mod snapshots;
 mod strike;
 mod tier;
 
@@ -36,6 +37,7 @@ use super::{Host, Progress, daemon::program};
 use crate::{fault::Fault, sandbox, topology};
 use recovery::Account;
 pub use recovery::{Recovery, Waiting};
+pub use snapshots::{Sizes, Snapshots};
 
 /// What is done to the tiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -139,6 +141,9 @@ pub struct Verdict {
     /// Clients that waited through the crash.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Waiting>,
+    /// What tiers' snapshots came to, if they wrote any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<Snapshots>,
     /// What clients counted.
     pub clients: Report,
     /// What the check found.
@@ -227,6 +232,7 @@ impl Run {
             kernel,
             recoveries: account.map(|account| account.recoveries.clone()).unwrap_or_default(),
             waiting: account.and_then(|account| account.waiting.clone()),
+            snapshots: None,
             clients,
             database,
             host: Host::here(),

@@ -15,11 +15,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use auction::snapshot::Figures;
 
 use super::{
     Machines, Run, auction,
     database::Database,
-    tier::{DATABASE, FRONT_END, MID_TIER, Tier},
+    snapshots::{self, Snapshots},
+    tier::{DATABASE, FRONT_END, GUEST_TIER_LOG, MID_TIER, Tier},
 };
 use crate::{
     fault,
@@ -172,22 +174,23 @@ impl Site {
     }
 
     /// Ends all tiers, front ends first: the mid tiers then have nobody who asks. The `fenced` machines have stopped.
+    /// Returns what the others say of their snapshots.
     ///
     /// # Errors
     /// When one does not end, or has ended before.
-    pub(super) fn end_tiers(&mut self, fenced: &[&str]) -> Result<()> {
-        for (place, tier) in [(0, FRONT_END), (1, MID_TIER)] {
+    pub(super) fn end_tiers(&mut self, fenced: &[&str]) -> Result<Snapshots> {
+        let mut snapshots = Snapshots::default();
+        for (place, tier, sizes) in [(0, FRONT_END, &mut snapshots.fe), (1, MID_TIER, &mut snapshots.mt)] {
             let peer = self.daemons.iter().position(|daemon| daemon.name() == tier.peer);
             let mut peer = self.daemons.remove(peer.with_context(|| format!("{} was not started", tier.peer))?);
             ensure!(peer.ended()?.is_none(), "{} ended during the run:\n{}", tier.peer, peer.tail());
-            peer.terminate()?;
+            peer.terminate_within(END_BOUND)?;
+            sizes.add(&snapshots::told(&peer.log()).with_context(|| silent(tier.peer))?);
             if !fenced.contains(&tier.target) {
-                let end = "kill $(pidof auction) && while pidof auction >/dev/null; do sleep 0.05; done";
-                let ended = self.machines[place].vm.run_within(end, END_BOUND)?;
-                ensure!(ended.status == 0, "the tier in {} ended during the run", tier.target);
+                sizes.add(&end_in_guest(&mut self.machines[place].vm, tier.target)?);
             }
         }
-        Ok(())
+        Ok(snapshots)
     }
 
     /// Leaves logs, configurations, journal and consoles in `out`, as far as they can be had: for a failure.
@@ -211,6 +214,20 @@ impl Site {
     pub(super) fn tails(&self) -> String {
         self.daemons.iter().map(|daemon| format!("--- {}\n{}\n", daemon.name(), daemon.tail())).collect()
     }
+}
+
+/// Ends the tier in a guest and hears what it says of its snapshots.
+fn end_in_guest(vm: &mut Vm, name: &str) -> Result<Figures> {
+    let end = format!(
+        "kill $(pidof auction) && while pidof auction >/dev/null; do sleep 0.05; done; tail -n 1 {GUEST_TIER_LOG}"
+    );
+    let ended = vm.run_within(&end, END_BOUND)?;
+    ensure!(ended.status == 0, "the tier in {name} ended during the run");
+    snapshots::told(&ended.text()).with_context(|| silent(name))
+}
+
+fn silent(name: &str) -> String {
+    format!("the tier in {name} did not say what its snapshots came to")
 }
 
 fn image(kernel: &Kernel, machines: &Machines, clients: u32) -> Result<PathBuf> {

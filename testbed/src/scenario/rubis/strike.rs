@@ -80,12 +80,13 @@ fn play_at(run: &Run, machines: &Machines, site: &mut Site, folder: &Path, progr
     let lines = incident::read(&site.journal)?;
     // Fenced are, it is to be hoped, those that were broken.
     let fenced = lines.iter().filter(|line| matches!(line.event, Event::Fenced { .. }));
-    site.end_tiers(&fenced.map(|line| line.target.as_str()).collect::<Vec<_>>())?;
+    let snapshots = site.end_tiers(&fenced.map(|line| line.target.as_str()).collect::<Vec<_>>())?;
     let record = record.display().to_string();
     let database = auction(&["check", "--database", &site.database.address, "--record", &record])?.result()?;
     let account = recovery::account(struck, &lines, trace::read(&traced)?);
     crash::draw(run, machines, &account)?;
-    Ok(run.judge(report, database, Some(&account), Some(site.kernel.clone())))
+    let snapshots = machines.recoverable.then_some(snapshots);
+    Ok(Verdict { snapshots, ..run.judge(report, database, Some(&account), Some(site.kernel.clone())) })
 }
 
 /// Waits until nearly all users have had a reply.

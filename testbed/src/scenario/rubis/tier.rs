@@ -25,6 +25,9 @@ pub(super) const DATABASE_PORT: u16 = 5432;
 /// Connections of each mid tier to the database.
 pub(super) const CONNECTIONS: u32 = 16;
 
+/// What a tier says in a guest.
+pub(super) const GUEST_TIER_LOG: &str = "/var/log/auction";
+
 /// A tier: a machine that breaks, and its peer, which serves at an address of its own and takes over.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tier {
@@ -118,7 +121,7 @@ impl Tier {
     pub(super) fn guest_serve(self, recoverable: bool) -> String {
         let words = self.arguments(recoverable.then_some(GUEST_BOXES));
         let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
-        let log = "/var/log/auction";
+        let log = GUEST_TIER_LOG;
         format!(
             "ulimit -n {GUEST_DESCRIPTORS} || exit 1; \
              (exec /bin/auction {} >>{log} 2>&1 </dev/null) & \
