@@ -8,7 +8,11 @@ use testbed::{
     bench,
     client::Kind,
     fault::Fault,
-    scenario::{Aim, Order, Stage, drown, hang_download, rubis::TierFault, series},
+    scenario::{
+        Aim, Order, Stage, drown, hang_download,
+        rubis::{Peers, TierFault},
+        series,
+    },
     topology::Wire,
     torn,
 };
@@ -144,6 +148,9 @@ pub struct Rubis {
     /// How a machine breaks; if it is not said, the seed decides.
     #[arg(long, value_enum)]
     pub crash: Option<Fault>,
+    /// Where the peers of the virtual machines are: processes of this machine, or virtual machines themselves.
+    #[arg(long, value_enum, default_value = "host")]
+    pub peers: Peers,
     /// Tiers without Continuation Boxes: what they had in hand is lost with them.
     #[arg(long)]
     pub plain: bool,

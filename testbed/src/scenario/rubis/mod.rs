@@ -12,6 +12,7 @@ mod crash;
 mod database;
 mod figure;
 mod native;
+mod peer;
 mod recovery;
 mod site;
 mod snapshots;
@@ -35,6 +36,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Host, Progress, daemon::program};
 use crate::{fault::Fault, sandbox, topology};
+pub use peer::Peers;
 use recovery::Account;
 pub use recovery::{Recovery, Waiting};
 pub use snapshots::{Sizes, Snapshots};
@@ -105,6 +107,8 @@ pub struct Machines {
     pub crash: Fault,
     /// Whether tiers keep Continuation Boxes.
     pub recoverable: bool,
+    /// Where their peers are.
+    pub peers: Peers,
 }
 
 /// The ways in which machines break in a campaign: the kernel's own end, no interrupt ever again, no instruction, and
@@ -132,6 +136,9 @@ pub struct Verdict {
     pub seed: u64,
     /// Front ends and mid tiers.
     pub tiers: (u16, u16),
+    /// Where the peers of virtual machines were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Peers>,
     /// Release of the guests' kernel, if there were guests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
@@ -229,6 +236,10 @@ impl Run {
             mix: self.mix,
             seed: self.seed,
             tiers: self.counts(),
+            peers: match &self.tiers {
+                Tiers::Machines(machines) => Some(machines.peers),
+                Tiers::Native { .. } => None,
+            },
             kernel,
             recoveries: account.map(|account| account.recoveries.clone()).unwrap_or_default(),
             waiting: account.and_then(|account| account.waiting.clone()),

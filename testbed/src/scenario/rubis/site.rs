@@ -2,7 +2,7 @@
 //! it up: agents in the guests, a backdoor each, one monitor, and peers that serve and stand by.
 //!
 //! ```text
-//!   hypervisor                        RDMA network                           on this machine, a namespace each
+//!   hypervisor                        RDMA network                           a namespace or a guest each
 //!   fe1 (VM: agent, auction fe) ── backdoor .1 ──┐          ┌── fe2: auction fe, reinstate   takes over .100
 //!   mt1 (VM: agent, auction mt) ── backdoor .7 ──┴─ monitor ┴── mt2: auction mt, reinstate   takes over .110
 //!                                                               db:  PostgreSQL             client: users
@@ -20,8 +20,9 @@ use auction::snapshot::Figures;
 use super::{
     Machines, Run, auction,
     database::Database,
+    peer::{self, Peer, Peers},
     snapshots::{self, Snapshots},
-    tier::{DATABASE, FRONT_END, GUEST_TIER_LOG, MID_TIER, Tier},
+    tier::{DATABASE, FRONT_END, MID_TIER, Tier},
 };
 use crate::{
     fault,
@@ -35,11 +36,10 @@ use crate::{
     vm::{Tap, Vm, VmSpec},
 };
 
-/// Boxes of a peer: its own sessions', and those that it takes over.
-const PEER_SLOTS: u32 = 2048;
-
-/// For a tier in a guest to end when it is asked to.
+/// For a tier on this machine to end when it is asked to.
 const END_BOUND: Duration = Duration::from_secs(20);
+/// For peers that are guests to have read the kernels of others: an emulated processor parses a debug format.
+const GUEST_READY_BOUND: Duration = Duration::from_secs(180);
 
 /// A virtual machine with one tier in it.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub(super) struct Site {
     /// The front end's, then the mid tier's.
     pub(super) machines: [Machine; 2],
     pub(super) database: Database,
-    peers: [Place; 2],
+    peers: [Peer; 2],
     pub(super) topology: Topology,
     /// Release of the guests' kernel.
     pub(super) kernel: String,
@@ -75,16 +75,15 @@ impl Site {
         let image = image(&kernel, machines, run.clients)?;
         let topology = Topology::build()?;
         topology.add_backdoor(MID_TIER.backdoor)?;
-        let peers = [FRONT_END, MID_TIER].map(|tier| topology.add(tier.peer, tier.peer_number));
-        let [front, mid] = peers;
-        let (peers, at_database) = ([front?, mid?], topology.add("db", DATABASE)?);
-        progress.step(format_args!("two guests boot; PostgreSQL with {} items", run.items));
+        let at_database = topology.add("db", DATABASE)?;
+        progress.step(format_args!("guests boot; PostgreSQL with {} items", run.items));
         let boot = |tier: Tier| -> Result<Machine> {
             let vm = Vm::start(spec(tier, &kernel, &image, machines.vcpus))?;
             topology.plug_tap(tier.tap)?;
             Ok(Machine { tier, vm })
         };
         let machines_up = [boot(FRONT_END)?, boot(MID_TIER)?];
+        let peers = peers(machines, &kernel, &topology)?;
         let database = Database::start(at_database, &folder.join("database"))?;
         let (items, seed) = (run.items.to_string(), run.seed.to_string());
         auction(&["data", "--database", &database.address, "--items", &items, "--seed", &seed])?.silent()?;
@@ -106,6 +105,11 @@ impl Site {
         for machine in &mut self.machines {
             machine.vm.wait_ready(BOOT_BOUND)?;
         }
+        for peer in &mut self.peers {
+            if let Peer::Vm(vm) = peer {
+                vm.wait_ready(BOOT_BOUND)?;
+            }
+        }
         progress.step("the guests are up; peers and tiers start, from the database on");
         for (place, tier) in [(1, MID_TIER), (0, FRONT_END)] {
             self.start_peer(place, tier, machines.recoverable)?;
@@ -125,8 +129,12 @@ impl Site {
 
     /// The peer of a tier: a spare that also serves.
     fn start_peer(&mut self, place: usize, tier: Tier, recoverable: bool) -> Result<()> {
-        let (at, boxes) = (self.peers[place].try_clone()?, self.folder.join(format!("{}.sock", tier.peer)));
-        let text = configuration::reinstate(tier.peer, tier.peer_number, &boxes, PEER_SLOTS);
+        let at = match &mut self.peers[place] {
+            Peer::Vm(vm) => return peer::serve(vm, tier, recoverable),
+            Peer::Host(at) => at.try_clone()?,
+        };
+        let boxes = self.folder.join(format!("{}.sock", tier.peer));
+        let text = configuration::reinstate(tier.peer, tier.peer_number, &boxes, peer::SLOTS);
         let name = format!("reinstate-{}", tier.peer);
         let arguments = configured(&self.folder, &name, &text)?;
         self.start_daemon(&at, &name, "reinstate", arguments)?;
@@ -145,9 +153,15 @@ impl Site {
         let monitor = self.topology.monitor.try_clone()?;
         if machines.recoverable {
             progress.step("the peers learn the guests' kernels");
-            for tier in [FRONT_END, MID_TIER] {
+            for (place, tier) in [(0, FRONT_END), (1, MID_TIER)] {
                 let ready = || monitor.run(|| prepare(tier.peer_control(), tier.assignment())).is_ok_and(|ready| ready);
-                self.daemon(&format!("reinstate-{}", tier.peer))?.wait_until("readiness", DAEMON_BOUND, ready)?;
+                match &self.peers[place] {
+                    Peer::Vm(_) => peer::await_ready(tier, GUEST_READY_BOUND, ready)?,
+                    Peer::Host(_) => {
+                        let daemon = self.daemon(&format!("reinstate-{}", tier.peer))?;
+                        daemon.wait_until("readiness", DAEMON_BOUND, ready)?;
+                    }
+                }
             }
         }
         progress.step("the monitor looks for the Sensor Boxes");
@@ -181,16 +195,23 @@ impl Site {
     pub(super) fn end_tiers(&mut self, fenced: &[&str]) -> Result<Snapshots> {
         let mut snapshots = Snapshots::default();
         for (place, tier, sizes) in [(0, FRONT_END, &mut snapshots.fe), (1, MID_TIER, &mut snapshots.mt)] {
-            let peer = self.daemons.iter().position(|daemon| daemon.name() == tier.peer);
-            let mut peer = self.daemons.remove(peer.with_context(|| format!("{} was not started", tier.peer))?);
-            ensure!(peer.ended()?.is_none(), "{} ended during the run:\n{}", tier.peer, peer.tail());
-            peer.terminate_within(END_BOUND)?;
-            sizes.add(&snapshots::told(&peer.log()).with_context(|| silent(tier.peer))?);
+            sizes.add(&self.end_peer(place, tier)?);
             if !fenced.contains(&tier.target) {
-                sizes.add(&end_in_guest(&mut self.machines[place].vm, tier.target)?);
+                sizes.add(&peer::end_tier(&mut self.machines[place].vm, tier.target)?);
             }
         }
         Ok(snapshots)
+    }
+
+    fn end_peer(&mut self, place: usize, tier: Tier) -> Result<Figures> {
+        if let Peer::Vm(vm) = &mut self.peers[place] {
+            return peer::end_tier(vm, tier.peer);
+        }
+        let started = self.daemons.iter().position(|daemon| daemon.name() == tier.peer);
+        let mut daemon = self.daemons.remove(started.with_context(|| format!("{} was not started", tier.peer))?);
+        ensure!(daemon.ended()?.is_none(), "{} ended during the run:\n{}", tier.peer, daemon.tail());
+        daemon.terminate_within(END_BOUND)?;
+        snapshots::told(&daemon.log()).with_context(|| peer::silent(tier.peer))
     }
 
     /// Leaves logs, configurations, journal and consoles in `out`, as far as they can be had: for a failure.
@@ -200,12 +221,18 @@ impl Site {
             let is_file = file.file_type().is_ok_and(|kind| kind.is_file());
             let _ = if is_file { fs::copy(file.path(), out.join(file.file_name())) } else { Ok(0) };
         }
-        for Machine { tier, vm } in &mut self.machines {
-            let _ = fs::copy(vm.console_path(), out.join(format!("console-{}.log", tier.target)));
+        let targets = self.machines.iter_mut().map(|Machine { tier, vm }| (tier.target, vm));
+        let peers = self.peers.iter_mut().zip([FRONT_END.peer, MID_TIER.peer]);
+        let peers = peers.filter_map(|(peer, name)| match peer {
+            Peer::Vm(vm) => Some((name, vm.as_mut())),
+            Peer::Host(_) => None,
+        });
+        for (name, vm) in targets.chain(peers) {
+            let _ = fs::copy(vm.console_path(), out.join(format!("console-{name}.log")));
             // One that still answers tells more.
             let asked = "tail -n 50 /var/log/*; netstat -tan; free; dmesg | tail";
             if let Ok(said) = vm.run_within(asked, ANSWER_BOUND) {
-                let _ = fs::write(out.join(format!("guest-{}.log", tier.target)), said.bytes);
+                let _ = fs::write(out.join(format!("guest-{name}.log")), said.bytes);
             }
         }
     }
@@ -216,18 +243,18 @@ impl Site {
     }
 }
 
-/// Ends the tier in a guest and hears what it says of its snapshots.
-fn end_in_guest(vm: &mut Vm, name: &str) -> Result<Figures> {
-    let end = format!(
-        "kill $(pidof auction) && while pidof auction >/dev/null; do sleep 0.05; done; tail -n 1 {GUEST_TIER_LOG}"
-    );
-    let ended = vm.run_within(&end, END_BOUND)?;
-    ensure!(ended.status == 0, "the tier in {name} ended during the run");
-    snapshots::told(&ended.text()).with_context(|| silent(name))
-}
-
-fn silent(name: &str) -> String {
-    format!("the tier in {name} did not say what its snapshots came to")
+/// Both peers, where they shall be; guests are still booting.
+fn peers(machines: &Machines, kernel: &Kernel, topology: &Topology) -> Result<[Peer; 2]> {
+    let tiers = [FRONT_END, MID_TIER];
+    let peers = match machines.peers {
+        Peers::Host => tiers.map(|tier| topology.add(tier.peer, tier.peer_number).map(Peer::Host)),
+        Peers::Vm => {
+            let image = peer::image(kernel, &tiers, &images())?;
+            tiers.map(|tier| Ok(Peer::Vm(Box::new(peer::boot(tier, kernel, &image, machines.vcpus, topology)?))))
+        }
+    };
+    let [front, mid] = peers;
+    Ok([front?, mid?])
 }
 
 fn image(kernel: &Kernel, machines: &Machines, clients: u32) -> Result<PathBuf> {

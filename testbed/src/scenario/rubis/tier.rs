@@ -15,7 +15,8 @@ use control::reinstate::{Assignment, Service};
 
 use crate::{
     scenario::configuration::{self, GUEST_BOXES, GUEST_DESCRIPTORS, Watched},
-    topology::{HYPERVISOR, rdma_v4, service_v4},
+    topology::{HYPERVISOR, PREFIX_V4, RDMA_MTU, rdma_v4, service_v4},
+    vm::Card,
 };
 
 /// Where the database is.
@@ -97,10 +98,7 @@ impl Tier {
 
     /// The addresses of the machine's network device.
     pub(super) fn addresses(self) -> Vec<String> {
-        vec![
-            format!("{}/{}", service_v4(self.own), crate::topology::PREFIX_V4),
-            format!("{}/32", service_v4(self.service)),
-        ]
+        vec![format!("{}/{PREFIX_V4}", service_v4(self.own)), format!("{}/32", service_v4(self.service))]
     }
 
     /// The words after `auction`, with the box socket if the tier shall be recoverable.
@@ -128,6 +126,22 @@ impl Tier {
              until grep -q serving {log} 2>/dev/null; do sleep 0.02; [ -d /proc/$! ] || exit 1; done",
             quoted.join(" ")
         )
+    }
+
+    /// The peer's own address, for a guest.
+    pub(super) fn peer_address(self) -> String {
+        format!("{}/{PREFIX_V4}", service_v4(self.peer_number))
+    }
+
+    /// Hardware addresses of the peer, for a guest.
+    pub(super) fn peer_mac(self, card: u8) -> String {
+        format!("52:54:00:bd:{card:02}:{}", self.peer_number)
+    }
+
+    /// How the peer is on the RDMA network, for a guest.
+    pub(super) fn peer_rdma_card(self) -> Card {
+        let address = format!("{}/{PREFIX_V4}", rdma_v4(self.peer_number));
+        Card { tap: format!("tap-{}-rdma", self.peer), mac: self.peer_mac(1), address, mtu: RDMA_MTU }
     }
 
     /// The control plane of the peer's `reinstate`.
@@ -182,6 +196,18 @@ mod tests {
         let who = config.targets.iter().map(|target| (target.name.as_str(), target.spares[0].name.as_str()));
         assert_eq!(who.collect::<Vec<_>>(), [("fe1", "fe2"), ("mt1", "mt2")]);
         assert_eq!(config.targets[1].services[0].address.to_string(), "10.77.0.110");
+    }
+
+    #[test]
+    fn a_peer_in_a_guest_has_the_addresses_of_one_that_is_not() {
+        assert_eq!(FRONT_END.peer_address(), "10.77.0.20/24");
+        let card = MID_TIER.peer_rdma_card();
+        assert_eq!(card.address, format!("{}/24", MID_TIER.peer_control().ip()));
+        let devices = [FRONT_END, MID_TIER].map(|tier| [tier.peer_mac(0), tier.peer_mac(1), tier.mac.to_owned()]);
+        let distinct: std::collections::HashSet<_> = devices.iter().flatten().collect();
+        assert_eq!(distinct.len(), 6, "{devices:?}");
+        // The kernel's own limit.
+        assert!(card.tap.len() < 16, "{}", card.tap);
     }
 
     #[test]
