@@ -274,9 +274,9 @@ fn ram(spec: &VmSpec) -> String {
     }
 }
 
-/// `panic=0` keeps a panicked kernel where it is: its memory is what everything is about. `no_timer_check`: a kernel that
-/// boots counts timer interrupts and panics at too few, and the host may let an emulated processor wait just then; under
-/// KVM a kernel sets it by itself.
+/// `panic=0` keeps a panicked kernel where it is: its memory is what everything is about. `no_timer_check`: a kernel
+/// that boots counts timer interrupts and panics at too few, and the host may let an emulated processor wait just then;
+/// under KVM a kernel sets it by itself.
 fn kernel_parameters(spec: &VmSpec) -> String {
     let at_boot = spec.shares.iter().filter(|share| share.at_boot);
     let shares: Vec<String> = at_boot.map(|share| format!("{}:{}", share.tag, share.in_guest)).collect();
