@@ -151,6 +151,9 @@ pub struct Rubis {
     /// Where the peers of the virtual machines are: processes of this machine, or virtual machines themselves.
     #[arg(long, value_enum, default_value = "host")]
     pub peers: Peers,
+    /// The front end's machine has two service addresses, and two peers share its evacuation.
+    #[arg(long)]
+    pub share: bool,
     /// Tiers without Continuation Boxes: what they had in hand is lost with them.
     #[arg(long)]
     pub plain: bool,

@@ -1,5 +1,6 @@
 //! The auction with a front end and a mid tier in virtual machines: nothing breaks, and both break, with peers on this
-//! machine and in guests. Slow (two minutes), because everything in it is real; `testbed rubis-campaign` does it again and again.
+//! machine and in guests; and two peers share one. Slow (two or three minutes), because everything in it is real;
+//! `testbed rubis-campaign` does it again and again.
 //!
 //! The binaries must have been built (`make test` does), and `scripts/setup` have fetched PostgreSQL.
 
@@ -74,6 +75,15 @@ fn peers_that_are_guests_themselves_take_both_tiers_over_while_users_register() 
     let result = rubis("rubis-vm-peers", &order, &["recovery-fe1.svg", "recovery-mt1.svg"]);
     assert_eq!((&result["peers"], &result["mix"]), (&Value::from("vm"), &Value::from("register")), "{result}");
     assert_both_recovered(&result);
+}
+
+#[test]
+fn two_peers_share_a_front_end_s_recovery_by_its_addresses() {
+    let result = rubis("rubis-vm-share", &["--share", "--fault", "fe", "--crash", "stop", "--seed", "7"], &[]);
+    let recovery = &result["recoveries"][0];
+    assert_eq!(recovery["spare"], "fe2+fe3", "{result}");
+    // A quarter of the users goes to each of four addresses.
+    assert!(recovery["recovered"].as_u64() >= Some(6) && recovery["lost"] == 0, "{result}");
 }
 
 #[test]

@@ -153,7 +153,12 @@ pub(super) const SECOND_CONTROL: SocketAddr = on_rdma_network(SECOND_SPARE, cont
 
 /// Said to a monitor after everything else: there is a second spare.
 pub(super) fn second_spare() -> String {
-    format!("\n[[target.spare]]\nname = \"spare-b\"\ncontrol = \"{SECOND_CONTROL}\"\n")
+    another_spare("spare-b", SECOND_CONTROL)
+}
+
+/// Said behind a target's table: it has one more spare.
+pub(super) fn another_spare(name: &str, control: SocketAddr) -> String {
+    format!("\n[[target.spare]]\nname = \"{name}\"\ncontrol = \"{control}\"\n")
 }
 
 /// Where the guest mounts the files; see [`super::installation`] for the folder on the host.

@@ -90,7 +90,7 @@ pub enum Tiers {
         /// Mid tiers.
         mid_tiers: u16,
     },
-    /// Two of each, the first of them in virtual machines.
+    /// Two of each, or three front ends; the first of them in virtual machines.
     Machines(Machines),
 }
 
@@ -109,6 +109,8 @@ pub struct Machines {
     pub recoverable: bool,
     /// Where their peers are.
     pub peers: Peers,
+    /// Whether the front end's machine has two service addresses, and two peers share its evacuation.
+    pub is_shared: bool,
 }
 
 /// The ways in which machines break in a campaign: the kernel's own end, no interrupt ever again, no instruction, and
@@ -189,9 +191,9 @@ fn on_this_machine(run: &Run, folder: &Path, progress: Progress) -> Result<Verdi
 impl Run {
     /// Front ends and mid tiers.
     fn counts(&self) -> (u16, u16) {
-        match self.tiers {
-            Tiers::Native { front_ends, mid_tiers } => (front_ends, mid_tiers),
-            Tiers::Machines(_) => (2, 2),
+        match &self.tiers {
+            Tiers::Native { front_ends, mid_tiers } => (*front_ends, *mid_tiers),
+            Tiers::Machines(machines) => (2 + u16::from(machines.is_shared), 2),
         }
     }
 

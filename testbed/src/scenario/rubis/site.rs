@@ -55,7 +55,8 @@ pub(super) struct Site {
     /// The front end's, then the mid tier's.
     pub(super) machines: [Machine; 2],
     pub(super) database: Database,
-    peers: [Peer; 2],
+    /// All front ends', then the mid tier's; each with the address that it takes.
+    peers: Vec<(Tier, Peer)>,
     pub(super) topology: Topology,
     /// Release of the guests' kernel.
     pub(super) kernel: String,
@@ -78,7 +79,7 @@ impl Site {
         let at_database = topology.add("db", DATABASE)?;
         progress.step(format_args!("guests boot; PostgreSQL with {} items", run.items));
         let boot = |tier: Tier| -> Result<Machine> {
-            let vm = Vm::start(spec(tier, &kernel, &image, machines.vcpus))?;
+            let vm = Vm::start(spec(tier, &kernel, &image, machines))?;
             topology.plug_tap(tier.tap)?;
             Ok(Machine { tier, vm })
         };
@@ -105,14 +106,17 @@ impl Site {
         for machine in &mut self.machines {
             machine.vm.wait_ready(BOOT_BOUND)?;
         }
-        for peer in &mut self.peers {
+        for (_, peer) in &mut self.peers {
             if let Peer::Vm(vm) = peer {
                 vm.wait_ready(BOOT_BOUND)?;
             }
         }
         progress.step("the guests are up; peers and tiers start, from the database on");
+        // From the last to the first: mid tiers are asked by front ends.
+        for place in (0..self.peers.len()).rev() {
+            self.start_peer(place, machines.recoverable)?;
+        }
         for (place, tier) in [(1, MID_TIER), (0, FRONT_END)] {
-            self.start_peer(place, tier, machines.recoverable)?;
             let served = self.machines[place].vm.run(&tier.guest_serve(machines.recoverable))?;
             ensure!(served.status == 0, "{} does not serve: {}", tier.target, served.text());
         }
@@ -128,10 +132,10 @@ impl Site {
     }
 
     /// The peer of a tier: a spare that also serves.
-    fn start_peer(&mut self, place: usize, tier: Tier, recoverable: bool) -> Result<()> {
-        let at = match &mut self.peers[place] {
-            Peer::Vm(vm) => return peer::serve(vm, tier, recoverable),
-            Peer::Host(at) => at.try_clone()?,
+    fn start_peer(&mut self, place: usize, recoverable: bool) -> Result<()> {
+        let (tier, at) = match &mut self.peers[place] {
+            (tier, Peer::Vm(vm)) => return peer::serve(vm, *tier, recoverable),
+            (tier, Peer::Host(at)) => (*tier, at.try_clone()?),
         };
         let boxes = self.folder.join(format!("{}.sock", tier.peer));
         let text = configuration::reinstate(tier.peer, tier.peer_number, &boxes, peer::SLOTS);
@@ -153,9 +157,14 @@ impl Site {
         let monitor = self.topology.monitor.try_clone()?;
         if machines.recoverable {
             progress.step("the peers learn the guests' kernels");
-            for (place, tier) in [(0, FRONT_END), (1, MID_TIER)] {
-                let ready = || monitor.run(|| prepare(tier.peer_control(), tier.assignment())).is_ok_and(|ready| ready);
-                match &self.peers[place] {
+            for place in 0..self.peers.len() {
+                let (tier, peer) = &self.peers[place];
+                let (tier, asked) = (*tier, tier.assignment(machines.is_shared));
+                let ready = || {
+                    let asked = asked.clone();
+                    monitor.run(|| prepare(tier.peer_control(), asked)).is_ok_and(|ready| ready)
+                };
+                match peer {
                     Peer::Vm(_) => peer::await_ready(tier, GUEST_READY_BOUND, ready)?,
                     Peer::Host(_) => {
                         let daemon = self.daemon(&format!("reinstate-{}", tier.peer))?;
@@ -166,7 +175,7 @@ impl Site {
         }
         progress.step("the monitor looks for the Sensor Boxes");
         let rules = configuration::rules(&self.journal, machines.deadline_ms, true);
-        let text = rules + &FRONT_END.watched() + &MID_TIER.watched();
+        let text = rules + &FRONT_END.watched(machines.is_shared) + &MID_TIER.watched(machines.is_shared);
         let arguments = configured(&self.folder, "monitor", &text)?;
         self.start_daemon(&monitor, "monitor", "monitor", arguments)?;
         let journal = self.journal.clone();
@@ -195,7 +204,12 @@ impl Site {
     pub(super) fn end_tiers(&mut self, fenced: &[&str]) -> Result<Snapshots> {
         let mut snapshots = Snapshots::default();
         for (place, tier, sizes) in [(0, FRONT_END, &mut snapshots.fe), (1, MID_TIER, &mut snapshots.mt)] {
-            sizes.add(&self.end_peer(place, tier)?);
+            for peer in 0..self.peers.len() {
+                if self.peers[peer].0.target != tier.target {
+                    continue;
+                }
+                sizes.add(&self.end_peer(peer)?);
+            }
             if !fenced.contains(&tier.target) {
                 sizes.add(&peer::end_tier(&mut self.machines[place].vm, tier.target)?);
             }
@@ -203,10 +217,11 @@ impl Site {
         Ok(snapshots)
     }
 
-    fn end_peer(&mut self, place: usize, tier: Tier) -> Result<Figures> {
-        if let Peer::Vm(vm) = &mut self.peers[place] {
-            return peer::end_tier(vm, tier.peer);
-        }
+    fn end_peer(&mut self, place: usize) -> Result<Figures> {
+        let tier = match &mut self.peers[place] {
+            (tier, Peer::Vm(vm)) => return peer::end_tier(vm, tier.peer),
+            (tier, Peer::Host(_)) => *tier,
+        };
         let started = self.daemons.iter().position(|daemon| daemon.name() == tier.peer);
         let mut daemon = self.daemons.remove(started.with_context(|| format!("{} was not started", tier.peer))?);
         ensure!(daemon.ended()?.is_none(), "{} ended during the run:\n{}", tier.peer, daemon.tail());
@@ -222,9 +237,8 @@ impl Site {
             let _ = if is_file { fs::copy(file.path(), out.join(file.file_name())) } else { Ok(0) };
         }
         let targets = self.machines.iter_mut().map(|Machine { tier, vm }| (tier.target, vm));
-        let peers = self.peers.iter_mut().zip([FRONT_END.peer, MID_TIER.peer]);
-        let peers = peers.filter_map(|(peer, name)| match peer {
-            Peer::Vm(vm) => Some((name, vm.as_mut())),
+        let peers = self.peers.iter_mut().filter_map(|(tier, peer)| match peer {
+            Peer::Vm(vm) => Some((tier.peer, vm.as_mut())),
             Peer::Host(_) => None,
         });
         for (name, vm) in targets.chain(peers) {
@@ -243,18 +257,21 @@ impl Site {
     }
 }
 
-/// Both peers, where they shall be; guests are still booting.
-fn peers(machines: &Machines, kernel: &Kernel, topology: &Topology) -> Result<[Peer; 2]> {
-    let tiers = [FRONT_END, MID_TIER];
-    let peers = match machines.peers {
-        Peers::Host => tiers.map(|tier| topology.add(tier.peer, tier.peer_number).map(Peer::Host)),
-        Peers::Vm => {
-            let image = peer::image(kernel, &tiers, &images())?;
-            tiers.map(|tier| Ok(Peer::Vm(Box::new(peer::boot(tier, kernel, &image, machines.vcpus, topology)?))))
-        }
+/// All peers, where they shall be; guests are still booting.
+fn peers(machines: &Machines, kernel: &Kernel, topology: &Topology) -> Result<Vec<(Tier, Peer)>> {
+    let tiers: Vec<Tier> = [FRONT_END, MID_TIER].iter().flat_map(|tier| tier.peers(machines.is_shared)).collect();
+    let image = match machines.peers {
+        Peers::Host => None,
+        Peers::Vm => Some(peer::image(kernel, &tiers, &images())?),
     };
-    let [front, mid] = peers;
-    Ok([front?, mid?])
+    let one = |tier: Tier| {
+        let peer = match &image {
+            None => Peer::Host(topology.add(tier.peer, tier.peer_number)?),
+            Some(image) => Peer::Vm(Box::new(peer::boot(tier, kernel, image, machines.vcpus, topology)?)),
+        };
+        Ok((tier, peer))
+    };
+    tiers.into_iter().map(one).collect()
 }
 
 fn image(kernel: &Kernel, machines: &Machines, clients: u32) -> Result<PathBuf> {
@@ -271,11 +288,11 @@ fn image(kernel: &Kernel, machines: &Machines, clients: u32) -> Result<PathBuf> 
     image.build(&images())
 }
 
-fn spec(tier: Tier, kernel: &Kernel, image: &Path, vcpus: u32) -> VmSpec {
+fn spec(tier: Tier, kernel: &Kernel, image: &Path, machines: &Machines) -> VmSpec {
     let mut spec = VmSpec::new(tier.target, &kernel.vmlinuz, image);
-    spec.cpus = vcpus;
+    spec.cpus = machines.vcpus;
     spec.tap = Some(Tap::Name(tier.tap.to_owned()));
     spec.mac = tier.mac.to_owned();
-    spec.addresses = tier.addresses();
+    spec.addresses = tier.addresses(machines.is_shared);
     spec
 }

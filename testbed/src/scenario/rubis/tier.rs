@@ -67,6 +67,9 @@ pub(super) const FRONT_END: Tier = Tier {
     mac: "52:54:00:bd:00:10",
 };
 
+/// If two peers share the front end's evacuation: the second of them, and a second address that moves.
+const SHARING: Tier = Tier { peer: "fe3", peer_number: 22, service: 101, ..FRONT_END };
+
 pub(super) const MID_TIER: Tier = Tier {
     name: "mt",
     target: "mt1",
@@ -92,13 +95,26 @@ impl Tier {
     }
 
     /// Both, with a comma.
-    pub(super) fn both(self) -> String {
+    fn both(self) -> String {
         format!("{},{}", self.service(), self.peer_service())
     }
 
+    /// The tier once for each peer of its machine, with the address that this one takes if they share.
+    pub(super) fn peers(self, is_shared: bool) -> Vec<Self> {
+        let second = (is_shared && self.target == FRONT_END.target).then_some(SHARING);
+        std::iter::once(self).chain(second).collect()
+    }
+
+    /// Where the tier is asked, of all machines, with commas.
+    pub(super) fn everywhere(self, is_shared: bool) -> String {
+        self.peers(is_shared).into_iter().map(Self::both).collect::<Vec<_>>().join(",")
+    }
+
     /// The addresses of the machine's network device.
-    pub(super) fn addresses(self) -> Vec<String> {
-        vec![format!("{}/{PREFIX_V4}", service_v4(self.own)), format!("{}/32", service_v4(self.service))]
+    pub(super) fn addresses(self, is_shared: bool) -> Vec<String> {
+        let own = format!("{}/{PREFIX_V4}", service_v4(self.own));
+        let services = self.peers(is_shared).into_iter().map(|tier| format!("{}/32", tier.service().ip()));
+        std::iter::once(own).chain(services).collect()
     }
 
     /// The words after `auction`, with the box socket if the tier shall be recoverable.
@@ -106,7 +122,7 @@ impl Tier {
         let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, self.port)).to_string();
         let mut words = vec![self.name.to_owned(), "--listen".to_owned(), listen];
         if self.target == FRONT_END.target {
-            words.extend(["--mid-tier".to_owned(), MID_TIER.both()]);
+            words.extend(["--mid-tier".to_owned(), MID_TIER.everywhere(false)]);
         } else {
             words.extend(["--database".to_owned(), database_address()]);
             words.extend(["--connections".to_owned(), CONNECTIONS.to_string()]);
@@ -153,22 +169,24 @@ impl Tier {
         (rdma_v4(self.backdoor), control::backdoor::PORT).into()
     }
 
-    /// What the monitor will ask the peer to stand by for.
-    pub(super) fn assignment(self) -> Assignment {
-        let SocketAddr::V4(service) = self.service() else { unreachable!("the tiers speak IPv4") };
-        let services = vec![Service { address: IpAddr::V4(*service.ip()), ports: vec![service.port()] }];
+    /// What the monitor will ask each peer to stand by for.
+    pub(super) fn assignment(self, is_shared: bool) -> Assignment {
+        let service = |tier: Self| Service { address: tier.service().ip(), ports: vec![tier.port] };
+        let services = self.peers(is_shared).into_iter().map(service).collect();
         Assignment { target: self.target.to_owned(), backdoor: self.backdoor_control(), services }
     }
 
     /// Its table in the monitor's configuration.
-    pub(super) fn watched(self) -> String {
+    pub(super) fn watched(self, is_shared: bool) -> String {
+        let peers = self.peers(is_shared);
         let watched = Watched {
             target: self.target,
             backdoor: self.backdoor_control(),
             spare: (self.peer, self.peer_control()),
-            services: vec![(self.service().ip(), self.port)],
+            services: peers.iter().map(|tier| (tier.service().ip(), tier.port)).collect(),
         };
-        watched.table("")
+        let others = peers[1..].iter().map(|tier| configuration::another_spare(tier.peer, tier.peer_control()));
+        watched.table(if peers.len() > 1 { "share = true\n" } else { "" }) + &others.collect::<String>()
     }
 }
 
@@ -191,11 +209,21 @@ mod tests {
 
     #[test]
     fn the_monitor_s_configuration_is_one_and_says_who_takes_over_for_whom() {
-        let text = configuration::rules(Path::new("j"), 500, true) + &FRONT_END.watched() + &MID_TIER.watched();
-        let config = monitor::config::parse(Path::new("monitor.toml"), &text).unwrap();
-        let who = config.targets.iter().map(|target| (target.name.as_str(), target.spares[0].name.as_str()));
+        let config = |is_shared: bool| {
+            let targets = FRONT_END.watched(is_shared) + &MID_TIER.watched(is_shared);
+            let text = configuration::rules(Path::new("j"), 500, true) + &targets;
+            monitor::config::parse(Path::new("monitor.toml"), &text).unwrap()
+        };
+        let alone = config(false);
+        let who = alone.targets.iter().map(|target| (target.name.as_str(), target.spares[0].name.as_str()));
         assert_eq!(who.collect::<Vec<_>>(), [("fe1", "fe2"), ("mt1", "mt2")]);
-        assert_eq!(config.targets[1].services[0].address.to_string(), "10.77.0.110");
+        assert_eq!(alone.targets[1].services[0].address.to_string(), "10.77.0.110");
+        assert!(alone.targets.iter().all(|target| !target.share && target.spares.len() == 1));
+        let [front, mid] = &config(true).targets[..] else { panic!("two targets") };
+        assert_eq!(front.spares.iter().map(|spare| spare.name.as_str()).collect::<Vec<_>>(), ["fe2", "fe3"]);
+        let services = front.services.iter().map(|service| service.address.to_string());
+        assert_eq!(services.collect::<Vec<_>>(), ["10.77.0.100", "10.77.0.101"]);
+        assert!(front.share && !mid.share && mid.spares.len() == 1);
     }
 
     #[test]
@@ -212,6 +240,8 @@ mod tests {
 
     #[test]
     fn a_tier_is_told_who_is_behind_it() {
+        let everywhere = FRONT_END.everywhere(true);
+        assert_eq!(everywhere, "10.77.0.100:8000,10.77.0.20:8000,10.77.0.101:8000,10.77.0.22:8000");
         let words = FRONT_END.arguments(None).join(" ");
         assert_eq!(words, "fe --listen 0.0.0.0:8000 --mid-tier 10.77.0.110:8100,10.77.0.21:8100");
         let words = MID_TIER.arguments(Some("box")).join(" ");
