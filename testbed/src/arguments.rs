@@ -8,7 +8,11 @@ use testbed::{
     bench,
     client::Kind,
     fault::Fault,
-    scenario::{Aim, Order, Stage, drown, hang_download, rubis::TierFault, series},
+    scenario::{
+        Aim, Order, Stage, drown, hang_download,
+        rubis::{Peers, TierFault},
+        series,
+    },
     topology::Wire,
     torn,
 };
@@ -141,9 +145,15 @@ pub struct Rubis {
     /// What is done to the tiers.
     #[arg(long, value_enum, default_value = "none")]
     pub fault: TierFault,
-    /// How a machine breaks; if it is not said, the seed decides between panic, hardlock and stop.
+    /// How a machine breaks; if it is not said, the seed decides.
     #[arg(long, value_enum)]
     pub crash: Option<Fault>,
+    /// Where the peers of the virtual machines are: processes of this machine, or virtual machines themselves.
+    #[arg(long, value_enum, default_value = "host")]
+    pub peers: Peers,
+    /// The front end's machine has two service addresses, and two peers share its evacuation.
+    #[arg(long)]
+    pub share: bool,
     /// Tiers without Continuation Boxes: what they had in hand is lost with them.
     #[arg(long)]
     pub plain: bool,
@@ -445,7 +455,7 @@ pub struct RepairCampaignArguments {
 
 #[derive(Args)]
 pub struct RubisCampaignArguments {
-    /// Runs in all, those already in the file included: each nine of them break every tier in every way.
+    /// Runs in all, those already in the file included: each twelve of them break every tier in every way.
     #[arg(long, default_value_t = 90)]
     pub runs: usize,
     /// The results, one JSON line per run.

@@ -180,8 +180,8 @@ fn run_rubis(arguments: Rubis) -> Result<ExitCode> {
         Tiers::Native { front_ends, mid_tiers }
     } else {
         let crash = arguments.crash.unwrap_or_else(|| rubis::crash_of(seed));
-        let Rubis { kernel, vcpus, deadline_ms, plain, .. } = arguments;
-        Tiers::Machines(Machines { kernel, vcpus, deadline_ms, crash, recoverable: !plain })
+        let Rubis { kernel, vcpus, deadline_ms, plain, peers, share: is_shared, .. } = arguments;
+        Tiers::Machines(Machines { kernel, vcpus, deadline_ms, crash, recoverable: !plain, peers, is_shared })
     };
     let length = Duration::try_from_secs_f64(seconds).context("--seconds")?;
     let run = rubis::Run { fault, clients, mix, length, slow_down, items, tiers, seed, out };

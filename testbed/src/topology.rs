@@ -31,6 +31,7 @@ pub use place::Place;
 use rough::RoughCable;
 pub use rough::{Weather, Wire};
 use wires::Network;
+pub use wires::RDMA_MTU;
 
 /// The machines. Dropping it takes the wires away, so that another can be built; namespaces go with their processes.
 #[derive(Debug)]
@@ -87,7 +88,7 @@ impl Topology {
         }
         for (place, number, network) in topology.ends() {
             let plug = if topology.rough.is_some() && (number, network) == (CLIENT, Network::Service) {
-                wires::netlink(wires::plug_tap(&network.cable(place.name())))
+                wires::netlink(wires::plug_tap(network, &network.cable(place.name())))
             } else {
                 wires::netlink(wires::plug_in(network, place.name(), place.namespace()))
             };
@@ -133,7 +134,17 @@ impl Topology {
     /// # Errors
     /// When there is no such device.
     pub fn plug_tap(&self, tap: &str) -> Result<()> {
-        wires::netlink(wires::plug_tap(tap)).with_context(|| format!("plugging {tap} into the service network"))
+        let plug = wires::netlink(wires::plug_tap(Network::Service, tap));
+        plug.with_context(|| format!("plugging {tap} into the service network"))
+    }
+
+    /// Plugs such a device into the RDMA network, whose frames are larger.
+    ///
+    /// # Errors
+    /// When there is no such device.
+    pub fn plug_rdma_tap(&self, tap: &str) -> Result<()> {
+        let plug = wires::netlink(wires::plug_tap(Network::Rdma, tap));
+        plug.with_context(|| format!("plugging {tap} into the RDMA network"))
     }
 
     /// Takes it out again: what is sent through it is lost.

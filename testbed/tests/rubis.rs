@@ -44,6 +44,14 @@ fn every_reply_is_its_request_s_own_and_the_database_is_what_clients_were_told()
 }
 
 #[test]
+fn many_who_register_are_there_once_and_may_trade() {
+    let result = check("rubis-register", "register", "2");
+    assert_eq!(result["mix"], "register");
+    assert!(result["database"]["acknowledged"].as_u64() >= Some(10), "hardly anybody registered: {result}");
+    assert_eq!(result["database"]["locked_out"], serde_json::json!([]), "{result}");
+}
+
+#[test]
 fn who_browses_leaves_nothing() {
     let result = check("rubis-browse", "browse", "1");
     assert_eq!(result["database"]["acknowledged"], 0, "{result}");

@@ -1,5 +1,6 @@
-//! The auction with a front end and a mid tier in virtual machines: nothing breaks, and both break. Slow (a minute),
-//! because everything in it is real; `testbed rubis-campaign` does it again and again.
+//! The auction with a front end and a mid tier in virtual machines: nothing breaks, and both break, with peers on this
+//! machine and in guests; and two peers share one. Slow (two or three minutes), because everything in it is real;
+//! `testbed rubis-campaign` does it again and again.
 //!
 //! The binaries must have been built (`make test` does), and `scripts/setup` have fetched PostgreSQL.
 
@@ -22,7 +23,7 @@ fn rubis(name: &str, arguments: &[&str], drawings: &[&str]) -> Value {
     let _ = fs::remove_dir_all(&out);
     let load = ["run", "rubis", "--clients", "20", "--items", "400", "--slow-down", "0.1", "--seconds", "6"];
     // A deadline for machines that other tests may keep busy: nothing here depends on it.
-    let deadline = ["--deadline-ms", "1000", "--out"];
+    let deadline = ["--deadline-ms", "2000", "--out"];
     let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
         .args(load)
         .args(deadline)
@@ -43,19 +44,14 @@ fn rubis(name: &str, arguments: &[&str], drawings: &[&str]) -> Value {
     assert_eq!(result["clients"]["mismatched"], 0, "{result}");
     assert_eq!(result["clients"]["requests"], result["clients"]["replies"], "{result}");
     assert!(result["database"]["acknowledged"].as_u64() > Some(0), "nobody traded: {result}");
+    let tiers = ["fe", "mt"].map(|tier| &result["snapshots"][tier]);
+    assert!(tiers.iter().all(|sizes| sizes["count"].as_u64() > Some(0)), "{result}");
+    assert!(tiers.iter().all(|sizes| sizes["bytes_mean"].as_f64() <= sizes["bytes_max"].as_f64()), "{result}");
     result
 }
 
-#[test]
-fn tiers_in_virtual_machines_serve_and_are_not_taken_for_dead() {
-    let result = rubis("rubis-vm-none", &["--fault", "none"], &["timeline.svg"]);
-    assert_eq!(result["recoveries"], Value::Null, "{result}");
-}
-
-#[test]
-fn both_tiers_break_and_every_request_gets_its_own_reply_and_every_trade_is_there_once() {
-    let drawings = ["timeline.svg", "crash.svg", "recovery-fe1.svg", "recovery-mt1.svg"];
-    let result = rubis("rubis-vm-both", &["--fault", "fe+mt", "--crash", "panic", "--seed", "5"], &drawings);
+/// Both tiers were taken over, with all their sessions, and every time is told.
+fn assert_both_recovered(result: &Value) {
     let recoveries = result["recoveries"].as_array().expect("recoveries");
     assert_eq!(recoveries.len(), 2, "{result}");
     for recovery in recoveries {
@@ -65,4 +61,35 @@ fn both_tiers_break_and_every_request_gets_its_own_reply_and_every_trade_is_ther
             assert!(recovery[figure].as_f64() > Some(0.0), "{figure} was not measured: {result}");
         }
     }
+}
+
+#[test]
+fn tiers_in_virtual_machines_serve_and_are_not_taken_for_dead() {
+    let result = rubis("rubis-vm-none", &["--fault", "none"], &["timeline.svg"]);
+    assert_eq!(result["recoveries"], Value::Null, "{result}");
+}
+
+#[test]
+fn peers_that_are_guests_themselves_take_both_tiers_over_while_users_register() {
+    let order = ["--peers", "vm", "--mix", "register", "--fault", "fe+mt", "--crash", "softlock", "--seed", "6"];
+    let result = rubis("rubis-vm-peers", &order, &["recovery-fe1.svg", "recovery-mt1.svg"]);
+    assert_eq!((&result["peers"], &result["mix"]), (&Value::from("vm"), &Value::from("register")), "{result}");
+    assert_both_recovered(&result);
+}
+
+#[test]
+fn two_peers_share_a_front_end_s_recovery_by_its_addresses() {
+    let result = rubis("rubis-vm-share", &["--share", "--fault", "fe", "--crash", "stop", "--seed", "7"], &[]);
+    let recovery = &result["recoveries"][0];
+    assert_eq!(recovery["spare"], "fe2+fe3", "{result}");
+    // A quarter of the users goes to each of four addresses.
+    assert!(recovery["recovered"].as_u64() >= Some(6) && recovery["lost"] == 0, "{result}");
+}
+
+#[test]
+fn both_tiers_break_and_every_request_gets_its_own_reply_and_every_trade_is_there_once() {
+    let drawings = ["timeline.svg", "crash.svg", "recovery-fe1.svg", "recovery-mt1.svg"];
+    let result = rubis("rubis-vm-both", &["--fault", "fe+mt", "--crash", "panic", "--seed", "5"], &drawings);
+    assert_eq!(result["peers"], "host", "{result}");
+    assert_both_recovered(&result);
 }

@@ -44,7 +44,7 @@ pub struct Case {
 impl Matrix {
     /// The first `count` cases of the campaign `seed`: the whole matrix, shuffled, then again with other seeds.
     pub fn cases(&self, seed: u64, count: usize) -> Vec<Case> {
-        runs::rounds(seed, count, |random| self.round(random))
+        runs::rounds(seed, count, |_, random| self.round(random))
     }
 
     fn round(&self, random: &mut StdRng) -> Vec<Case> {

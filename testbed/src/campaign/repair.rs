@@ -96,7 +96,7 @@ impl runs::Case for Case {
 impl Campaign {
     /// Round by round, each in an order of its own.
     fn cases(&self) -> Vec<Case> {
-        runs::rounds(self.seed, self.count, |random| {
+        runs::rounds(self.seed, self.count, |_, random| {
             let all = ILLNESSES.iter().flat_map(|illness| [(*illness, true), (*illness, false)]);
             all.map(|(illness, agent)| self.case(illness, agent, random)).collect()
         })

@@ -4,6 +4,7 @@
 mod row;
 
 use anyhow::Result;
+use auction::clients::Mix;
 use rand::{Rng, rngs::StdRng};
 use serde_json::json;
 
@@ -16,13 +17,16 @@ use row::Row;
 
 /// What is broken, in turn.
 const FAULTS: [TierFault; 3] = [TierFault::Fe, TierFault::Mt, TierFault::FeMt];
+/// What users do, in turn: whoever browses has nothing to lose.
+const MIXES: [Mix; 2] = [Mix::Bid, Mix::Register];
 
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Campaign {
     /// Where and how.
     pub runs: Runs,
-    /// Runs in all, those that the file holds already included: a round of nine has every tier broken in every way.
+    /// Runs in all, those that the file holds already included: a round has every tier broken in every way, half of
+    /// them while users bid and half while they register; the round after it has the other halves.
     pub count: usize,
     /// Everything random follows from it.
     pub seed: u64,
@@ -43,6 +47,7 @@ pub struct Campaign {
 struct Case {
     fault: TierFault,
     crash: Fault,
+    mix: Mix,
     clients: u32,
     kernel: String,
     seed: u32,
@@ -50,15 +55,16 @@ struct Case {
 
 impl runs::Case for Case {
     fn name(&self) -> String {
-        let Self { fault, crash, clients, kernel, seed } = self;
-        format!("{}-{}-{clients}x-{kernel}-{seed}", clap_name(*fault), crash.name())
+        let Self { fault, crash, mix, clients, kernel, seed } = self;
+        format!("{}-{}-{}-{clients}x-{kernel}-{seed}", clap_name(*fault), crash.name(), clap_name(*mix))
     }
 
     fn arguments(&self) -> Vec<String> {
-        let Self { fault, crash, clients, kernel, seed } = self;
+        let Self { fault, crash, mix, clients, kernel, seed } = self;
         let words = [
             ("--fault", clap_name(*fault)),
             ("--crash", clap_name(*crash)),
+            ("--mix", clap_name(*mix)),
             ("--clients", clients.to_string()),
             ("--kernel", kernel.clone()),
             ("--seed", seed.to_string()),
@@ -71,15 +77,20 @@ impl runs::Case for Case {
 impl Campaign {
     /// Round by round, each in an order of its own.
     fn cases(&self) -> Vec<Case> {
-        runs::rounds(self.seed, self.count, |random| {
-            let all = FAULTS.iter().flat_map(|fault| CRASHES.map(|crash| (*fault, crash)));
-            all.map(|(fault, crash)| self.case(fault, crash, random)).collect()
+        runs::rounds(self.seed, self.count, |round, random| {
+            let faults = FAULTS.iter().enumerate();
+            let all = faults.flat_map(|(row, fault)| {
+                // As on a chessboard, whose colours change with each round.
+                let mix = move |column: usize| MIXES[(round + row + column) % MIXES.len()];
+                CRASHES.iter().enumerate().map(move |(column, crash)| (*fault, *crash, mix(column)))
+            });
+            all.map(|(fault, crash, mix)| self.case(fault, crash, mix, random)).collect()
         })
     }
 
-    fn case(&self, fault: TierFault, crash: Fault, random: &mut StdRng) -> Case {
+    fn case(&self, fault: TierFault, crash: Fault, mix: Mix, random: &mut StdRng) -> Case {
         let kernel = self.kernels[random.random_range(0..self.kernels.len())].clone();
-        Case { fault, crash, clients: self.clients, kernel, seed: random.random() }
+        Case { fault, crash, mix, clients: self.clients, kernel, seed: random.random() }
     }
 }
 
@@ -96,6 +107,7 @@ pub fn crashes(order: &Campaign) -> Result<Summary<Row>> {
             noted: vec![
                 ("broken", json!(clap_name(case.fault))),
                 ("crash", json!(case.crash.name())),
+                ("mix", json!(clap_name(case.mix))),
                 ("line", json!(case.kernel)),
             ],
             held: (),
@@ -111,7 +123,7 @@ mod tests {
     use super::{runs::Case as _, *};
 
     #[test]
-    fn a_round_breaks_every_tier_in_every_way_and_a_longer_campaign_begins_with_the_shorter() {
+    fn a_round_breaks_every_tier_in_every_way_and_two_of_them_with_either_mix() {
         let campaign = |count| Campaign {
             runs: Runs { results: PathBuf::new(), parallel: 1, through: Vec::new() },
             count,
@@ -122,11 +134,16 @@ mod tests {
             slow_down: 0.1,
             deadline_ms: 500,
         };
-        let cases = campaign(9).cases();
-        let what: HashSet<_> = cases.iter().map(|case| (clap_name(case.fault), case.crash.name())).collect();
-        assert_eq!((cases.len(), what.len()), (9, 9));
+        let round = FAULTS.len() * CRASHES.len();
+        let cases = campaign(2 * round).cases();
+        let broken = |case: &Case| (clap_name(case.fault), case.crash.name());
+        assert_eq!(cases[..round].iter().map(broken).collect::<HashSet<_>>().len(), round);
+        let what: HashSet<_> = cases.iter().map(|case| (broken(case), clap_name(case.mix))).collect();
+        assert_eq!((cases.len(), what.len()), (2 * round, 2 * round));
+        let registering = |cases: &[Case]| cases.iter().filter(|case| case.mix == Mix::Register).count();
+        assert!(registering(&cases[..round]).abs_diff(round / 2) <= 1);
         let more = campaign(200).cases();
-        assert_eq!(more[..9], cases);
+        assert_eq!(more[..2 * round], cases, "a longer campaign begins with the shorter");
         assert_eq!(more.iter().map(Case::name).collect::<HashSet<_>>().len(), 200);
     }
 }

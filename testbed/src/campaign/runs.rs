@@ -34,12 +34,15 @@ pub(super) trait Case: Sync {
 }
 
 /// The first `count` cases of the campaign `seed`: round after round, each in an order of its own, so that a longer
-/// campaign begins with the shorter one. Fewer if a round is empty.
-pub(super) fn rounds<C>(seed: u64, count: usize, round: impl Fn(&mut StdRng) -> Vec<C>) -> Vec<C> {
+/// campaign begins with the shorter one. Fewer if a round is empty; `round` is given its number.
+pub(super) fn rounds<C>(seed: u64, count: usize, round: impl Fn(usize, &mut StdRng) -> Vec<C>) -> Vec<C> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut cases = Vec::with_capacity(count);
-    while cases.len() < count {
-        let mut round = round(&mut random);
+    for number in 0.. {
+        if cases.len() >= count {
+            break;
+        }
+        let mut round = round(number, &mut random);
         if round.is_empty() {
             break;
         }

@@ -5,7 +5,7 @@
 #
 # Kernel parameters (separated by commas):
 #   backdoors.hostname=NAME     backdoors.addresses=10.0.0.2/24,fd00::2/64     backdoors.shares=TAG:/path
-#   backdoors.swap=/dev/vda, which is all swapped to
+#   backdoors.second=10.1.0.2/24, the address of eth1     backdoors.swap=/dev/vda, which is all swapped to
 #
 # Control protocol. In: "ID COMMAND" on a line; COMMAND is a shell line, run to its end before the next one.
 # Out: "ready", and for each command "ID STATUS BYTES" on a line followed by BYTES of output.
@@ -45,6 +45,9 @@ if [ -e /sys/class/net/eth0 ]; then
         ip addr add "$address" dev eth0 || say "cannot add the address $address"
     done
 fi
+for address in $(parameter second); do
+    { ip link set eth1 up && ip addr add "$address" dev eth1; } || say "cannot set up eth1"
+done
 for share in $(parameter shares); do
     mkdir -p "${share#*:}"
     mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none "${share%%:*}" "${share#*:}" \

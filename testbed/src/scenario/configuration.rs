@@ -90,7 +90,7 @@ quorum = "all"
 raises = "hang"
 "#,
         local = rdma_v4(MONITOR),
-        switch_deadline_ms = if agent { SWITCH_DEADLINE_MS } else { SWITCH_DEADLINE_MS.max(deadline_ms) },
+        switch_deadline_ms = SWITCH_DEADLINE_MS.max(deadline_ms),
         journal = journal.display(),
         period_ms = (deadline_ms as f64 / SAMPLES_PER_DEADLINE).clamp(0.5, 1.5),
     )
@@ -130,12 +130,18 @@ fn kernel_sensors() -> String {
 /// More than detection asks for: a verdict is late by up to one period, and a sample costs the guest nothing.
 const SAMPLES_PER_DEADLINE: f64 = 25.0;
 
-/// The agent's heartbeat wakes a CPU five times a second: three of them may fail to come.
+/// The agent's heartbeat wakes a CPU five times a second: three of them may fail to come. Where ticks may be late for
+/// longer, so may these.
 const SWITCH_DEADLINE_MS: u64 = 800;
 
 pub(super) fn reinstate(name: &str, number: u8, boxes: &Path, slots: u32) -> String {
+    reinstate_at(name, number, SERVICE_INTERFACE, boxes, slots)
+}
+
+/// The same, where the service network's interface has another name.
+pub(super) fn reinstate_at(name: &str, number: u8, interface: &str, boxes: &Path, slots: u32) -> String {
     format!(
-        "name = \"{name}\"\nlisten = \"{}\"\ninterface = \"{SERVICE_INTERFACE}\"\nbox_socket = \"{}\"\n\n\
+        "name = \"{name}\"\nlisten = \"{}\"\ninterface = \"{interface}\"\nbox_socket = \"{}\"\n\n\
          [boxes]\nslots = {slots}\n",
         rdma_v4(number),
         boxes.display(),
@@ -147,7 +153,12 @@ pub(super) const SECOND_CONTROL: SocketAddr = on_rdma_network(SECOND_SPARE, cont
 
 /// Said to a monitor after everything else: there is a second spare.
 pub(super) fn second_spare() -> String {
-    format!("\n[[target.spare]]\nname = \"spare-b\"\ncontrol = \"{SECOND_CONTROL}\"\n")
+    another_spare("spare-b", SECOND_CONTROL)
+}
+
+/// Said behind a target's table: it has one more spare.
+pub(super) fn another_spare(name: &str, control: SocketAddr) -> String {
+    format!("\n[[target.spare]]\nname = \"{name}\"\ncontrol = \"{control}\"\n")
 }
 
 /// Where the guest mounts the files; see [`super::installation`] for the folder on the host.

@@ -24,6 +24,8 @@ pub struct Incident {
     pub fence_ns: Option<(u64, u64)>,
     /// The order to the spare.
     pub ordered_ns: Option<u64>,
+    /// Who took over; several that shared the work, with `+` between them.
+    pub spare: Option<String>,
     /// The spare's report, and when it arrived.
     pub report: Option<(u64, Report)>,
     /// Sentences of the journal about what went wrong.
@@ -114,7 +116,10 @@ impl Incident {
             Event::Verdict { .. } => _ = self.verdict_ns.get_or_insert(at),
             Event::Fenced { asked_ns, .. } => _ = self.fence_ns.get_or_insert((*asked_ns, at)),
             Event::Ordered { .. } => self.ordered_ns = Some(at),
-            Event::Evacuated { report, .. } => _ = self.report.get_or_insert_with(|| (at, report.clone())),
+            Event::Evacuated { spare, report, .. } => {
+                self.spare.get_or_insert_with(|| spare.clone());
+                self.report.get_or_insert_with(|| (at, report.clone()));
+            }
             Event::FenceFailed { why } => self.trouble.push(format!("the fence failed: {why}")),
             Event::Passed { spare, why } => self.trouble.push(format!("{spare} did not take over: {why}")),
             Event::OutcomeUnknown { spare, why } => self.trouble.push(format!("{spare} did not answer: {why}")),
@@ -255,6 +260,7 @@ mod tests {
     fn an_incident_is_measured_from_its_journal() {
         let incident = Incident::of(&journal());
         assert!(incident.is_over());
+        assert_eq!(incident.spare.as_deref(), Some("spare"));
         assert_eq!(incident.fence_ms(), Some(1.0));
         assert_eq!(incident.stage_ms("extract"), Some(2.0));
         assert_eq!(incident.reinstate_ms(), Some(5.5));

@@ -13,6 +13,9 @@ use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth};
 
 use super::{HYPERVISOR, PREFIX_V4, PREFIX_V6, rdma_v4, service_v4, service_v6};
 
+/// Frames of the RDMA network: a path MTU of 4096 and room for headers.
+pub const RDMA_MTU: u32 = 9000;
+
 /// One of the two networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Network {
@@ -32,7 +35,7 @@ impl Network {
     fn mtu(self) -> u32 {
         match self {
             Self::Service => 1500,
-            Self::Rdma => 9000,
+            Self::Rdma => RDMA_MTU,
         }
     }
 
@@ -125,8 +128,8 @@ pub(super) async fn configure(network: Network, number: u8) -> Result<()> {
     Ok(())
 }
 
-pub(super) async fn plug_tap(tap: &str) -> Result<()> {
-    let port = LinkUnspec::new_with_index(index(tap)?).controller(index(Network::Service.interface())?).up();
+pub(super) async fn plug_tap(network: Network, tap: &str) -> Result<()> {
+    let port = LinkUnspec::new_with_index(index(tap)?).mtu(network.mtu()).controller(index(network.interface())?).up();
     handle()?.link().change(port.build()).execute().await.context("tap up")
 }
 

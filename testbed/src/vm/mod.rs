@@ -22,7 +22,7 @@ pub use control::Output;
 pub use gdb::{Gdb, Registers};
 pub use qmp::Qmp;
 pub use running::Vm;
-pub use spec::{Accel, MAC, Ram, SWAP_DRIVER, Share, Tap, VmSpec};
+pub use spec::{Accel, Card, MAC, Ram, SWAP_DRIVER, Share, Tap, VmSpec};
 
 /// Name of the network back end in QEMU: what `set_link` takes.
 pub const NETDEV: &str = "net0";

@@ -17,6 +17,9 @@ use crate::guest::CONTROL_PORT;
 /// The guest's driver of the disk that it swaps to.
 pub const SWAP_DRIVER: &str = "virtio_blk";
 
+/// The second network device's name in QEMU. A fence takes the first one's link down: who has two is a spare.
+const SECOND_NETDEV: &str = "net1";
+
 /// Where the guest has that disk: its only one.
 const SWAP_IN_GUEST: &str = "/dev/vda";
 
@@ -98,6 +101,19 @@ pub struct Share {
     pub writable: bool,
 }
 
+/// A second network device, `eth1`, on a network with frames of its own size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// A tap device in the caller's network namespace.
+    pub tap: String,
+    /// Its hardware address.
+    pub mac: String,
+    /// The one address of eth1, with prefix length.
+    pub address: String,
+    /// Largest packet. The guest's driver makes its buffers as large.
+    pub mtu: u32,
+}
+
 /// Everything a machine is started with.
 #[derive(Debug)]
 pub struct VmSpec {
@@ -121,6 +137,8 @@ pub struct VmSpec {
     pub mac: String,
     /// Addresses of eth0 with prefix length, IPv4 and IPv6; the first is the machine's own.
     pub addresses: Vec<String>,
+    /// A second network device, if any.
+    pub second: Option<Card>,
     /// Shared folders.
     pub shares: Vec<Share>,
     /// A file that the guest swaps to, all of it. Its image needs the module [`SWAP_DRIVER`].
@@ -149,6 +167,7 @@ impl VmSpec {
             tap: None,
             mac: MAC.to_owned(),
             addresses: vec![],
+            second: None,
             shares: vec![],
             swap: None,
             append: vec![],
@@ -220,6 +239,11 @@ pub(super) fn arguments(spec: &VmSpec, places: &Places, accel: Accel) -> Vec<Str
         let mac = &spec.mac;
         add("-device", format!("virtio-net-pci,netdev={NETDEV},mac={mac},romfile=,{WHOLE_BUFFERS}"));
     }
+    if let Some(Card { tap, mac, mtu, .. }) = &spec.second {
+        add("-netdev", format!("tap,id={SECOND_NETDEV},ifname={tap},script=no,downscript=no"));
+        let device = format!("virtio-net-pci,netdev={SECOND_NETDEV},mac={mac},romfile=,host_mtu={mtu},{WHOLE_BUFFERS}");
+        add("-device", device);
+    }
     for share in &spec.shares {
         let readonly = if share.writable { "off" } else { "on" };
         let Share { tag, on_host, .. } = share;
@@ -250,14 +274,18 @@ fn ram(spec: &VmSpec) -> String {
     }
 }
 
-/// `panic=0` keeps a panicked kernel where it is: its memory is what everything is about.
+/// `panic=0` keeps a panicked kernel where it is: its memory is what everything is about. `no_timer_check`: a kernel
+/// that boots counts timer interrupts and panics at too few, and the host may let an emulated processor wait just then;
+/// under KVM a kernel sets it by itself.
 fn kernel_parameters(spec: &VmSpec) -> String {
     let at_boot = spec.shares.iter().filter(|share| share.at_boot);
     let shares: Vec<String> = at_boot.map(|share| format!("{}:{}", share.tag, share.in_guest)).collect();
-    let mut parameters =
-        vec!["console=ttyS0".to_owned(), "panic=0".to_owned(), format!("backdoors.hostname={}", spec.name)];
+    let mut parameters = ["console=ttyS0", "panic=0", "no_timer_check"].map(str::to_owned).to_vec();
+    parameters.push(format!("backdoors.hostname={}", spec.name));
     let swap: Vec<String> = spec.swap.iter().map(|_| SWAP_IN_GUEST.to_owned()).collect();
-    for (name, values) in [("addresses", &spec.addresses), ("shares", &shares), ("swap", &swap)] {
+    let second: Vec<String> = spec.second.iter().map(|card| card.address.clone()).collect();
+    let lists = [("addresses", &spec.addresses), ("second", &second), ("shares", &shares), ("swap", &swap)];
+    for (name, values) in lists {
         if !values.is_empty() {
             parameters.push(format!("backdoors.{name}={}", values.join(",")));
         }
@@ -305,6 +333,19 @@ mod tests {
         });
         assert!(line.contains("backdoors.addresses=10.77.0.10/24,fd77::10/64 backdoors.shares=data:/srv"));
         assert!(line.contains("local,id=data,path=/a,security_model=none,readonly=on"));
+    }
+
+    #[test]
+    fn a_second_card_comes_behind_the_first_with_frames_of_its_own_size() {
+        let card =
+            Card { tap: "tap-b".into(), mac: "52:54:00:bd:01:20".into(), address: "10.78.0.20/24".into(), mtu: 9000 };
+        let line = line(|spec| {
+            spec.tap = Some(Tap::Name("tap-a".into()));
+            spec.second = Some(card);
+        });
+        let (first, second) = (line.find("ifname=tap-a").unwrap(), line.find("ifname=tap-b").unwrap());
+        assert!(first < second && line.contains("host_mtu=9000"), "{line}");
+        assert!(line.contains("backdoors.second=10.78.0.20/24"), "{line}");
     }
 
     #[test]

@@ -20,7 +20,6 @@ use contbox::{
     service::{BoxClient, Heir},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use serde::Serialize;
 use tokio::{
     runtime::Handle,
     signal::unix::{SignalKind, signal},
@@ -224,14 +223,7 @@ fn bind(listen: SocketAddr, boxes: &Boxes, name: &str, heir: Option<Heir>) -> Re
     Ok(Listener::Recoverable(RecoverableListener::new(listener, client, handed)))
 }
 
-/// What a tier leaves on standard output.
-#[derive(Serialize)]
-struct Figures {
-    snapshots: u64,
-    snapshot_bytes_mean: f64,
-}
-
-/// Serves until somebody ends it.
+/// Serves until somebody ends it, and leaves on standard output what its snapshots came to.
 async fn until_ended(serving: impl Future<Output = Infallible>, written: &Written) -> Result<ExitCode> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
@@ -239,8 +231,7 @@ async fn until_ended(serving: impl Future<Output = Infallible>, written: &Writte
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    let (snapshots, snapshot_bytes_mean) = written.figures();
-    println!("{}", serde_json::to_string(&Figures { snapshots, snapshot_bytes_mean })?);
+    println!("{}", serde_json::to_string(&written.figures())?);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -17,6 +17,7 @@ use std::{
 };
 
 use contbox::http::SNAPSHOT_FRAME_BYTES;
+use serde::{Deserialize, Serialize};
 
 use crate::{operation::Receipt, request_id::RequestId};
 
@@ -148,19 +149,35 @@ impl InHand {
 pub struct Written {
     snapshots: AtomicU64,
     bytes: AtomicU64,
+    bytes_max: AtomicU64,
+}
+
+/// What a tier tells of its snapshots when it ends, frames included. They are of sessions that it began and of those
+/// that it took over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    /// How many were written.
+    pub snapshots: u64,
+    /// The mean of their bytes.
+    pub snapshot_bytes_mean: f64,
+    /// The bytes of the largest.
+    pub snapshot_bytes_max: u64,
 }
 
 impl Written {
     /// Counts a snapshot of so many bytes of the application's.
     pub fn count(&self, bytes: usize) {
+        let bytes = (SNAPSHOT_FRAME_BYTES + bytes) as u64;
         self.snapshots.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add((SNAPSHOT_FRAME_BYTES + bytes) as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes_max.fetch_max(bytes, Ordering::Relaxed);
     }
 
-    /// How many, and the mean of their bytes, frame included.
-    pub fn figures(&self) -> (u64, f64) {
+    /// What they came to so far.
+    pub fn figures(&self) -> Figures {
         let snapshots = self.snapshots.load(Ordering::Relaxed);
-        (snapshots, self.bytes.load(Ordering::Relaxed) as f64 / snapshots.max(1) as f64)
+        let snapshot_bytes_mean = self.bytes.load(Ordering::Relaxed) as f64 / snapshots.max(1) as f64;
+        Figures { snapshots, snapshot_bytes_mean, snapshot_bytes_max: self.bytes_max.load(Ordering::Relaxed) }
     }
 }
 
@@ -233,6 +250,17 @@ mod tests {
 
     const ID: RequestId = RequestId { incarnation: 0x1122, counter: 7 };
     const NOTE: Note = Note { transaction: 1 << 40, receipt: Receipt { row: 12 } };
+
+    #[test]
+    fn the_largest_snapshot_and_the_mean_of_all_are_told_with_their_frames() {
+        let written = Written::default();
+        assert_eq!(written.figures(), Figures::default());
+        [10, 40, 10].into_iter().for_each(|bytes| written.count(bytes));
+        let frame = SNAPSHOT_FRAME_BYTES as u64;
+        let expected =
+            Figures { snapshots: 3, snapshot_bytes_mean: (frame + 20) as f64, snapshot_bytes_max: frame + 40 };
+        assert_eq!(written.figures(), expected);
+    }
 
     #[test]
     fn words_are_read_as_they_are_written_and_nothing_shorter_or_longer_is_any() {

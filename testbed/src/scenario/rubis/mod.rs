@@ -12,8 +12,10 @@ mod crash;
 mod database;
 mod figure;
 mod native;
+mod peer;
 mod recovery;
 mod site;
+mod snapshots;
 mod strike;
 mod tier;
 
@@ -34,8 +36,10 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Host, Progress, daemon::program};
 use crate::{fault::Fault, sandbox, topology};
+pub use peer::Peers;
 use recovery::Account;
 pub use recovery::{Recovery, Waiting};
+pub use snapshots::{Sizes, Snapshots};
 
 /// What is done to the tiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -86,7 +90,7 @@ pub enum Tiers {
         /// Mid tiers.
         mid_tiers: u16,
     },
-    /// Two of each, the first of them in virtual machines.
+    /// Two of each, or three front ends; the first of them in virtual machines.
     Machines(Machines),
 }
 
@@ -103,10 +107,15 @@ pub struct Machines {
     pub crash: Fault,
     /// Whether tiers keep Continuation Boxes.
     pub recoverable: bool,
+    /// Where their peers are.
+    pub peers: Peers,
+    /// Whether the front end's machine has two service addresses, and two peers share its evacuation.
+    pub is_shared: bool,
 }
 
-/// The ways in which machines break in a campaign: the kernel's own end, no interrupt ever again, and no instruction.
-pub const CRASHES: [Fault; 3] = [Fault::Panic, Fault::Hardlock, Fault::Stop];
+/// The ways in which machines break in a campaign: the kernel's own end, no interrupt ever again, no instruction, and
+/// interrupts without anybody who could use them.
+pub const CRASHES: [Fault; 4] = [Fault::Panic, Fault::Hardlock, Fault::Stop, Fault::Softlock];
 
 /// How machines break in the run of `seed`, unless somebody says so.
 pub fn crash_of(seed: u64) -> Fault {
@@ -129,6 +138,9 @@ pub struct Verdict {
     pub seed: u64,
     /// Front ends and mid tiers.
     pub tiers: (u16, u16),
+    /// Where the peers of virtual machines were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Peers>,
     /// Release of the guests' kernel, if there were guests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
@@ -138,6 +150,9 @@ pub struct Verdict {
     /// Clients that waited through the crash.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Waiting>,
+    /// What tiers' snapshots came to, if they wrote any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<Snapshots>,
     /// What clients counted.
     pub clients: Report,
     /// What the check found.
@@ -176,9 +191,9 @@ fn on_this_machine(run: &Run, folder: &Path, progress: Progress) -> Result<Verdi
 impl Run {
     /// Front ends and mid tiers.
     fn counts(&self) -> (u16, u16) {
-        match self.tiers {
-            Tiers::Native { front_ends, mid_tiers } => (front_ends, mid_tiers),
-            Tiers::Machines(_) => (2, 2),
+        match &self.tiers {
+            Tiers::Native { front_ends, mid_tiers } => (*front_ends, *mid_tiers),
+            Tiers::Machines(machines) => (2 + u16::from(machines.is_shared), 2),
         }
     }
 
@@ -223,9 +238,14 @@ impl Run {
             mix: self.mix,
             seed: self.seed,
             tiers: self.counts(),
+            peers: match &self.tiers {
+                Tiers::Machines(machines) => Some(machines.peers),
+                Tiers::Native { .. } => None,
+            },
             kernel,
             recoveries: account.map(|account| account.recoveries.clone()).unwrap_or_default(),
             waiting: account.and_then(|account| account.waiting.clone()),
+            snapshots: None,
             clients,
             database,
             host: Host::here(),

@@ -30,6 +30,8 @@ pub(super) struct Struck {
 pub(super) struct Victim {
     pub(super) tier: &'static str,
     pub(super) target: &'static str,
+    /// Who shall take over, all of them.
+    pub(super) peers: Vec<&'static str>,
     /// When that was ordered, in monotonic nanoseconds.
     pub(super) at_ns: u64,
 }
@@ -41,6 +43,9 @@ pub struct Recovery {
     pub tier: &'static str,
     /// How it was broken.
     pub crash: Fault,
+    /// Who took over; several that shared the work, with `+` between them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spare: Option<String>,
     /// From the last sign of life to the verdict.
     pub detect_ms: Option<f64>,
     /// The fence, request to answer.
@@ -104,6 +109,8 @@ pub(super) fn account(struck: Struck, lines: &[Line], trace: Vec<trace::Line>) -
         why.extend(incident.trouble.iter().map(|trouble| format!("{}: {trouble}", victim.target)));
         if incident.report.is_none() {
             why.push(format!("nobody took {} over", victim.target));
+        } else if !took_part(victim, &incident) {
+            why.push(format!("{} was taken over by {:?}, not by {:?}", victim.target, incident.spare, victim.peers));
         } else if recovery.recovered == 0 {
             why.push(format!("no session of {} was carried on", victim.target));
         }
@@ -139,6 +146,7 @@ fn recovery(victim: &Victim, crash: Fault, incident: &Incident, dead: &[&str]) -
     Recovery {
         tier: victim.tier,
         crash,
+        spare: incident.spare.clone(),
         detect_ms: incident.detect_ms().or_else(|| Some(millis_between(victim.at_ns, incident.verdict_ns?))),
         fence_ms: incident.fence_ms(),
         extract_ms: incident.stage_ms("extract"),
@@ -150,6 +158,13 @@ fn recovery(victim: &Victim, crash: Fault, incident: &Incident, dead: &[&str]) -
         session_ms_mean: mean(&live_ms),
         session_ms_max: live_ms.iter().copied().reduce(f64::max),
     }
+}
+
+/// Whether all peers of a machine had a part in its recovery, and nobody else.
+fn took_part(victim: &Victim, incident: &Incident) -> bool {
+    let mut spares: Vec<&str> = incident.spare.iter().flat_map(|spare| spare.split('+')).collect();
+    spares.sort_unstable();
+    spares == victim.peers
 }
 
 /// When the last sign of life of the first machine was, and when the last verdict fell.
@@ -190,6 +205,14 @@ fn mean(values: &[f64]) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_shall_share_a_recovery_has_to() {
+        let victim = Victim { tier: "fe", target: "fe1", peers: vec!["fe2", "fe3"], at_ns: 0 };
+        let by = |spare: &str| Incident { spare: Some(spare.to_owned()), ..Incident::default() };
+        assert!(took_part(&victim, &by("fe2+fe3")) && took_part(&victim, &by("fe3+fe2")));
+        assert!(!took_part(&victim, &by("fe3")) && !took_part(&victim, &Incident::default()));
+    }
 
     #[test]
     fn who_had_asked_before_the_crash_and_had_nothing_at_the_verdict_waits() {

@@ -2,7 +2,7 @@
 //! it up: agents in the guests, a backdoor each, one monitor, and peers that serve and stand by.
 //!
 //! ```text
-//!   hypervisor                        RDMA network                           on this machine, a namespace each
+//!   hypervisor                        RDMA network                           a namespace or a guest each
 //!   fe1 (VM: agent, auction fe) ── backdoor .1 ──┐          ┌── fe2: auction fe, reinstate   takes over .100
 //!   mt1 (VM: agent, auction mt) ── backdoor .7 ──┴─ monitor ┴── mt2: auction mt, reinstate   takes over .110
 //!                                                               db:  PostgreSQL             client: users
@@ -15,10 +15,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use auction::snapshot::Figures;
 
 use super::{
     Machines, Run, auction,
     database::Database,
+    peer::{self, Peer, Peers},
+    snapshots::{self, Snapshots},
     tier::{DATABASE, FRONT_END, MID_TIER, Tier},
 };
 use crate::{
@@ -33,11 +36,10 @@ use crate::{
     vm::{Tap, Vm, VmSpec},
 };
 
-/// Boxes of a peer: its own sessions', and those that it takes over.
-const PEER_SLOTS: u32 = 2048;
-
-/// For a tier in a guest to end when it is asked to.
+/// For a tier on this machine to end when it is asked to.
 const END_BOUND: Duration = Duration::from_secs(20);
+/// For peers that are guests to have read the kernels of others: an emulated processor parses a debug format.
+const GUEST_READY_BOUND: Duration = Duration::from_secs(180);
 
 /// A virtual machine with one tier in it.
 #[derive(Debug)]
@@ -53,7 +55,8 @@ pub(super) struct Site {
     /// The front end's, then the mid tier's.
     pub(super) machines: [Machine; 2],
     pub(super) database: Database,
-    peers: [Place; 2],
+    /// All front ends', then the mid tier's; each with the address that it takes.
+    peers: Vec<(Tier, Peer)>,
     pub(super) topology: Topology,
     /// Release of the guests' kernel.
     pub(super) kernel: String,
@@ -75,16 +78,15 @@ impl Site {
         let image = image(&kernel, machines, run.clients)?;
         let topology = Topology::build()?;
         topology.add_backdoor(MID_TIER.backdoor)?;
-        let peers = [FRONT_END, MID_TIER].map(|tier| topology.add(tier.peer, tier.peer_number));
-        let [front, mid] = peers;
-        let (peers, at_database) = ([front?, mid?], topology.add("db", DATABASE)?);
-        progress.step(format_args!("two guests boot; PostgreSQL with {} items", run.items));
+        let at_database = topology.add("db", DATABASE)?;
+        progress.step(format_args!("guests boot; PostgreSQL with {} items", run.items));
         let boot = |tier: Tier| -> Result<Machine> {
-            let vm = Vm::start(spec(tier, &kernel, &image, machines.vcpus))?;
+            let vm = Vm::start(spec(tier, &kernel, &image, machines))?;
             topology.plug_tap(tier.tap)?;
             Ok(Machine { tier, vm })
         };
         let machines_up = [boot(FRONT_END)?, boot(MID_TIER)?];
+        let peers = peers(machines, &kernel, &topology)?;
         let database = Database::start(at_database, &folder.join("database"))?;
         let (items, seed) = (run.items.to_string(), run.seed.to_string());
         auction(&["data", "--database", &database.address, "--items", &items, "--seed", &seed])?.silent()?;
@@ -110,9 +112,17 @@ impl Site {
                 make_urgent(machine.vm.pid())?;
             }
         }
+        for (_, peer) in &mut self.peers {
+            if let Peer::Vm(vm) = peer {
+                vm.wait_ready(BOOT_BOUND)?;
+            }
+        }
         progress.step("the guests are up; peers and tiers start, from the database on");
+        // From the last to the first: mid tiers are asked by front ends.
+        for place in (0..self.peers.len()).rev() {
+            self.start_peer(place, machines.recoverable)?;
+        }
         for (place, tier) in [(1, MID_TIER), (0, FRONT_END)] {
-            self.start_peer(place, tier, machines.recoverable)?;
             let served = self.machines[place].vm.run(&tier.guest_serve(machines.recoverable))?;
             ensure!(served.status == 0, "{} does not serve: {}", tier.target, served.text());
         }
@@ -128,9 +138,13 @@ impl Site {
     }
 
     /// The peer of a tier: a spare that also serves.
-    fn start_peer(&mut self, place: usize, tier: Tier, recoverable: bool) -> Result<()> {
-        let (at, boxes) = (self.peers[place].try_clone()?, self.folder.join(format!("{}.sock", tier.peer)));
-        let text = configuration::reinstate(tier.peer, tier.peer_number, &boxes, PEER_SLOTS);
+    fn start_peer(&mut self, place: usize, recoverable: bool) -> Result<()> {
+        let (tier, at) = match &mut self.peers[place] {
+            (tier, Peer::Vm(vm)) => return peer::serve(vm, *tier, recoverable),
+            (tier, Peer::Host(at)) => (*tier, at.try_clone()?),
+        };
+        let boxes = self.folder.join(format!("{}.sock", tier.peer));
+        let text = configuration::reinstate(tier.peer, tier.peer_number, &boxes, peer::SLOTS);
         let name = format!("reinstate-{}", tier.peer);
         let arguments = configured(&self.folder, &name, &text)?;
         self.start_daemon(&at, &name, "reinstate", arguments)?;
@@ -149,14 +163,25 @@ impl Site {
         let monitor = self.topology.monitor.try_clone()?;
         if machines.recoverable {
             progress.step("the peers learn the guests' kernels");
-            for tier in [FRONT_END, MID_TIER] {
-                let ready = || monitor.run(|| prepare(tier.peer_control(), tier.assignment())).is_ok_and(|ready| ready);
-                self.daemon(&format!("reinstate-{}", tier.peer))?.wait_until("readiness", DAEMON_BOUND, ready)?;
+            for place in 0..self.peers.len() {
+                let (tier, peer) = &self.peers[place];
+                let (tier, asked) = (*tier, tier.assignment(machines.is_shared));
+                let ready = || {
+                    let asked = asked.clone();
+                    monitor.run(|| prepare(tier.peer_control(), asked)).is_ok_and(|ready| ready)
+                };
+                match peer {
+                    Peer::Vm(_) => peer::await_ready(tier, GUEST_READY_BOUND, ready)?,
+                    Peer::Host(_) => {
+                        let daemon = self.daemon(&format!("reinstate-{}", tier.peer))?;
+                        daemon.wait_until("readiness", DAEMON_BOUND, ready)?;
+                    }
+                }
             }
         }
         progress.step("the monitor looks for the Sensor Boxes");
         let rules = configuration::rules(&self.journal, machines.deadline_ms, true);
-        let text = rules + &FRONT_END.watched() + &MID_TIER.watched();
+        let text = rules + &FRONT_END.watched(machines.is_shared) + &MID_TIER.watched(machines.is_shared);
         let arguments = configured(&self.folder, "monitor", &text)?;
         self.start_daemon(&monitor, "monitor", "monitor", arguments)?;
         let journal = self.journal.clone();
@@ -184,22 +209,36 @@ impl Site {
     }
 
     /// Ends all tiers, front ends first: the mid tiers then have nobody who asks. The `fenced` machines have stopped.
+    /// Returns what the others say of their snapshots.
     ///
     /// # Errors
     /// When one does not end, or has ended before.
-    pub(super) fn end_tiers(&mut self, fenced: &[&str]) -> Result<()> {
-        for (place, tier) in [(0, FRONT_END), (1, MID_TIER)] {
-            let peer = self.daemons.iter().position(|daemon| daemon.name() == tier.peer);
-            let mut peer = self.daemons.remove(peer.with_context(|| format!("{} was not started", tier.peer))?);
-            ensure!(peer.ended()?.is_none(), "{} ended during the run:\n{}", tier.peer, peer.tail());
-            peer.terminate()?;
+    pub(super) fn end_tiers(&mut self, fenced: &[&str]) -> Result<Snapshots> {
+        let mut snapshots = Snapshots::default();
+        for (place, tier, sizes) in [(0, FRONT_END, &mut snapshots.fe), (1, MID_TIER, &mut snapshots.mt)] {
+            for peer in 0..self.peers.len() {
+                if self.peers[peer].0.target != tier.target {
+                    continue;
+                }
+                sizes.add(&self.end_peer(peer)?);
+            }
             if !fenced.contains(&tier.target) {
-                let end = "kill $(pidof auction) && while pidof auction >/dev/null; do sleep 0.05; done";
-                let ended = self.machines[place].vm.run_within(end, END_BOUND)?;
-                ensure!(ended.status == 0, "the tier in {} ended during the run", tier.target);
+                sizes.add(&peer::end_tier(&mut self.machines[place].vm, tier.target)?);
             }
         }
-        Ok(())
+        Ok(snapshots)
+    }
+
+    fn end_peer(&mut self, place: usize) -> Result<Figures> {
+        let tier = match &mut self.peers[place] {
+            (tier, Peer::Vm(vm)) => return peer::end_tier(vm, tier.peer),
+            (tier, Peer::Host(_)) => *tier,
+        };
+        let started = self.daemons.iter().position(|daemon| daemon.name() == tier.peer);
+        let mut daemon = self.daemons.remove(started.with_context(|| format!("{} was not started", tier.peer))?);
+        ensure!(daemon.ended()?.is_none(), "{} ended during the run:\n{}", tier.peer, daemon.tail());
+        daemon.terminate_within(END_BOUND)?;
+        snapshots::told(&daemon.log()).with_context(|| peer::silent(tier.peer))
     }
 
     /// Leaves logs, configurations, journal and consoles in `out`, as far as they can be had: for a failure.
@@ -209,12 +248,17 @@ impl Site {
             let is_file = file.file_type().is_ok_and(|kind| kind.is_file());
             let _ = if is_file { fs::copy(file.path(), out.join(file.file_name())) } else { Ok(0) };
         }
-        for Machine { tier, vm } in &mut self.machines {
-            let _ = fs::copy(vm.console_path(), out.join(format!("console-{}.log", tier.target)));
+        let targets = self.machines.iter_mut().map(|Machine { tier, vm }| (tier.target, vm));
+        let peers = self.peers.iter_mut().filter_map(|(tier, peer)| match peer {
+            Peer::Vm(vm) => Some((tier.peer, vm.as_mut())),
+            Peer::Host(_) => None,
+        });
+        for (name, vm) in targets.chain(peers) {
+            let _ = fs::copy(vm.console_path(), out.join(format!("console-{name}.log")));
             // One that still answers tells more.
             let asked = "tail -n 50 /var/log/*; netstat -tan; free; dmesg | tail";
             if let Ok(said) = vm.run_within(asked, ANSWER_BOUND) {
-                let _ = fs::write(out.join(format!("guest-{}.log", tier.target)), said.bytes);
+                let _ = fs::write(out.join(format!("guest-{name}.log")), said.bytes);
             }
         }
     }
@@ -223,6 +267,23 @@ impl Site {
     pub(super) fn tails(&self) -> String {
         self.daemons.iter().map(|daemon| format!("--- {}\n{}\n", daemon.name(), daemon.tail())).collect()
     }
+}
+
+/// All peers, where they shall be; guests are still booting.
+fn peers(machines: &Machines, kernel: &Kernel, topology: &Topology) -> Result<Vec<(Tier, Peer)>> {
+    let tiers: Vec<Tier> = [FRONT_END, MID_TIER].iter().flat_map(|tier| tier.peers(machines.is_shared)).collect();
+    let image = match machines.peers {
+        Peers::Host => None,
+        Peers::Vm => Some(peer::image(kernel, &tiers, &images())?),
+    };
+    let one = |tier: Tier| {
+        let peer = match &image {
+            None => Peer::Host(topology.add(tier.peer, tier.peer_number)?),
+            Some(image) => Peer::Vm(Box::new(peer::boot(tier, kernel, image, machines.vcpus, topology)?)),
+        };
+        Ok((tier, peer))
+    };
+    tiers.into_iter().map(one).collect()
 }
 
 fn image(kernel: &Kernel, machines: &Machines, clients: u32) -> Result<PathBuf> {
@@ -239,11 +300,11 @@ fn image(kernel: &Kernel, machines: &Machines, clients: u32) -> Result<PathBuf> 
     image.build(&images())
 }
 
-fn spec(tier: Tier, kernel: &Kernel, image: &Path, vcpus: u32) -> VmSpec {
+fn spec(tier: Tier, kernel: &Kernel, image: &Path, machines: &Machines) -> VmSpec {
     let mut spec = VmSpec::new(tier.target, &kernel.vmlinuz, image);
-    spec.cpus = vcpus;
+    spec.cpus = machines.vcpus;
     spec.tap = Some(Tap::Name(tier.tap.to_owned()));
     spec.mac = tier.mac.to_owned();
-    spec.addresses = tier.addresses();
+    spec.addresses = tier.addresses(machines.is_shared);
     spec
 }

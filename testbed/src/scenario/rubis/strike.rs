@@ -64,7 +64,8 @@ pub(super) fn play(run: &Run, machines: &Machines, folder: &Path, progress: Prog
 fn play_at(run: &Run, machines: &Machines, site: &mut Site, folder: &Path, progress: Progress) -> Result<Verdict> {
     let (record, traced) = (folder.join("record.jsonl"), folder.join("trace.jsonl"));
     progress.step(format_args!("{} clients come", run.clients));
-    let arguments = run.client_arguments(&FRONT_END.both(), CLIENTS_SECONDS, &record, Some(&traced))?;
+    let arguments =
+        run.client_arguments(&FRONT_END.everywhere(machines.is_shared), CLIENTS_SECONDS, &record, Some(&traced))?;
     let arguments = arguments.into_iter().chain(["--ramp-seconds", RAMP_SECONDS].map(str::to_owned));
     let mut clients =
         Daemon::start_logging(&site.topology.client, "clients", "auction", arguments, folder, Some("warn"))?;
@@ -79,12 +80,13 @@ fn play_at(run: &Run, machines: &Machines, site: &mut Site, folder: &Path, progr
     let lines = incident::read(&site.journal)?;
     // Fenced are, it is to be hoped, those that were broken.
     let fenced = lines.iter().filter(|line| matches!(line.event, Event::Fenced { .. }));
-    site.end_tiers(&fenced.map(|line| line.target.as_str()).collect::<Vec<_>>())?;
+    let snapshots = site.end_tiers(&fenced.map(|line| line.target.as_str()).collect::<Vec<_>>())?;
     let record = record.display().to_string();
     let database = auction(&["check", "--database", &site.database.address, "--record", &record])?.result()?;
     let account = recovery::account(struck, &lines, trace::read(&traced)?);
     crash::draw(run, machines, &account)?;
-    Ok(run.judge(report, database, Some(&account), Some(site.kernel.clone())))
+    let snapshots = machines.recoverable.then_some(snapshots);
+    Ok(Verdict { snapshots, ..run.judge(report, database, Some(&account), Some(site.kernel.clone())) })
 }
 
 /// Waits until nearly all users have had a reply.
@@ -132,7 +134,9 @@ fn strike(run: &Run, machines: &Machines, site: &mut Site, progress: Progress) -
         thread::sleep(if turn == 0 { Duration::ZERO } else { apart });
         let Machine { tier, vm } = &mut site.machines[*place];
         progress.step(format_args!("fault: {} of {}", machines.crash.name(), tier.target));
-        struck.machines.push(recovery::Victim { tier: tier.name, target: tier.target, at_ns: trace::now_ns() });
+        let peers = tier.peers(machines.is_shared).iter().map(|peer| peer.peer).collect();
+        let at_ns = trace::now_ns();
+        struck.machines.push(recovery::Victim { tier: tier.name, target: tier.target, peers, at_ns });
         machines.crash.inject(vm)?;
     }
     if !victims.is_empty() {
@@ -171,7 +175,8 @@ fn await_recovery(
                 sent_when_fenced[place] = Some(frames_from(tier.tap)?);
             }
             if let Some(ms) = incident.reinstate_ms() {
-                progress.step(format_args!("{} took over: {} sessions in {ms:.1} ms", tier.peer, incident.resumed()));
+                let who = incident.spare.as_deref().unwrap_or(tier.peer);
+                progress.step(format_args!("{who} took over: {} sessions in {ms:.1} ms", incident.resumed()));
                 open.retain(|other| *other != place);
             }
         }

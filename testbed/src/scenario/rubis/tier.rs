@@ -15,7 +15,8 @@ use control::reinstate::{Assignment, Service};
 
 use crate::{
     scenario::configuration::{self, GUEST_BOXES, GUEST_DESCRIPTORS, Watched},
-    topology::{HYPERVISOR, rdma_v4, service_v4},
+    topology::{HYPERVISOR, PREFIX_V4, RDMA_MTU, rdma_v4, service_v4},
+    vm::Card,
 };
 
 /// Where the database is.
@@ -24,6 +25,9 @@ pub(super) const DATABASE: u8 = 30;
 pub(super) const DATABASE_PORT: u16 = 5432;
 /// Connections of each mid tier to the database.
 pub(super) const CONNECTIONS: u32 = 16;
+
+/// What a tier says in a guest.
+pub(super) const GUEST_TIER_LOG: &str = "/var/log/auction";
 
 /// A tier: a machine that breaks, and its peer, which serves at an address of its own and takes over.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +67,9 @@ pub(super) const FRONT_END: Tier = Tier {
     mac: "52:54:00:bd:00:10",
 };
 
+/// If two peers share the front end's evacuation: the second of them, and a second address that moves.
+const SHARING: Tier = Tier { peer: "fe3", peer_number: 22, service: 101, ..FRONT_END };
+
 pub(super) const MID_TIER: Tier = Tier {
     name: "mt",
     target: "mt1",
@@ -88,16 +95,26 @@ impl Tier {
     }
 
     /// Both, with a comma.
-    pub(super) fn both(self) -> String {
+    fn both(self) -> String {
         format!("{},{}", self.service(), self.peer_service())
     }
 
+    /// The tier once for each peer of its machine, with the address that this one takes if they share.
+    pub(super) fn peers(self, is_shared: bool) -> Vec<Self> {
+        let second = (is_shared && self.target == FRONT_END.target).then_some(SHARING);
+        std::iter::once(self).chain(second).collect()
+    }
+
+    /// Where the tier is asked, of all machines, with commas.
+    pub(super) fn everywhere(self, is_shared: bool) -> String {
+        self.peers(is_shared).into_iter().map(Self::both).collect::<Vec<_>>().join(",")
+    }
+
     /// The addresses of the machine's network device.
-    pub(super) fn addresses(self) -> Vec<String> {
-        vec![
-            format!("{}/{}", service_v4(self.own), crate::topology::PREFIX_V4),
-            format!("{}/32", service_v4(self.service)),
-        ]
+    pub(super) fn addresses(self, is_shared: bool) -> Vec<String> {
+        let own = format!("{}/{PREFIX_V4}", service_v4(self.own));
+        let services = self.peers(is_shared).into_iter().map(|tier| format!("{}/32", tier.service().ip()));
+        std::iter::once(own).chain(services).collect()
     }
 
     /// The words after `auction`, with the box socket if the tier shall be recoverable.
@@ -105,7 +122,7 @@ impl Tier {
         let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, self.port)).to_string();
         let mut words = vec![self.name.to_owned(), "--listen".to_owned(), listen];
         if self.target == FRONT_END.target {
-            words.extend(["--mid-tier".to_owned(), MID_TIER.both()]);
+            words.extend(["--mid-tier".to_owned(), MID_TIER.everywhere(false)]);
         } else {
             words.extend(["--database".to_owned(), database_address()]);
             words.extend(["--connections".to_owned(), CONNECTIONS.to_string()]);
@@ -118,13 +135,29 @@ impl Tier {
     pub(super) fn guest_serve(self, recoverable: bool) -> String {
         let words = self.arguments(recoverable.then_some(GUEST_BOXES));
         let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
-        let log = "/var/log/auction";
+        let log = GUEST_TIER_LOG;
         format!(
             "ulimit -n {GUEST_DESCRIPTORS} || exit 1; \
              (exec /bin/auction {} >>{log} 2>&1 </dev/null) & \
              until grep -q serving {log} 2>/dev/null; do sleep 0.02; [ -d /proc/$! ] || exit 1; done",
             quoted.join(" ")
         )
+    }
+
+    /// The peer's own address, for a guest.
+    pub(super) fn peer_address(self) -> String {
+        format!("{}/{PREFIX_V4}", service_v4(self.peer_number))
+    }
+
+    /// Hardware addresses of the peer, for a guest.
+    pub(super) fn peer_mac(self, card: u8) -> String {
+        format!("52:54:00:bd:{card:02}:{}", self.peer_number)
+    }
+
+    /// How the peer is on the RDMA network, for a guest.
+    pub(super) fn peer_rdma_card(self) -> Card {
+        let address = format!("{}/{PREFIX_V4}", rdma_v4(self.peer_number));
+        Card { tap: format!("tap-{}-rdma", self.peer), mac: self.peer_mac(1), address, mtu: RDMA_MTU }
     }
 
     /// The control plane of the peer's `reinstate`.
@@ -136,22 +169,26 @@ impl Tier {
         (rdma_v4(self.backdoor), control::backdoor::PORT).into()
     }
 
-    /// What the monitor will ask the peer to stand by for.
-    pub(super) fn assignment(self) -> Assignment {
-        let SocketAddr::V4(service) = self.service() else { unreachable!("the tiers speak IPv4") };
-        let services = vec![Service { address: IpAddr::V4(*service.ip()), ports: vec![service.port()] }];
+    /// What the monitor will ask each peer to stand by for.
+    pub(super) fn assignment(self, is_shared: bool) -> Assignment {
+        let service = |tier: Self| Service { address: tier.service().ip(), ports: vec![tier.port] };
+        let services = self.peers(is_shared).into_iter().map(service).collect();
         Assignment { target: self.target.to_owned(), backdoor: self.backdoor_control(), services }
     }
 
     /// Its table in the monitor's configuration.
-    pub(super) fn watched(self) -> String {
+    pub(super) fn watched(self, is_shared: bool) -> String {
+        let peers = self.peers(is_shared);
         let watched = Watched {
             target: self.target,
             backdoor: self.backdoor_control(),
             spare: (self.peer, self.peer_control()),
-            services: vec![(self.service().ip(), self.port)],
+            services: peers.iter().map(|tier| (tier.service().ip(), tier.port)).collect(),
         };
-        watched.table(&format!("addresses = [\"{}\"]", service_v4(self.own)))
+        let others = peers[1..].iter().map(|tier| configuration::another_spare(tier.peer, tier.peer_control()));
+        let addresses = format!("addresses = [\"{}\"]\n", service_v4(self.own));
+        let share = if peers.len() > 1 { "share = true\n" } else { "" };
+        watched.table(&(addresses + share)) + &others.collect::<String>()
     }
 }
 
@@ -174,15 +211,39 @@ mod tests {
 
     #[test]
     fn the_monitor_s_configuration_is_one_and_says_who_takes_over_for_whom() {
-        let text = configuration::rules(Path::new("j"), 500, true) + &FRONT_END.watched() + &MID_TIER.watched();
-        let config = monitor::config::parse(Path::new("monitor.toml"), &text).unwrap();
-        let who = config.targets.iter().map(|target| (target.name.as_str(), target.spares[0].name.as_str()));
+        let config = |is_shared: bool| {
+            let targets = FRONT_END.watched(is_shared) + &MID_TIER.watched(is_shared);
+            let text = configuration::rules(Path::new("j"), 500, true) + &targets;
+            monitor::config::parse(Path::new("monitor.toml"), &text).unwrap()
+        };
+        let alone = config(false);
+        let who = alone.targets.iter().map(|target| (target.name.as_str(), target.spares[0].name.as_str()));
         assert_eq!(who.collect::<Vec<_>>(), [("fe1", "fe2"), ("mt1", "mt2")]);
-        assert_eq!(config.targets[1].services[0].address.to_string(), "10.77.0.110");
+        assert_eq!(alone.targets[1].services[0].address.to_string(), "10.77.0.110");
+        assert!(alone.targets.iter().all(|target| !target.share && target.spares.len() == 1));
+        let [front, mid] = &config(true).targets[..] else { panic!("two targets") };
+        assert_eq!(front.spares.iter().map(|spare| spare.name.as_str()).collect::<Vec<_>>(), ["fe2", "fe3"]);
+        let services = front.services.iter().map(|service| service.address.to_string());
+        assert_eq!(services.collect::<Vec<_>>(), ["10.77.0.100", "10.77.0.101"]);
+        assert!(front.share && !mid.share && mid.spares.len() == 1);
+    }
+
+    #[test]
+    fn a_peer_in_a_guest_has_the_addresses_of_one_that_is_not() {
+        assert_eq!(FRONT_END.peer_address(), "10.77.0.20/24");
+        let card = MID_TIER.peer_rdma_card();
+        assert_eq!(card.address, format!("{}/24", MID_TIER.peer_control().ip()));
+        let devices = [FRONT_END, MID_TIER].map(|tier| [tier.peer_mac(0), tier.peer_mac(1), tier.mac.to_owned()]);
+        let distinct: std::collections::HashSet<_> = devices.iter().flatten().collect();
+        assert_eq!(distinct.len(), 6, "{devices:?}");
+        // The kernel's own limit.
+        assert!(card.tap.len() < 16, "{}", card.tap);
     }
 
     #[test]
     fn a_tier_is_told_who_is_behind_it() {
+        let everywhere = FRONT_END.everywhere(true);
+        assert_eq!(everywhere, "10.77.0.100:8000,10.77.0.20:8000,10.77.0.101:8000,10.77.0.22:8000");
         let words = FRONT_END.arguments(None).join(" ");
         assert_eq!(words, "fe --listen 0.0.0.0:8000 --mid-tier 10.77.0.110:8100,10.77.0.21:8100");
         let words = MID_TIER.arguments(Some("box")).join(" ");

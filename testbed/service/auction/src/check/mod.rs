@@ -7,11 +7,13 @@
 //! | nothing | once, or not at all |
 //!
 //! Nothing else is there that the generator did not make. A trade is found by its whole content: clients never ask for
-//! the same twice ([`crate::clients::User`]). Then the books must balance, see [`balance`]. The services must have
-//! ended. What they had begun may end a moment later, and is waited for: what is written during the walk would be seen
-//! by halves.
+//! the same twice ([`crate::clients::User`]). Whoever is registered, by the generator or because a client was told so,
+//! may trade: a login of theirs that was refused is a broken promise, too. The books must balance, see [`balance`].
+//! The services must have ended. What they had begun may end a moment later, and is waited for: what is written during
+//! the walk would be seen by halves.
 
 mod balance;
+mod logins;
 mod rows;
 
 use std::{
@@ -49,6 +51,8 @@ pub struct Findings {
     pub refused_but_done: Vec<String>,
     /// There, and nobody asked for it.
     pub unasked: Vec<String>,
+    /// Refused for the login of a user who is registered.
+    pub locked_out: Vec<String>,
     /// Counters and sums that do not follow from the rows.
     pub unbalanced: Vec<String>,
 }
@@ -57,7 +61,7 @@ impl Findings {
     /// Whether every promise was kept.
     pub fn is_clean(&self) -> bool {
         let lists = [&self.missing, &self.doubled, &self.misnumbered, &self.refused_but_done, &self.unasked];
-        lists.into_iter().chain([&self.unbalanced]).all(Vec::is_empty)
+        lists.into_iter().chain([&self.locked_out, &self.unbalanced]).all(Vec::is_empty)
     }
 }
 
@@ -80,6 +84,7 @@ pub async fn check(client: &Client, attempts: &[Attempt]) -> Result<Findings> {
     let unasked = there.into_iter().flat_map(|(content, rows)| rows.into_iter().map(move |row| (content.clone(), row)));
     findings.unasked = unasked.map(|(content, row)| format!("{content} is there as {row}")).collect();
     findings.unasked.sort();
+    findings.locked_out = logins::locked_out(logins::generated(client).await?, attempts);
     findings.unbalanced = balance::unbalanced(client, &quantities(attempts)).await?;
     Ok(findings)
 }

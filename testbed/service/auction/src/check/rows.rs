@@ -10,7 +10,9 @@ use crate::operation::Trade;
 /// What a trade is found by.
 pub(super) fn content(trade: &Trade) -> String {
     match trade {
-        Trade::Register(new) => format!("user {} of region {}", new.nickname, new.region),
+        Trade::Register(new) => {
+            format!("user {} of region {} with password {:?}", new.nickname, new.region, new.password)
+        }
         Trade::Sell(sale) => {
             let (seller, category) = (sale.login.user, sale.category);
             let prices = (sale.initial_price, sale.buy_now);
@@ -36,8 +38,8 @@ type Content = fn(&Row) -> String;
 /// All rows above the generator's, by content.
 pub(super) async fn made_by_clients(client: &Client) -> Result<HashMap<String, Vec<i64>>> {
     let tables: [(&str, Content); 5] = [
-        ("SELECT id, nickname, region FROM users WHERE id > (SELECT users FROM ids)", |row| {
-            format!("user {} of region {}", text(row, 1), number(row, 2))
+        ("SELECT id, nickname, region, password FROM users WHERE id > (SELECT users FROM ids)", |row| {
+            format!("user {} of region {} with password {:?}", text(row, 1), number(row, 2), text(row, 3))
         }),
         (
             "SELECT id, name, seller, category, initial_price, buy_now FROM items WHERE id > (SELECT items FROM ids)",

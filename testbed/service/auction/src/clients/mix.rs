@@ -1,4 +1,5 @@
-//! What a user does next, as a Markov chain: the tables `browse.mix` and `bid.mix` are data, and read once.
+//! What a user does next, as a Markov chain: the tables `browse.mix`, `bid.mix` and `register.mix` are data, and read
+//! once.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -73,6 +74,8 @@ pub enum Mix {
     Browse,
     /// About 15 of 100 requests trade.
     Bid,
+    /// About 30 of 100 requests trade, and two of three trades register a user.
+    Register,
 }
 
 impl Mix {
@@ -81,6 +84,7 @@ impl Mix {
         let text = match self {
             Self::Browse => include_str!("browse.mix"),
             Self::Bid => include_str!("bid.mix"),
+            Self::Register => include_str!("register.mix"),
         };
         text.parse().expect("the tables of this program are tested")
     }
@@ -162,8 +166,8 @@ mod tests {
 
     use super::*;
 
-    /// Trades among so many requests.
-    fn trades(mix: Mix) -> f64 {
+    /// How much of all requests are those that `wanted` holds for.
+    fn share(mix: Mix, wanted: impl Fn(State) -> bool) -> f64 {
         const REQUESTS: usize = 200_000;
         let (table, mut rng) = (mix.table(), StdRng::seed_from_u64(1));
         let mut at = State::Home;
@@ -172,7 +176,11 @@ mod tests {
             at
         });
         let visited = requests.by_ref().filter(|state| *state != State::End).take(REQUESTS);
-        visited.filter(|state| state.trades()).count() as f64 / REQUESTS as f64
+        visited.filter(|state| wanted(*state)).count() as f64 / REQUESTS as f64
+    }
+
+    fn trades(mix: Mix) -> f64 {
+        share(mix, State::trades)
     }
 
     #[test]
@@ -180,6 +188,13 @@ mod tests {
         assert_eq!(trades(Mix::Browse), 0.0);
         let share = trades(Mix::Bid);
         assert!((0.13..0.17).contains(&share), "{share}");
+    }
+
+    #[test]
+    fn of_the_registering_mix_about_30_percent_trade_and_most_of_these_register() {
+        let (trades, registrations) = (trades(Mix::Register), share(Mix::Register, |state| state == State::Register));
+        assert!((0.28..0.32).contains(&trades), "{trades}");
+        assert!((0.6..0.75).contains(&(registrations / trades)), "{registrations} of {trades}");
     }
 
     #[test]

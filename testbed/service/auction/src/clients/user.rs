@@ -235,7 +235,10 @@ impl User {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{clients::mix::Mix, operation::Named};
+    use crate::{
+        clients::mix::Mix,
+        operation::{Named, Receipt},
+    };
 
     const CROWD: Crowd = Crowd { seed: 5, clients: 3, users: 30 };
 
@@ -244,10 +247,10 @@ mod tests {
         Item { id, name, seller: 1, initial_price: 10, max_bid: 0, bids: 0, buy_now: 30, quantity: 9 }
     }
 
-    /// All trades of a user who finds the same few items again and again.
-    fn trades(number: u32) -> Vec<Trade> {
-        let mut user = User::new(CROWD, number, Mix::Bid.table());
-        let mut trades = Vec::new();
+    /// All trades of a user who finds the same few items again and again. Each is done as the one of its number.
+    fn trades(number: u32, mix: Mix) -> Vec<Trade> {
+        let mut user = User::new(CROWD, number, mix.table());
+        let mut trades: Vec<Trade> = Vec::new();
         for _ in 0..20_000 {
             match user.ask() {
                 Some(Asked::Browse(Browse::Categories | Browse::Regions)) => {
@@ -256,25 +259,53 @@ mod tests {
                 Some(Asked::Browse(Browse::Search { category, region, page })) => {
                     user.see(&Page::Found { category, region, page, items: (1..=3).map(item).collect() });
                 }
-                Some(Asked::Trade(trade)) => trades.push(trade),
+                Some(Asked::Trade(trade)) => {
+                    user.see(&trade.done(Receipt { row: row(number, trades.len()) }));
+                    trades.push(trade);
+                }
                 _ => {}
             }
         }
         trades
     }
 
+    /// Where the trade of this place is, as no other one's of any emulated user.
+    fn row(number: u32, place: usize) -> i64 {
+        1_000_000 * i64::from(number + 1) + place as i64
+    }
+
     #[test]
     fn no_two_trades_are_alike() {
-        let all: Vec<Trade> = (0..CROWD.clients).flat_map(trades).collect();
-        let distinct: HashSet<String> = all.iter().map(|trade| format!("{trade:?}")).collect();
-        assert_eq!(all.len(), distinct.len());
-        assert!(all.len() > 1000, "{}", all.len());
+        for mix in [Mix::Bid, Mix::Register] {
+            let all: Vec<Trade> = (0..CROWD.clients).flat_map(|number| trades(number, mix)).collect();
+            let distinct: HashSet<String> = all.iter().map(|trade| format!("{trade:?}")).collect();
+            assert_eq!(all.len(), distinct.len());
+            assert!(all.len() > 1000, "{}", all.len());
+        }
+    }
+
+    #[test]
+    fn who_has_registered_trades_under_the_new_name() {
+        let trades = trades(0, Mix::Register);
+        let (mut registered, mut by_them) = (HashMap::new(), 0);
+        for (place, trade) in trades.iter().enumerate() {
+            match trade {
+                Trade::Register(new) => drop(registered.insert(row(0, place), new.password.clone())),
+                Trade::Sell(Sale { login, .. }) | Trade::Bid(Bid { login, .. }) => {
+                    let known = registered.get(&login.user);
+                    assert!(known.is_none_or(|password| *password == login.password), "{trade:?}");
+                    by_them += usize::from(known.is_some());
+                }
+                _ => {}
+            }
+        }
+        assert!(by_them > 100, "{by_them}");
     }
 
     #[test]
     fn the_same_seed_gives_the_same_user() {
-        assert_eq!(trades(0), trades(0));
-        assert_ne!(trades(0), trades(1));
+        assert_eq!(trades(0, Mix::Bid), trades(0, Mix::Bid));
+        assert_ne!(trades(0, Mix::Bid), trades(1, Mix::Bid));
     }
 
     #[test]

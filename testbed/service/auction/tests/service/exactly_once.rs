@@ -215,6 +215,9 @@ async fn the_check_finds_what_is_missing_doubled_changed_and_unasked() {
         let unasked = found(&stage, "", &attempts[..4]).await;
         assert_eq!(unasked.unasked.len(), 1, "{unasked:?}");
     }
+    let users = "UPDATE users SET password = 'another' WHERE id > (SELECT users FROM ids)";
+    let changed = found(&stage, users, &attempts).await;
+    assert_eq!((changed.missing.len(), changed.unasked.len()), (1, 1), "{changed:?}");
 }
 
 #[tokio::test]
@@ -236,4 +239,8 @@ async fn the_check_tells_refused_from_unclear_and_sees_books_that_do_not_balance
     attempts[0].told = Told::Refused(Refusal::TooLow);
     let refused = found(&stage, "", &attempts).await;
     assert_eq!(refused.refused_but_done.len(), 1, "{refused:?}");
+    // All but the registration say who trades, and the generator made them.
+    attempts.iter_mut().for_each(|attempt| attempt.told = Told::Refused(Refusal::Login));
+    let locked_out = found(&stage, "", &attempts).await;
+    assert_eq!(locked_out.locked_out.len(), 4, "{locked_out:?}");
 }
