@@ -181,7 +181,7 @@ impl Prepared {
             let (tell, told) = mpsc::channel();
             let asking = scope.spawn(|| (ask(prober, &connections, order, patience, again, tell), order.elapsed()));
             let building = scope.spawn(|| sockets.build(told, |number| wanted[number]));
-            let extracted = source.pair(&mut survey, pool.as_ref(), silent);
+            let extracted = source.pair(&mut survey, token, pool.as_ref(), silent);
             stages.end("boxes");
             let (verdicts, heard) = joined(asking);
             stages.note("probe", stages.of("extract"), heard);
