@@ -271,8 +271,8 @@ impl Paired {
     }
 }
 
-/// What waits for an end, if that is what its record says. That chunks are missing is for the plan to find out: they may
-/// be of no use.
+/// What waits for an end, if that is what its record says. That chunks are missing is for the plan to find out: they
+/// may be of no use.
 fn waiting_for<'a>(end: &EndImage, found: Option<&'a Option<Waiting>>) -> Result<&'a [Vec<u8>], ChannelLoss> {
     let (identity, input) = (&end.identity, end.identity.input);
     let is_it = |waiting: &&Waiting| waiting.inode == input.inode;

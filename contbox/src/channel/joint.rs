@@ -1,7 +1,7 @@
 //! The snapshot of a connection whose session has channels: where each of them stood, before the application's words.
 //!
 //! ```text
-//!   | magic, 8 bytes | number of channels | check | name, digested, released: 8 bytes each | … | the application's words |
+//!   | magic, 8 bytes | number of channels | check | name, digested, released: 8 bytes each | … | words of its own |
 //! ```
 //! One export says where a process stands at its connection and at its channels at once: a stop between two exports
 //! would leave a state that never was. The magic says that a snapshot begins so; the check says that it is whole. A

@@ -226,7 +226,7 @@ impl BoxClient {
     }
 
     /// Takes a slot back whose box is not gone on with: nobody may find it in there.
-    pub(crate) fn refuse(&self, slot: &Slot) {
+    pub fn refuse(&self, slot: &Slot) {
         slot.set_state(SlotState::Leased, slot.owner());
         self.give_back(slot);
     }

@@ -35,7 +35,7 @@ pub enum FromApp {
         /// Whether it wants to be told the [`ToApp::Testament`] of whoever it takes over from.
         #[serde(default)]
         heir: bool,
-        /// Whether it takes sessions with channels to other processes: who does not know of them must not be handed any.
+        /// Whether it takes sessions with channels to other processes: who does not know of them must not get any.
         #[serde(default)]
         channels: bool,
         /// Roles (see [`role`](crate::channel::role)) under which it takes the far ends of channels.
