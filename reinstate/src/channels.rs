@@ -34,8 +34,8 @@ pub enum ChannelLoss {
     /// Nobody can say which channels there are.
     #[error(transparent)]
     Unclear(#[from] joint::Unclear),
-    /// The snapshot names a channel that names no connection, or another one.
-    #[error("{found} records of channel {name:#x} name this connection")]
+    /// The snapshot names a channel that names no connection, or another one, or several ends that do.
+    #[error("{found} records of channel {name:#x} name this connection and no other")]
     Near {
         /// The channel.
         name: u64,
@@ -57,6 +57,12 @@ pub enum ChannelLoss {
         name: u64,
         /// Why.
         why: BadBox,
+    },
+    /// The record of an end could not be read.
+    #[error("a record of channel {name:#x} could not be read")]
+    Unread {
+        /// The channel.
+        name: u64,
     },
     /// Snapshot and record cannot both be true.
     #[error("the connection's snapshot and the record of channel {name:#x} contradict each other")]
@@ -137,17 +143,17 @@ impl Ends {
         self.plans.push(plan);
     }
 
-    /// The ends that name the box `head`, of the same application.
+    /// The ends that may be of the connection whose box is `head`: they name it, and are of the same application.
     fn near(&self, head: &BoxHead) -> impl Iterator<Item = usize> {
         let place = Place { slot: head.slot, generation: head.generation };
         let named = self.of_connection.get(&place).map_or(&[][..], Vec::as_slice);
         named.iter().copied().filter(|number| self.plans[*number].owner() == head.owner)
     }
 
-    /// The ends that are opposite to those which name a connection.
-    fn far(&self, name: u64) -> Vec<usize> {
+    /// The ends of a channel: those that name a connection, and those opposite.
+    fn of(&self, name: u64) -> (Vec<usize>, Vec<usize>) {
         let of_name = self.of_name.get(&name).map_or(&[][..], Vec::as_slice);
-        of_name.iter().copied().filter(|number| self.plans[*number].identity().connection.is_none()).collect()
+        of_name.iter().partition(|number| self.plans[**number].identity().connection.is_some())
     }
 
     /// The ends whose records have to be read for the sessions of these boxes.
@@ -156,7 +162,7 @@ impl Ends {
         for near in heads.flat_map(|head| self.near(head)) {
             wanted.insert(near);
             // Of several opposite ends none is believed.
-            if let [far] = self.far(self.plans[near].identity().name)[..] {
+            if let [far] = self.of(self.plans[near].identity().name).1[..] {
                 wanted.insert(far);
             }
         }
@@ -172,6 +178,7 @@ impl Ends {
 /// The records of ends, as far as they were read.
 pub(crate) struct Records<'a> {
     ends: &'a Ends,
+    /// None of those that could not be read.
     images: BTreeMap<usize, Result<EndImage, BadBox>>,
 }
 
@@ -193,14 +200,9 @@ impl<'a> Records<'a> {
     /// `parts` has what was read of each of `wanted`, `None` where something could not be.
     pub(crate) fn of(ends: &'a Ends, wanted: &BTreeSet<usize>, parts: &[Option<Vec<Vec<u8>>>]) -> Self {
         let image = |(number, parts): (&usize, &Option<Vec<Vec<u8>>>)| {
-            let plan = &ends.plans[*number];
-            let image = match parts {
-                Some(parts) => plan.finish(parts),
-                None => Err(BadBox::Truncated { need: 1, have: 0 }),
-            };
-            (*number, image)
+            Some((*number, ends.plans[*number].finish(parts.as_ref()?)))
         };
-        Self { ends, images: wanted.iter().zip(parts).map(image).collect() }
+        Self { ends, images: wanted.iter().zip(parts).filter_map(image).collect() }
     }
 
     /// The channels of each connection that has a box.
@@ -209,6 +211,10 @@ impl<'a> Records<'a> {
         let mut of_one = |found: Option<(&BoxHead, &BoxImage)>| {
             let Some((head, image)) = found else { return Ok(Vec::new()) };
             let (standings, _) = joint::split(&image.snapshot.lws)?;
+            let names: BTreeSet<u64> = standings.iter().map(|standing| standing.name).collect();
+            if names.len() < standings.len() {
+                return Err(ChannelLoss::Unclear(joint::Unclear));
+            }
             standings.iter().map(|standing| self.pair_one(head, standing, &mut wanted)).collect()
         };
         Paired { sessions: boxes.map(&mut of_one).collect(), wanted }
@@ -221,12 +227,15 @@ impl<'a> Records<'a> {
         wanted: &mut Vec<Descriptor>,
     ) -> Result<Pair, ChannelLoss> {
         let name = standing.name;
-        let near: Vec<usize> =
-            self.ends.near(head).filter(|number| self.ends.plans[*number].identity().name == name).collect();
-        let [near] = near[..] else { return Err(ChannelLoss::Near { name, found: near.len() }) };
-        let far = self.ends.far(name);
+        // A channel that two connections claim would be given to both.
+        let (near, far) = self.ends.of(name);
+        let ours: Vec<usize> = self.ends.near(head).filter(|number| near.contains(number)).collect();
+        let ([near], [_]) = (&ours[..], &near[..]) else {
+            let found = if ours.is_empty() { 0 } else { near.len() };
+            return Err(ChannelLoss::Near { name, found });
+        };
         let [far] = far[..] else { return Err(ChannelLoss::Far { name, found: far.len() }) };
-        let near = self.image(near, name)?.at(standing.digested, standing.released);
+        let near = self.image(*near, name)?.at(standing.digested, standing.released);
         let near = near.ok_or(ChannelLoss::Standing { name })?;
         let far = self.image(far, name)?;
         let near_number = wanted.len();
@@ -237,8 +246,8 @@ impl<'a> Records<'a> {
     }
 
     fn image(&self, number: usize, name: u64) -> Result<EndImage, ChannelLoss> {
-        let image = self.images.get(&number).cloned().unwrap_or(Err(BadBox::Truncated { need: 1, have: 0 }));
-        image.map_err(|why| ChannelLoss::Record { name, why })
+        let image = self.images.get(&number).ok_or(ChannelLoss::Unread { name })?;
+        image.clone().map_err(|why| ChannelLoss::Record { name, why })
     }
 }
 

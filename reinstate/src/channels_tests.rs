@@ -216,6 +216,19 @@ fn each_loss_has_its_reason() {
         ChannelLoss::Far { name, found: 2 }
     });
     check(&|machine| {
+        // Which of two connections it belongs to cannot be known.
+        let [wire, _] = Descriptors::pipes().unwrap();
+        let connection = Some(Place { slot: 60, generation: 1 });
+        let claims = Identity { name, connection, ..Identity::default() };
+        ChannelEnd::open_as(machine.pool.slot(62).unwrap(), 9, wire, claims, b"").unwrap();
+        ChannelLoss::Near { name, found: 2 }
+    });
+    check(&|machine| {
+        let twice = [joint::Standing { name, digested: 0, released: 100 }; 2];
+        machine.open(1, joint::snapshot(&twice, b""));
+        ChannelLoss::Unclear(joint::Unclear)
+    });
+    check(&|machine| {
         // The channel's record names the connection that the slot had before.
         machine.open(1, joint::snapshot(&[joint::Standing { name, digested: 0, released: 100 }], b""));
         ChannelLoss::Near { name, found: 0 }
