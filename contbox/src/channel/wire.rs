@@ -128,7 +128,12 @@ impl Descriptors {
     /// The length of the payload that comes next: of a stream no more than one frame is to be read.
     fn next_payload(&self) -> io::Result<usize> {
         let mut head = [0; FRAME_HEAD_BYTES];
-        let count = retry(|| recv(self.input.as_raw_fd(), &mut head, MsgFlags::MSG_PEEK))?;
+        let count = match retry(|| recv(self.input.as_raw_fd(), &mut head, MsgFlags::MSG_PEEK)) {
+            // The other end has gone and had not read all of ours. What it had sent before has been read by now: a
+            // socket tells this when its queue is empty. Of a pipe that is the end and no more.
+            Err(why) if why.kind() == io::ErrorKind::ConnectionReset => 0,
+            count => count?,
+        };
         if count == 0 {
             return Ok(0);
         }

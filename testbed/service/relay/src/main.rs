@@ -179,7 +179,9 @@ fn standby(arguments: &Arguments) -> Result<()> {
         let (chance, client) = (arguments.stamps.then(random), Arc::clone(&client));
         thread::spawn(move || {
             let ended = Worker::new(end, &image.words, chance).and_then(|worker| worker.serve_to_end());
-            println!("the worker of order {order}: {:?}", ended.as_ref().map(Slot::index));
+            if let Err(error) = ended {
+                println!("the worker of order {order}: {error:#}");
+            }
             client.give_back(&slot);
         });
     }
