@@ -17,6 +17,7 @@
 //!
 //! What a box does not do: it knows no socket and no clock, and one writer at a time is its owner's promise.
 
+use crate::channel::Place;
 use crate::layout::{BufferHead, Geometry, SlotHead, SlotState, address_bytes};
 use crate::reader::{BadBox, Snapshot, read_own};
 use crate::shared::Slot;
@@ -212,6 +213,11 @@ impl<W: Words> Exporter<W> {
         state == Some(SlotState::Kept) && (self.words.load(GENERATION) >> 32) as u32 == self.generation
     }
 
+    /// Which of the slot's boxes this is.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
     /// Where the newest snapshot's input begins: what lies before may be trimmed from the log.
     pub fn lsr(&self) -> u64 {
         self.lsr
@@ -296,6 +302,11 @@ impl ContinuationBox {
     /// The slot it lies in.
     pub fn slot(&self) -> &Slot {
         &self.slot
+    }
+
+    /// Slot and generation, for the records of channels that belong to the connection.
+    pub fn place(&self) -> Place {
+        Place { slot: self.slot.index(), generation: self.exporter.generation() }
     }
 
     /// Stream offset of the end of the log.

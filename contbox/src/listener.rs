@@ -7,11 +7,12 @@
 //!
 //! The listening socket gets TCP_SAVE_SYN: some hundred bytes of kernel memory per connection.
 
+use crate::channel::{ChannelEnd, Descriptors};
 use crate::continuation::{ContinuationBox, Opening};
 use crate::layout::canonical;
 use crate::reader::Snapshot;
 use crate::service::{BoxClient, Handed};
-use crate::shared::keep_syn;
+use crate::shared::{Slot, keep_syn};
 use crate::stream::{Position, RecoverableStream};
 use std::collections::VecDeque;
 use std::io;
@@ -33,6 +34,9 @@ pub struct Accepted {
     pub peer: SocketAddr,
     /// The snapshot to go on from, if the session began on another machine.
     pub resumed: Option<Snapshot>,
+    /// The near ends of the session's channels, if it was resumed and has any: the snapshot names them in this order
+    /// ([`joint`](crate::channel::joint)). Whoever gets them serves both, or drops all.
+    pub channels: Vec<ChannelEnd<Descriptors>>,
 }
 
 /// A TCP listener whose connections have boxes.
@@ -75,7 +79,12 @@ impl RecoverableListener {
     pub async fn accept(&mut self) -> io::Result<Accepted> {
         let Some(service) = &mut self.service else {
             let (socket, peer) = self.listener.accept().await?;
-            return Ok(Accepted { stream: RecoverableStream::unprotected(socket), peer, resumed: None });
+            return Ok(Accepted {
+                stream: RecoverableStream::unprotected(socket),
+                peer,
+                resumed: None,
+                channels: Vec::new(),
+            });
         };
         loop {
             if let Some(accepted) = service.taken.pop_front() {
@@ -101,11 +110,13 @@ impl Service {
         let mut answers = Vec::new();
         let mut next = Some(first);
         while let Some(handed) = next {
-            let (order, slot) = (handed.order.order, handed.slot.clone());
+            let order = handed.order.order;
+            let slots: Vec<Slot> =
+                std::iter::once(&handed.slot).chain(handed.ends.iter().map(|end| &end.slot)).cloned().collect();
             let taken = take_over(handed, &self.client);
             if let Err(why) = &taken {
                 tracing::warn!(order, why, "a session handed over cannot be resumed");
-                self.client.give_back(&slot);
+                slots.iter().for_each(|slot| self.client.refuse(slot));
             }
             answers.push((order, taken.as_ref().map(drop).map_err(Clone::clone)));
             self.taken.extend(taken);
@@ -129,7 +140,7 @@ fn protect(socket: TcpStream, peer: SocketAddr, client: &Arc<BoxClient>) -> Acce
         (ContinuationBox::create(slot.clone(), &opening), slot)
     }) else {
         tracing::debug!(%peer, "no box: the connection is unprotected");
-        return Accepted { stream: RecoverableStream::unprotected(socket), peer, resumed: None };
+        return Accepted { stream: RecoverableStream::unprotected(socket), peer, resumed: None, channels: Vec::new() };
     };
     let stream = match continuation {
         Ok(continuation) => {
@@ -141,12 +152,13 @@ fn protect(socket: TcpStream, peer: SocketAddr, client: &Arc<BoxClient>) -> Acce
             RecoverableStream::unprotected(socket)
         }
     };
-    Accepted { stream, peer, resumed: None }
+    Accepted { stream, peer, resumed: None, channels: Vec::new() }
 }
 
 /// Makes a stream of a reinstated socket and the box that came with it.
 fn take_over(handed: Handed, client: &Arc<BoxClient>) -> Result<Accepted, String> {
-    let Handed { order, slot, socket } = handed;
+    let Handed { order, slot, socket, ends } = handed;
+    let channels = ends.into_iter().map(|end| end.take().map(|(end, _)| end)).collect::<Result<Vec<_>, _>>()?;
     let imported = ContinuationBox::import_state(slot, order.received);
     let (continuation, snapshot) = imported.map_err(|why| why.to_string())?;
     let socket = std::net::TcpStream::from(socket);
@@ -154,7 +166,7 @@ fn take_over(handed: Handed, client: &Arc<BoxClient>) -> Result<Accepted, String
     let socket = TcpStream::from_std(socket).map_err(|why| why.to_string())?;
     let position = Position { read: snapshot.lsr, written: snapshot.lsw, discard: order.discard };
     let stream = RecoverableStream::protected(socket, continuation, position, Some(Arc::clone(client)));
-    Ok(Accepted { stream, peer: order.peer, resumed: Some(snapshot) })
+    Ok(Accepted { stream, peer: order.peer, resumed: Some(snapshot), channels })
 }
 
 /// Until the application has it, a session's socket lingers for no time, so that whoever dies with it in his hands

@@ -175,7 +175,8 @@ pub struct BoxHead {
     pub base_read: u64,
     /// Stream offset of the first byte that this kernel socket was given to send.
     pub base_written: u64,
-    pub(crate) generation: u32,
+    /// What the slot has served until then, this connection included.
+    pub generation: u32,
     pub(crate) newest: u64,
     pub(crate) buffers: [BufferHead; 2],
     /// What lies in the front behind the head.

@@ -12,6 +12,7 @@
 //! finds it. A closing connection cannot be rebuilt, so a protected one shuts down only when the client has everything.
 //! A connection without a box behaves like a plain `TcpStream`.
 
+use crate::channel::Place;
 use crate::continuation::{ContinuationBox, ExportError};
 use crate::service::BoxClient;
 use crate::shared;
@@ -90,6 +91,11 @@ impl Session {
     /// Where the session stands.
     pub fn position(&self) -> Position {
         self.lock().position
+    }
+
+    /// Its box, for the records of channels that belong to the session; `None` if no spare could resume it.
+    pub fn place(&self) -> Option<Place> {
+        self.lock().continuation.as_ref().filter(|it| it.is_protected()).map(ContinuationBox::place)
     }
 
     /// Whether a spare could resume the session.

@@ -123,7 +123,7 @@ fn hand_over(service: &BoxService, port: u16, patience: Duration) -> String {
     let _peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (socket, peer) = listener.accept().unwrap();
     let opening = Opening::fresh(0, ([127, 0, 0, 1], port).into(), peer);
-    let handover = Handover { opening, discard: 0, socket: socket.into() };
+    let handover = Handover { opening, discard: 0, socket: socket.into(), channels: Vec::new() };
     let Declined { why, .. } = service.resume(vec![handover], patience).remove(0).unwrap_err();
     why
 }

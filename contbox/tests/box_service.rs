@@ -168,7 +168,7 @@ async fn two_hundred_sessions_are_handed_over_in_one_go() {
             opening.snapshot = Snapshot { lsr: 100, lsw: 1000, lws };
             opening.logged = format!("logged {index};").into_bytes();
             peers.push(peer);
-            Handover { opening, discard: 3, socket }
+            Handover { opening, discard: 3, socket, channels: Vec::new() }
         })
         .collect();
     let serving = tokio::spawn(async move {
@@ -200,7 +200,10 @@ async fn two_hundred_sessions_are_handed_over_in_one_go() {
     let peer = TcpStream::connect(elsewhere.local_addr().unwrap()).unwrap();
     let socket = OwnedFd::from(elsewhere.accept().unwrap().0);
     let opening = Opening::fresh(0, "127.0.0.1:1".parse().unwrap(), peer.local_addr().unwrap());
-    let declined = service.resume(vec![Handover { opening, discard: 0, socket }], PATIENCE).remove(0).unwrap_err();
+    let declined = service
+        .resume(vec![Handover { opening, discard: 0, socket, channels: Vec::new() }], PATIENCE)
+        .remove(0)
+        .unwrap_err();
     assert!(declined.why.contains("port 1"), "{}", declined.why);
     client.stop();
 }

@@ -120,3 +120,21 @@ fn a_reader_at_the_end_of_its_stream_is_told_so_and_a_stranger_is_no_channel() {
     let mut reader = ChannelEnd::open(pool.slot(0).unwrap(), 1, here, 9, 0, b"").unwrap();
     assert!(matches!(reader.read(&mut [0; 8]), Err(EndError::Malformed { expected: 0 })));
 }
+
+/// Seen of workers whose session had been taken over: their channel was a socket then, and its end an error.
+#[test]
+fn an_end_that_leaves_without_reading_all_is_the_end_of_the_stream_over_either() {
+    for make in [Descriptors::pipes, Descriptors::sockets] {
+        let (_fd, pool) = Pool::memfd(GEOMETRY, 1).unwrap();
+        let [here, there] = make().unwrap();
+        let mut leaver = ChannelEnd::open(pool.slot(0).unwrap(), 1, here, 9, 0, b"").unwrap();
+        let mut other = ChannelEnd::open(pool.slot(1).unwrap(), 1, there, 9, 1, b"").unwrap();
+        other.write(b"nobody reads this").unwrap();
+        leaver.write(b"last words").unwrap();
+        drop(leaver);
+        let mut read = [0; 10];
+        other.read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"last words");
+        assert_eq!(other.read(&mut read).unwrap(), 0);
+    }
+}

@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use contbox::channel::{ChannelEnd, Descriptors, EndImage, Plan, read_end};
+use contbox::channel::{ChannelEnd, Descriptors, EndImage, Plan, joint, read_end};
 use contbox::reader::{parse_pool, read_box};
 use contbox::{ContinuationBox, Geometry, Opening, Pool};
 use sensorbox::{Class, Description, Header, Name, Producer, SensorBox};
@@ -69,6 +69,9 @@ pub(crate) fn contbox(input: &[u8]) -> bool {
             assert!(image.logged.len() <= geometry.log_bytes as usize);
             assert_eq!(image.snapshot.lsr + image.logged.len() as u64, copied, "input is missing or doubled");
             let _ = image.discard(0);
+            if let Ok((channels, words)) = joint::split(&image.snapshot.lws) {
+                assert!(channels.len() <= joint::CHANNELS_MAX && words.len() <= image.snapshot.lws.len());
+            }
             sessions += 1;
         }
         let Ok(end) = read_end(&bytes, &geometry, slot) else { continue };

@@ -184,7 +184,7 @@ impl Prepared {
             let who = Asked { connections: &connections, at_rest: &at_rest, absent: &evacuation.absent };
             let asking = scope.spawn(|| (ask(prober, who, order, patience, again, tell), order.elapsed()));
             let building = scope.spawn(|| sockets.build(told, |number| wanted[number]));
-            let extracted = source.pair(&mut survey, pool.as_ref(), silent);
+            let extracted = source.pair(&mut survey, token, pool.as_ref(), silent);
             stages.end("boxes");
             let (verdicts, heard) = joined(asking);
             stages.note("probe", stages.of("extract"), heard);

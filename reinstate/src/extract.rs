@@ -1,7 +1,8 @@
 //! Sessions out of dead memory: sockets by walking the kernel, boxes by reading the pool, paired by their ends.
 //!
 //! Reads only, in rounds that do not grow with the number of sessions: the socket walk's, one for the pool's header,
-//! one for all fronts, one for all snapshots and logs. Nothing read is trusted; what is wrong costs one session.
+//! one for all fronts, one for all snapshots and logs; where sessions span processes, those of one walk of tasks and of
+//! one of pipes and sockets ([`crate::channels`]). Nothing read is trusted; what is wrong costs one session.
 //!
 //! What waits to be sent comes last ([`tcp::Survey`]): everything before can go on without it.
 
@@ -15,6 +16,7 @@ use std::{
 
 use contbox::{
     BoxImage, Geometry,
+    channel::FoundChannel,
     layout::canonical,
     reader::{BadPool, BoxHead, BoxPlan, parse_pool},
     testament::{self, Testament},
@@ -26,6 +28,7 @@ use introspect::{
 use remote_memory::{LinkError, Read, Region, RemoteKey, RemoteRead};
 
 use crate::{
+    channels::{Between, Dead, Ends, Records},
     resume::{Keeper, keepers},
     session::{self, Loss, Session},
     snapshot::Snapshot,
@@ -66,7 +69,7 @@ pub struct Extracted {
     pub damage: Vec<String>,
 }
 
-type Ends = (SocketAddr, SocketAddr);
+type Addresses = (SocketAddr, SocketAddr);
 
 /// How one socket goes on.
 enum Plan<'a> {
@@ -111,13 +114,13 @@ pub fn extract(
     silent: Duration,
 ) -> Result<Extracted, ExtractError> {
     let mut survey = tcp::survey(kernel, memory, ram, filter)?;
-    let mut extracted = pair_all(memory, pool, &mut survey, silent)?;
+    let mut extracted = pair_all(kernel, memory, ram, pool, &mut survey, silent)?;
     let keepers = keepers(mem::take(&mut extracted.sessions), mem::take(&mut extracted.ending));
     let numbers: Vec<usize> = keepers.iter().map(|(number, _)| *number).collect();
     let queues = survey.read_queued(kernel, memory, ram, &numbers)?;
     for ((number, mut keeper), bytes) in keepers.into_iter().zip(queues) {
         match (keeper.give(bytes), keeper) {
-            (Ok(()), Keeper::Application(session)) => extracted.sessions.push(session),
+            (Ok(()), Keeper::Application(session)) => extracted.sessions.push(*session),
             (Ok(()), Keeper::Kernel(snapshot)) => extracted.ending.push((number, snapshot)),
             (Err(why), keeper) => extracted.lost.push(keeper.lost(why)),
         }
@@ -130,18 +133,21 @@ pub fn extract(
 /// # Errors
 /// [`LinkError`] if the path to the memory failed.
 pub fn pair_all(
+    kernel: &Kernel,
     memory: &mut dyn RemoteRead,
+    ram: RemoteKey,
     pool: Option<&Region>,
     survey: &mut Survey,
     silent: Duration,
 ) -> Result<Extracted, LinkError> {
     let words = survey.damage.iter().map(ToString::to_string).collect();
-    pair(memory, pool, mem::take(&mut survey.sockets), silent, words)
+    pair(memory, &Dead { kernel, ram }, pool, mem::take(&mut survey.sockets), silent, words)
 }
 
-/// Finds the box of each socket and puts both together.
+/// Finds the box of each socket and puts both together, and with them the channels to other processes.
 fn pair(
     memory: &mut dyn RemoteRead,
+    between: &dyn Between,
     pool: Option<&Region>,
     sockets: Vec<TcpSocket>,
     silent: Duration,
@@ -156,11 +162,12 @@ fn pair(
         damage.insert(0, why);
         Boxes::default()
     });
+    damage.extend_from_slice(&boxes.ends.damage);
+    let plans = sockets.iter().map(|socket| boxes.plan(socket)).collect::<Vec<_>>();
+    let (images, channels) = read_plans(memory, between, pool, &boxes.ends, &plans, &mut damage)?;
     damage.truncate(DAMAGE_MAX);
     let mut extracted = Extracted { damage, ..Extracted::default() };
-    let plans = sockets.iter().map(|socket| boxes.plan(socket)).collect::<Vec<_>>();
-    let images = read_plans(memory, pool, &plans)?;
-    for (number, (socket, carried)) in sockets.into_iter().zip(images).enumerate() {
+    for (number, ((socket, carried), channels)) in sockets.into_iter().zip(images).zip(channels).enumerate() {
         let image = match carried {
             Ok(Carried::ToItsEnd) => {
                 extracted.ending.push((number, session::ending(socket, silent)));
@@ -170,8 +177,15 @@ fn pair(
             Ok(Carried::Anew) => Ok(session::fresh(&socket)),
             Err(why) => Err(why),
         };
-        match image.and_then(|image| session::agree(&socket, &image).map(|standing| (image, standing))) {
-            Ok((image, standing)) => extracted.sessions.push(session::admit(number, socket, image, standing, silent)),
+        let agreed = image.and_then(|image| {
+            let standing = session::agree(&socket, &image)?;
+            Ok((image, standing, channels?))
+        });
+        match agreed {
+            Ok((image, standing, channels)) => {
+                let session = session::admit(number, socket, image, standing, silent);
+                extracted.sessions.push(Session { channels, ..session });
+            }
             // A lost session still needs its numbers, so that its client can be told.
             Err(why) => extracted.lost.push(Lost { snapshot: session::values(&socket, silent), why }),
         }
@@ -198,9 +212,11 @@ impl Fronts {
 #[derive(Debug, Default)]
 struct Boxes {
     geometry: Option<Geometry>,
-    heads: HashMap<Ends, Vec<BoxHead>>,
+    heads: HashMap<Addresses, Vec<BoxHead>>,
     /// Connections whose boxes were ended and not used again since.
-    ended: HashSet<Ends>,
+    ended: HashSet<Addresses>,
+    /// The ends of channels.
+    ends: Ends,
     fronts: Option<Fronts>,
 }
 
@@ -222,20 +238,21 @@ impl Boxes {
             .filter_map(|(place, into)| Some(Read::new(pool.at(place.start, place.end - place.start)?, into)))
             .collect();
         memory.read(&mut batch)?;
-        let mut heads: HashMap<Ends, Vec<BoxHead>> = HashMap::new();
-        let mut ended = HashSet::new();
+        let mut heads: HashMap<Addresses, Vec<BoxHead>> = HashMap::new();
+        let (mut ended, mut ends) = (HashSet::new(), Ends::default());
         for (slot, bytes) in bytes.iter().enumerate() {
+            ends.add(slot as u32, &info.geometry, bytes);
             match BoxHead::parse(slot as u32, bytes) {
                 Ok(head) => heads.entry((canonical(head.local), canonical(head.peer))).or_default().push(head),
                 Err(_) => ended.extend(BoxHead::last_ends(bytes)),
             }
         }
         let fronts = Some(Fronts { geometry: info.geometry, bytes });
-        Ok(Ok(Self { geometry: Some(info.geometry), heads, ended, fronts }))
+        Ok(Ok(Self { geometry: Some(info.geometry), heads, ended, ends, fronts }))
     }
 
     /// How a connection without a box goes on, if it can.
-    fn without(&self, socket: &TcpSocket, ends: &Ends) -> Planned<'_> {
+    fn without(&self, socket: &TcpSocket, ends: &Addresses) -> Planned<'_> {
         if session::output_ended(socket) {
             return Ok(Plan::ToItsEnd);
         }
@@ -266,58 +283,98 @@ impl Boxes {
     }
 }
 
-/// Reads what all plans ask for in one batch.
+/// For each plan the bytes it asked for, and the channels of its session.
+type Whole = (Vec<Result<Carried, Loss>>, Vec<Result<Vec<FoundChannel>, Loss>>);
+
+/// Reads what all plans ask for in one batch, with the records of the channels that these sessions may have; then what
+/// waits in those.
 fn read_plans(
     memory: &mut dyn RemoteRead,
+    between: &dyn Between,
     pool: Option<&Region>,
+    ends: &Ends,
     plans: &[Planned<'_>],
-) -> Result<Vec<Result<Carried, Loss>>, LinkError> {
-    let mut parts: Vec<Vec<Vec<u8>>> = Vec::with_capacity(plans.len());
-    for plan in plans {
-        let ranges = plan.iter().flat_map(Plan::ranges);
-        parts.push(ranges.map(|range| vec![0; (range.end - range.start) as usize]).collect());
-    }
-    let mut batch = Vec::new();
-    if let Some(pool) = pool {
-        for (plan, parts) in plans.iter().zip(&mut parts) {
-            let ranges = plan.iter().flat_map(Plan::ranges);
-            for (range, into) in ranges.zip(parts).filter(|(range, _)| !range.is_empty()) {
-                batch.extend(pool.at(range.start, range.end - range.start).map(|at| Read::new(at, into)));
-            }
-        }
-    }
-    // Bytes that could not be read stay zero: the snapshot's checksum then fails. A log has no checksum, so a session
-    // with any unread part is given up below.
-    memory.read(&mut batch)?;
-    let failed: Vec<bool> = batch.iter().map(|read| read.outcome.is_err()).collect();
-    drop(batch);
-    let mut failed = failed.into_iter();
-    let finish = |(plan, parts): (&Planned<'_>, &Vec<Vec<u8>>)| {
+    damage: &mut Vec<String>,
+) -> Result<Whole, LinkError> {
+    let heads = plans.iter().map(|plan| match plan {
+        Ok(Plan::FromBox(head, _)) => Some(*head),
+        _ => None,
+    });
+    let of_channels = ends.wanted(heads.clone().flatten());
+    let ranges = plans.iter().map(|plan| plan.iter().flat_map(Plan::ranges).collect());
+    let ranges = ranges.chain(of_channels.iter().map(|number| ends.ranges(*number)));
+    let mut parts = read_parts(memory, pool, &ranges.collect::<Vec<_>>())?;
+    let of_ends = parts.split_off(plans.len());
+    let finish = |(plan, parts): (&Planned<'_>, Option<Vec<Vec<u8>>>)| {
         let (head, plan) = match plan.as_ref().map_err(Clone::clone)? {
             Plan::FromBox(head, plan) => (head, plan),
             Plan::Anew => return Ok(Carried::Anew),
             Plan::ToItsEnd => return Ok(Carried::ToItsEnd),
         };
-        let reads = parts.iter().filter(|part| !part.is_empty()).count();
-        let unread = failed.by_ref().take(reads).filter(|failed| *failed).count();
-        if unread > 0 {
-            return Err(Loss::Damaged("box"));
-        }
-        Ok(Carried::FromBox(plan.finish(head, parts)?))
+        Ok(Carried::FromBox(plan.finish(head, &parts.ok_or(Loss::Damaged("box"))?)?))
     };
-    Ok(plans.iter().zip(&parts).map(finish).collect())
+    let carried: Vec<Result<Carried, Loss>> = plans.iter().zip(parts).map(finish).collect();
+    let images = carried.iter().map(|carried| match carried {
+        Ok(Carried::FromBox(image)) => Some(image),
+        _ => None,
+    });
+    let boxes = heads.zip(images).map(|(head, image)| head.zip(image));
+    let channels = Records::of(ends, &of_channels, &of_ends).pair(boxes).find(memory, between, damage)?;
+    Ok((carried, channels.into_iter().map(|channels| channels.map_err(Loss::from)).collect()))
+}
+
+/// Reads lists of stretches of the pool in one batch; `None` for a list of which something could not be read. Only
+/// snapshots have checksums: what was not read must not be taken for zeroes.
+fn read_parts(
+    memory: &mut dyn RemoteRead,
+    pool: Option<&Region>,
+    wanted: &[Vec<Range<u64>>],
+) -> Result<Vec<Option<Vec<Vec<u8>>>>, LinkError> {
+    let bytes = |ranges: &Vec<Range<u64>>| {
+        ranges.iter().map(|range| vec![0; (range.end - range.start) as usize]).collect::<Vec<Vec<u8>>>()
+    };
+    let mut parts: Vec<Vec<Vec<u8>>> = wanted.iter().map(bytes).collect();
+    let mut whole = vec![true; wanted.len()];
+    let (mut batch, mut of_list) = (Vec::new(), Vec::new());
+    for (list, (ranges, parts)) in wanted.iter().zip(&mut parts).enumerate() {
+        for (range, into) in ranges.iter().zip(parts).filter(|(range, _)| !range.is_empty()) {
+            match pool.and_then(|pool| pool.at(range.start, range.end - range.start)) {
+                Some(at) => {
+                    batch.push(Read::new(at, into));
+                    of_list.push(list);
+                }
+                None => whole[list] = false,
+            }
+        }
+    }
+    memory.read(&mut batch)?;
+    for (read, list) in batch.iter().zip(of_list) {
+        whole[list] &= read.outcome.is_ok();
+    }
+    drop(batch);
+    Ok(parts.into_iter().zip(whole).map(|(parts, whole)| whole.then_some(parts)).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use contbox::{ContinuationBox, Opening, Pool, Snapshot as Export};
-    use introspect::linux::tcp::State;
+    use introspect::linux::{channel::Descriptor, tcp::State};
     use remote_memory::{Rights, image::Image};
 
     use super::*;
+    use crate::channels::Found;
     use crate::session::tests::socket;
 
     const BASE: u64 = 0x4000;
+
+    /// A machine whose sessions have none.
+    struct NoChannels;
+
+    impl Between for NoChannels {
+        fn waiting(&self, _: &mut dyn RemoteRead, wanted: &[Descriptor]) -> Result<Found, LinkError> {
+            panic!("nobody has channels, and {wanted:?} is looked for");
+        }
+    }
 
     fn opening(socket: &TcpSocket, lsr: u64, lsw: u64, logged: &[u8]) -> Opening {
         let snapshot = Export { lsr, lsw, lws: b"state".to_vec() };
@@ -340,7 +397,7 @@ mod tests {
 
     fn paired(boxes: &[Opening], sockets: Vec<TcpSocket>) -> Extracted {
         let (mut image, region) = target(boxes);
-        pair(&mut image, Some(&region), sockets, Duration::ZERO, Vec::new()).unwrap()
+        pair(&mut image, &NoChannels, Some(&region), sockets, Duration::ZERO, Vec::new()).unwrap()
     }
 
     fn other(port: u16) -> TcpSocket {
@@ -373,7 +430,7 @@ mod tests {
         let (mut image, region) = target(&boxes);
         let unread = Geometry::with(4, 64, 256).front(3);
         image.write_at(BASE + unread.start, &vec![0; (unread.end - unread.start) as usize]);
-        let extracted = pair(&mut image, Some(&region), vec![one], Duration::ZERO, Vec::new()).unwrap();
+        let extracted = pair(&mut image, &NoChannels, Some(&region), vec![one], Duration::ZERO, Vec::new()).unwrap();
         let testaments = extracted.fronts.unwrap().testaments();
         assert_eq!((testaments[0].words.len(), testaments[0].complete), (2, false));
     }
@@ -394,7 +451,7 @@ mod tests {
         let mut image = Image::new();
         image.write_at(BASE, &pool.image());
         let region = target(&[]).1;
-        let extracted = pair(&mut image, Some(&region), vec![one], Duration::ZERO, Vec::new()).unwrap();
+        let extracted = pair(&mut image, &NoChannels, Some(&region), vec![one], Duration::ZERO, Vec::new()).unwrap();
         assert_eq!(extracted.lost[0].why, Loss::BoxEnded);
     }
 
@@ -433,7 +490,7 @@ mod tests {
         let (mut image, region) = target(&[]);
         image.write_at(BASE, &[0; 64]);
         for pool in [None, Some(&region)] {
-            let extracted = pair(&mut image, pool, vec![other(1)], Duration::ZERO, Vec::new()).unwrap();
+            let extracted = pair(&mut image, &NoChannels, pool, vec![other(1)], Duration::ZERO, Vec::new()).unwrap();
             assert_eq!((extracted.sessions.len(), &extracted.lost[0].why), (0, &Loss::NoBox));
             assert!(extracted.damage[0].contains("pool"), "{:?}", extracted.damage);
         }

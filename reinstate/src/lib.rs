@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   extract   sockets and boxes out of dead memory, paired by 4-tuple        extract, session
+//!   channels  what lies between the processes of a session                    channels
 //!   admit     which of them can go on with every byte exactly once           session
 //!   probe     neighbours learn our link address; where does each client stand?   address, probe, position
 //!   rebuild   one kernel socket for each session, silent and not yet reachable   tcp_repair
@@ -17,6 +18,7 @@
 //! exists. No helper program is ever started: addresses, routes and rules are netlink messages.
 
 pub mod address;
+pub mod channels;
 pub mod config;
 pub mod daemon;
 pub mod evacuate;

@@ -42,7 +42,7 @@ const ESTABLISHED: u8 = 1;
 /// Who goes on with a connection.
 pub(crate) enum Keeper {
     /// The application.
-    Application(Session),
+    Application(Box<Session>),
     /// This kernel alone: the application had closed it.
     Kernel(Snapshot),
 }
@@ -148,7 +148,7 @@ pub(crate) struct Orders {
 
 /// Who goes on, by number in the survey.
 pub(crate) fn keepers(sessions: Vec<Session>, ending: Vec<(usize, Snapshot)>) -> Vec<(usize, Keeper)> {
-    let sessions = sessions.into_iter().map(|session| (session.number, Keeper::Application(session)));
+    let sessions = sessions.into_iter().map(|session| (session.number, Keeper::Application(Box::new(session))));
     sessions.chain(ending.into_iter().map(|(number, snapshot)| (number, Keeper::Kernel(snapshot)))).collect()
 }
 
@@ -229,7 +229,7 @@ pub(crate) fn speak(prober: &Prober, silent: Vec<Silent>, ending: &mut Ending<'_
     for Silent { keeper, start, socket } in silent {
         let spoken = revive(prober, keeper.snapshot(), start, socket);
         match (spoken, keeper) {
-            (Ok(socket), Keeper::Application(session)) => live.push(Live { session, start, socket }),
+            (Ok(socket), Keeper::Application(session)) => live.push(Live { session: *session, start, socket }),
             (Ok(socket), Keeper::Kernel(snapshot)) => {
                 tcp_repair::leave_to_kernel(socket);
                 ending.resumed.ended.push((snapshot, start));
@@ -283,7 +283,8 @@ impl Orders {
     pub(crate) fn add(&mut self, service: &BoxService, live: Vec<Live>) {
         let mut handovers = Vec::with_capacity(live.len());
         for Live { session, start, socket } in live {
-            handovers.push(Handover { opening: session.opening(start), discard: session.discard, socket });
+            let (opening, channels) = (session.opening(start), session.channels.clone());
+            handovers.push(Handover { opening, discard: session.discard, socket, channels });
             self.sessions.push((session, start));
         }
         self.ordered.extend(service.order(handovers));
@@ -324,7 +325,7 @@ mod tests {
             let standing = agree(&socket, &image).unwrap();
             let session = admit(number, socket, image, standing, Duration::ZERO);
             assert!(session.calling.is_some());
-            (number, Keeper::Application(session))
+            (number, Keeper::Application(Box::new(session)))
         };
         let keepers: Vec<_> = (0..=crowd).map(keeper).collect();
         let silent = |keeper: &Keeper| Ok(position::assumed(keeper.snapshot()));

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use contbox::{
     BoxImage,
+    channel::FoundChannel,
     continuation::Opening,
     reader::{BadBox, BoxHead},
 };
@@ -41,6 +42,9 @@ pub enum Loss {
     /// Its box cannot be used.
     #[error("its box: {0}")]
     Box(#[from] BadBox),
+    /// The other processes of its session cannot go on with it.
+    #[error("its channels: {0}")]
+    Channel(#[from] crate::channels::ChannelLoss),
     /// Something TCP_REPAIR cannot express.
     #[error("{0} cannot be rebuilt")]
     Unsupported(&'static str),
@@ -82,12 +86,15 @@ pub struct Session {
     /// The dead kernel had not seen the end of the handshake: the TSval of the client's SYN, to be echoed. The client
     /// may believe in the connection or still wait for the answer to its SYN.
     pub calling: Option<u32>,
+    /// Its channels to other processes, in the order of its snapshot.
+    pub channels: Vec<FoundChannel>,
 }
 
 impl Session {
-    /// Bytes put back: log and both queues.
+    /// Bytes put back: log, both queues and what lay between processes.
     pub fn bytes(&self) -> u64 {
-        (self.image.logged.len() + self.snapshot.queued() + self.snapshot.receiving.len()) as u64
+        let channels: u64 = self.channels.iter().map(FoundChannel::bytes).sum();
+        channels + (self.image.logged.len() + self.snapshot.queued() + self.snapshot.receiving.len()) as u64
     }
 
     /// What its new box is created with, when the rebuilt socket goes on at `start`. The new kernel socket counts from
@@ -227,11 +234,20 @@ pub fn agree(socket: &TcpSocket, image: &BoxImage) -> Result<Standing, Loss> {
     Ok(Standing { copied, written, discard })
 }
 
-/// Puts socket `number` of a survey and the image of its box together, which [`agree`].
+/// Puts socket `number` of a survey and the image of its box together, which [`agree`]; its channels are to be added.
 pub fn admit(number: usize, socket: TcpSocket, image: BoxImage, standing: Standing, silent: Duration) -> Session {
     let Standing { copied, written, discard } = standing;
     let calling = (socket.state == State::SynReceived && !socket.accepted).then_some(socket.ts_recent);
-    Session { number, snapshot: snapshot(socket, silent), image, copied, written, discard, calling }
+    Session {
+        number,
+        snapshot: snapshot(socket, silent),
+        image,
+        copied,
+        written,
+        discard,
+        calling,
+        channels: Vec::new(),
+    }
 }
 
 /// The connection's values with its bytes, as far as they were read. `silent` is how long the target has been silent

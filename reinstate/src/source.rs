@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   survey        sockets, receive queues, measures of send queues      all clients can be asked
-//!   pair          boxes                                                 who goes on, and how
+//!   pair          boxes, and what lies between processes                who goes on, and how
 //!   read_queues   send queues, the short ones first                     each session can speak as its bytes come
 //! ```
 
@@ -123,12 +123,20 @@ impl Source {
         Ok((survey, pool))
     }
 
-    /// Finds the boxes of the surveyed connections; takes their sockets out of the survey.
+    /// Finds the boxes of the surveyed connections, and the channels of their sessions; takes their sockets out of the
+    /// survey.
     ///
     /// # Errors
     /// A sentence for people.
-    pub fn pair(&mut self, survey: &mut Survey, pool: Option<&Region>, silent: Duration) -> Result<Extracted, String> {
-        named("extraction", extract::pair_all(self.link.memory(), pool, survey, silent))
+    pub fn pair(
+        &mut self,
+        survey: &mut Survey,
+        token: &FenceToken,
+        pool: Option<&Region>,
+        silent: Duration,
+    ) -> Result<Extracted, String> {
+        let ram = RemoteKey::new(token.ram_key);
+        named("extraction", extract::pair_all(&self.kernel, self.link.memory(), ram, pool, survey, silent))
     }
 
     /// Reads the send queues of the connections `numbers`, the short ones first, until all are read or nobody takes

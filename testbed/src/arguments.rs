@@ -123,6 +123,9 @@ pub enum Action {
 pub enum Scenario {
     /// Clients are served by a guest, the guest hangs, every client must get every byte exactly once.
     HangDownload(HangDownload),
+    /// Clients are served by two processes of a guest with a channel between them, the guest breaks, every client must
+    /// get every answer exactly once.
+    Relay(RelayArguments),
     /// A guest hangs and is evacuated; then it is looked at, reset, and given its address back, with clients all along.
     RescueAndReturn(RescueAndReturn),
     /// An ordinary user of a guest sets off a fork bomb; the monitor ends it from outside, and nothing else is harmed.
@@ -194,6 +197,30 @@ pub struct Rubis {
     /// Where result, drawings and, after a failure, logs are left.
     #[arg(long, default_value = "out/rubis")]
     pub out: PathBuf,
+}
+
+#[derive(Args)]
+pub struct RelayArguments {
+    /// What is done to the guest.
+    #[arg(long, value_enum, default_value = "stop")]
+    pub fault: Fault,
+    /// How many clients, each with a worker process.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=12))]
+    pub sessions: u16,
+    /// A Unix socket between front end and worker; otherwise two pipes.
+    #[arg(long)]
+    pub socket: bool,
+    /// Have workers make up part of each reply.
+    #[arg(long)]
+    pub stamps: bool,
+    #[command(flatten)]
+    pub guest: Guest,
+    /// Where result, drawings and, after a failure, logs are left.
+    #[arg(long, default_value = "out/relay")]
+    pub out: PathBuf,
+    /// Leave the logs there after a success, too.
+    #[arg(long)]
+    pub keep_logs: bool,
 }
 
 #[derive(Args)]

@@ -20,6 +20,7 @@ use testbed::{
     sandbox,
     scenario::{
         self, Order, Progress, Run, drown, hang_download,
+        relay::{self, Relay},
         rubis::{self, Machines, TierFault, Tiers},
         series,
         soak::{self, Load, Soak},
@@ -30,8 +31,8 @@ use testbed::{
 };
 
 use arguments::{
-    Action, Arguments, CampaignArguments, Drowning, Forkbomb, HangDownload, Memhog, RepairCampaignArguments,
-    RepairSeries, RescueAndReturn, Rubis, RubisCampaignArguments, Scenario, SoakArguments,
+    Action, Arguments, CampaignArguments, Drowning, Forkbomb, HangDownload, Memhog, RelayArguments,
+    RepairCampaignArguments, RepairSeries, RescueAndReturn, Rubis, RubisCampaignArguments, Scenario, SoakArguments,
 };
 
 fn main() -> ExitCode {
@@ -79,6 +80,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Action::Run { scenario: Scenario::HangDownload(arguments) } => run_hang_download(arguments),
+        Action::Run { scenario: Scenario::Relay(arguments) } => run_relay(arguments),
         Action::Run { scenario: Scenario::Soak(arguments) } => run_soak(arguments),
         Action::Run { scenario: Scenario::Rubis(arguments) } => run_rubis(arguments),
         Action::SaveGuest { file, pool_slots, guest } => {
@@ -120,6 +122,23 @@ fn run_hang_download(arguments: HangDownload) -> Result<ExitCode> {
     let kinds = busy.chain(std::iter::repeat_n(Kind::Idle, idle)).collect();
     let run = Run { fault, sessions, kinds, ipv6, aim, afterwards, seed, order, out, keep_logs, capture };
     let (verdict, timeline) = hang_download::run(&run, Progress::begin())?;
+    eprint!("\n{}", timeline.text(100));
+    println!("{}", serde_json::to_string(&verdict)?);
+    Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Boxes in the guest: each process takes some dozens in stock.
+const RELAY_SLOTS: u32 = 1024;
+
+fn run_relay(arguments: RelayArguments) -> Result<ExitCode> {
+    let RelayArguments { fault, sessions, socket, stamps, guest, out, keep_logs } = arguments;
+    let (seed, relay) = (guest.seed, Relay { socket, stamps });
+    let order = Order { relay: Some(relay), pool_slots: RELAY_SLOTS, ..guest.order() };
+    let (sessions, afterwards) = (usize::from(sessions), hang_download::AFTERWARDS);
+    let kinds = vec![relay::KIND; sessions];
+    let (ipv6, aim, capture) = (false, None, None);
+    let run = Run { fault, sessions, kinds, ipv6, aim, afterwards, seed, order, out, keep_logs, capture };
+    let (verdict, timeline) = relay::run(&run, relay, Progress::begin())?;
     eprint!("\n{}", timeline.text(100));
     println!("{}", serde_json::to_string(&verdict)?);
     Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -110,7 +110,7 @@ impl Guest {
 
     /// What the kernel has for the input of each end; a pipe seen from its other end is the same.
     fn waiting(&mut self, ends: &[EndImage; 2]) -> [Vec<Vec<u8>>; 2] {
-        let of = |end: &EndImage, fd: u64| Descriptor { pid: end.identity.pid, fd: fd as u32 };
+        let of = |end: &EndImage, fd: u32| Descriptor { pid: end.identity.pid, fd };
         let inputs = [0, 1].map(|side| of(&ends[side], ends[side].identity.input.fd));
         let outputs = [1, 0].map(|side| of(&ends[side], ends[side].identity.output.fd));
         let (tasks, _) = task::walk(&self.kernel, &mut self.ram, KEY).unwrap();

@@ -5,12 +5,13 @@ use std::io;
 use zerocopy::FromBytes;
 
 use super::frame::{self, FrameHead, PAYLOAD_BYTES_MAX};
+use super::joint::Standing;
 use super::plan::Plan;
 use super::record::{self, ARRIVING, EndImage, Identity, PREFIX_BYTES, RECEIVED};
 use super::wire::Wire;
 use crate::continuation::{ExportError, Exporter, Words};
 use crate::layout::SlotState;
-use crate::reader::Snapshot;
+use crate::reader::{BadBox, Snapshot};
 use crate::shared::Slot;
 
 /// What an export says of the time until the next one.
@@ -63,6 +64,39 @@ pub enum EndError {
     Export(#[from] ExportError),
 }
 
+/// Why an end that was handed over cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// The slot holds something else.
+    #[error(transparent)]
+    Record(#[from] BadBox),
+    /// It does not fit.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+}
+
+/// Writes the record of an end that goes on in `slot`: the snapshot of `image`, and of `input` what fits into the log.
+/// Returns up to where input is in the log.
+pub(crate) fn lay_down(
+    slot: &Slot,
+    owner: u32,
+    identity: Identity,
+    image: &EndImage,
+    input: &Plan,
+) -> Result<(Exporter<Slot>, u64), ExportError> {
+    let geometry = slot.geometry();
+    let (logged, _) = input.split(geometry.log_bytes, identity.input());
+    let received = image.digested + logged.len() as u64;
+    slot.store(ARRIVING as usize / 8, 0);
+    slot.store(RECEIVED as usize / 8, received);
+    slot.log_fill(image.digested, logged);
+    let lws = record::snapshot(image.is_nondeterministic, &image.pending, &image.words);
+    let snapshot = Snapshot { lsr: image.digested, lsw: image.released, lws };
+    let words = |generation| identity.words(generation);
+    let exporter = Exporter::create_as(SlotState::Channel, slot.clone(), geometry, owner, words, &snapshot)?;
+    Ok((exporter, received))
+}
+
 /// One end of a channel with its record.
 #[derive(Debug)]
 pub struct ChannelEnd<W> {
@@ -92,9 +126,29 @@ impl<W: Wire> ChannelEnd<W> {
     /// # Errors
     /// [`ExportError::TooLong`]
     pub fn open(slot: Slot, owner: u32, wire: W, name: u64, side: u32, words: &[u8]) -> Result<Self, ExportError> {
-        let identity = Identity { name, side, ..Identity::default() };
+        Self::open_as(slot, owner, wire, Identity { name, side, ..Identity::default() }, words)
+    }
+
+    /// A new end of which more is known than name and side: the role of this process, or the connection of the session
+    /// that it belongs to. Process and files are filled in.
+    ///
+    /// # Errors
+    /// [`ExportError::TooLong`]
+    pub fn open_as(slot: Slot, owner: u32, wire: W, identity: Identity, words: &[u8]) -> Result<Self, ExportError> {
         let fresh = EndImage { identity, words: words.to_vec(), ..EndImage::default() };
         Self::resume(slot, owner, wire, &fresh, &Plan::default(), 0)
+    }
+
+    /// The end that the box service of a spare has put into `slot`, and what its snapshot says: `wire` has what did not
+    /// fit into the log, `discard` is the number of bytes to swallow.
+    ///
+    /// # Errors
+    /// [`ImportError`] if the slot does not hold what the service promised.
+    pub fn import(slot: Slot, wire: W, discard: u64) -> Result<(Self, EndImage), ImportError> {
+        let image = record::read_own_end(&slot)?;
+        let input = Plan { from: image.digested, give_reader: image.logged.clone(), discard_from_writer: 0 };
+        let owner = slot.owner();
+        Ok((Self::resume(slot, owner, wire, &image, &input, discard)?, image))
     }
 
     /// The end that `image` was, here: `input` is what was planned for its input, `discard` the number of bytes that
@@ -113,16 +167,7 @@ impl<W: Wire> ChannelEnd<W> {
     ) -> Result<Self, ExportError> {
         let [from, to] = wire.files();
         let identity = Identity { pid: std::process::id(), input: from, output: to, ..image.identity };
-        let (logged, _) = input.split(slot.geometry().log_bytes, identity.input());
-        let received = image.digested + logged.len() as u64;
-        slot.store(ARRIVING as usize / 8, 0);
-        slot.store(RECEIVED as usize / 8, received);
-        slot.log_fill(image.digested, logged);
-        let lws = record::snapshot(image.is_nondeterministic, &image.pending, &image.words);
-        let snapshot = Snapshot { lsr: image.digested, lsw: image.released, lws };
-        let words = |generation| identity.words(generation);
-        let (state, geometry) = (SlotState::Channel, slot.geometry());
-        let exporter = Exporter::create_as(state, slot.clone(), geometry, owner, words, &snapshot)?;
+        let (exporter, received) = lay_down(&slot, owner, identity, image, input)?;
         let interval = match image.is_nondeterministic {
             true => Interval::Nondeterministic,
             false => Interval::Deterministic,
@@ -277,6 +322,11 @@ impl<W: Wire> ChannelEnd<W> {
     /// Stream offsets of the input read and the output produced so far.
     pub fn position(&self) -> (u64, u64) {
         (self.read, self.released + (self.pending.len() + self.held.len()) as u64)
+    }
+
+    /// Where the end stands, for the snapshot of a connection whose process has no intervals of chance.
+    pub fn standing(&self) -> Standing {
+        Standing { name: self.identity.name, digested: self.read, released: self.released }
     }
 
     /// Which end of which channel.

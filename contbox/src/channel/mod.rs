@@ -19,6 +19,8 @@
 //! | [`plan`] | log, kernel's buffer and both snapshots become what either end gets |
 //! | [`wire`] | pipes in packet mode and Unix stream sockets |
 //! | [`end`] | the API of a process: read, write, export |
+//! | [`joint`] | which channels belong to a connection, in the snapshot of that |
+//! | [`found`] | both ends out of a dead machine, and laying them down elsewhere |
 //!
 //! # What an application promises
 //!
@@ -30,17 +32,24 @@
 //! reads them in an order that follows from what it read, or in such an interval.
 //!
 //! A process with a connection and a channel has two records and one state. It exports the connection's with the
-//! channel's two offsets inside, then the channel's: [`EndImage::at`] puts a stop between the two right.
+//! channel's two offsets inside ([`joint`]), then the channel's: [`EndImage::at`] puts a stop between the two right.
+//! The channel's record names the connection's box ([`Place`]), so that neither can claim the other alone. A channel
+//! that is opened is named by the next export of the connection, and one that is to be closed is named no longer by the
+//! last before: what a snapshot does not name, whoever goes on from it opens anew.
 //!
 //! What this does not do: it carries no descriptors, and it is not for more than two processes at one channel.
 
 pub mod end;
+pub mod found;
 pub mod frame;
+pub mod joint;
 pub mod plan;
 pub mod record;
 pub mod wire;
 
-pub use end::{ChannelEnd, EndError, Interval};
+pub use end::{ChannelEnd, EndError, ImportError, Interval};
+pub use found::{FoundChannel, LaidChannel};
+pub use joint::Standing;
 pub use plan::{Loss, Plan};
-pub use record::{EndImage, EndPlan, File, Identity, read_end};
+pub use record::{EndImage, EndPlan, File, Identity, Place, read_end, role};
 pub use wire::{Descriptors, Wire};

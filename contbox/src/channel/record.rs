@@ -13,13 +13,14 @@
 use std::mem::offset_of;
 use std::ops::Range;
 
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::frame::{FRAME_HEAD_BYTES, FrameHead};
 use crate::continuation::IDENTITY_WORDS;
 use crate::layout::{self, BufferHead, FRONT_BYTES, Geometry, SHORT_LWS_BYTES, SLOT_HEAD_BYTES, SlotHead, SlotState};
 use crate::reader::{BadBox, BoxHead, BoxPlan};
+use crate::shared::Slot;
 
 /// Bytes before the pending output in a snapshot.
 pub(crate) const PREFIX_BYTES: usize = 8;
@@ -44,14 +45,18 @@ pub struct EndHead {
     pub input_inode: U64,
     /// Inode of the pipe or socket that output goes to.
     pub output_inode: U64,
-    /// Zero.
-    pub reserved_ports: [U16; 2],
+    /// What its process does in the service, 0 if it has a connection itself: who goes on with this end elsewhere.
+    pub role: U32,
     /// Counts what the slot has served, connections included.
     pub generation: U32,
     /// Descriptor that input is read from.
-    pub input_fd: U64,
+    pub input_fd: U32,
+    /// Slot of the connection whose session this end belongs to.
+    pub connection_slot: U32,
     /// Descriptor that output is written to.
-    pub output_fd: U64,
+    pub output_fd: U32,
+    /// Generation of that slot: guards against the slot's next connection. 0 if the process has none.
+    pub connection_generation: U32,
     /// CRC-32 of name to descriptors: guards against an identity that was being written.
     pub identity_check: U32,
     /// Zero.
@@ -94,6 +99,10 @@ pub struct Identity {
     pub side: u32,
     /// The process.
     pub pid: u32,
+    /// What the process does in its service, see [`role`]; 0 if it has the session's connection.
+    pub role: u32,
+    /// The connection of its session, if its process has that.
+    pub connection: Option<Place>,
     /// Descriptor and inode that input is read from.
     pub input: File,
     /// Descriptor and inode that output is written to.
@@ -104,9 +113,25 @@ pub struct Identity {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct File {
     /// The number of the descriptor.
-    pub fd: u64,
+    pub fd: u32,
     /// The inode, as `fstat` says.
     pub inode: u64,
+}
+
+/// A box of a pool, for as long as it serves one connection.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Place {
+    /// Its slot.
+    pub slot: u32,
+    /// What the slot has served until then, this connection included. 0 in no box but one of four billion, whose
+    /// session then has no channels.
+    pub generation: u32,
+}
+
+/// The number under which processes of one kind find each other's work on a spare: of a name that all machines of the
+/// service use. Never 0.
+pub fn role(name: &str) -> u32 {
+    crc32fast::hash(name.as_bytes()).max(1)
 }
 
 impl Identity {
@@ -128,7 +153,11 @@ impl Identity {
         head.side = self.side.into();
         head.input_inode = self.input.inode.into();
         head.output_inode = self.output.inode.into();
+        head.role = self.role.into();
         head.generation = generation.into();
+        let connection = self.connection.unwrap_or(Place { slot: 0, generation: 0 });
+        head.connection_slot = connection.slot.into();
+        head.connection_generation = connection.generation.into();
         head.input_fd = self.input.fd.into();
         head.output_fd = self.output.fd.into();
         head.identity_check = head.computed_identity_check().into();
@@ -216,11 +245,14 @@ impl EndPlan {
         if found != computed {
             return Err(BadBox::Identity { found, computed });
         }
-        let file = |fd: U64, inode: U64| File { fd: fd.get(), inode: inode.get() };
+        let file = |fd: U32, inode: U64| File { fd: fd.get(), inode: inode.get() };
+        let connection = Place { slot: raw.connection_slot.get(), generation: raw.connection_generation.get() };
         let identity = Identity {
             name: raw.name.get(),
             side: raw.side.get(),
             pid: raw.pid.get(),
+            role: raw.role.get(),
+            connection: (connection.generation != 0).then_some(connection),
             input: file(raw.input_fd, raw.input_inode),
             output: file(raw.output_fd, raw.output_inode),
         };
@@ -249,6 +281,16 @@ impl EndPlan {
             _ => (None, head.plan(geometry, received)?),
         };
         Ok(Self { identity, head, plan, received, arriving })
+    }
+
+    /// Which end of which channel.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The application that leases the slot.
+    pub fn owner(&self) -> u32 {
+        self.head.owner
     }
 
     /// What to read, as offsets in the pool.
@@ -304,5 +346,22 @@ pub fn read_end(pool: &[u8], geometry: &Geometry, slot: u32) -> Result<EndImage,
     };
     let plan = EndPlan::parse(slot, geometry, cut(geometry.front(slot))?)?;
     let parts = plan.ranges().map(cut).collect::<Result<Vec<_>, _>>()?;
+    plan.finish(&parts)
+}
+
+/// Reads the end that lies in a slot of ours.
+///
+/// # Errors
+/// See [`BadBox`].
+pub(crate) fn read_own_end(slot: &Slot) -> Result<EndImage, BadBox> {
+    let geometry = slot.geometry();
+    let plan = EndPlan::parse(slot.index(), &geometry, &slot.front())?;
+    // What a plan asks for of a slot lies behind its front.
+    let body = geometry.place(slot.index(), FRONT_BYTES);
+    let copy = |range: Range<u64>| match range.is_empty() {
+        true => Vec::new(),
+        false => slot.bytes((range.start - body) as u32 + FRONT_BYTES, (range.end - range.start) as u32),
+    };
+    let parts: Vec<_> = plan.ranges().map(copy).collect();
     plan.finish(&parts)
 }

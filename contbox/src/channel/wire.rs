@@ -14,6 +14,10 @@ use crate::shared::Slot;
 /// A Unix socket keeps a frame as one buffer if its send buffer has room for two and what the kernel adds.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
+/// Room for what another machine's pipe or socket held: most that an unprivileged process gets as a rule
+/// (`net.core.wmem_max`). The kernel doubles it for its own overhead, as it does the above.
+const LAID_BUFFER_BYTES: usize = 208 * 1024;
+
 /// Carries frames. A trait so that tests can stop a process inside.
 pub trait Wire {
     /// Sends one frame, whole or not at all.
@@ -92,6 +96,25 @@ impl Descriptors {
         (self.input, self.output)
     }
 
+    /// Sends frames to an end that nobody reads from yet.
+    ///
+    /// # Errors
+    /// `WouldBlock` if they do not fit; the others of the operating system.
+    pub(crate) fn send_now(&mut self, frames: &[Vec<u8>]) -> io::Result<()> {
+        if frames.is_empty() {
+            return Ok(());
+        }
+        setsockopt(&self.output, sockopt::SndBuf, &LAID_BUFFER_BYTES)?;
+        for frame in frames {
+            let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+            let sent = retry(|| send(self.output.as_raw_fd(), frame, flags))?;
+            if sent != frame.len() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+        }
+        Ok(())
+    }
+
     /// The descriptor that input is read from.
     pub fn input(&self) -> BorrowedFd<'_> {
         self.input.as_fd()
@@ -105,7 +128,12 @@ impl Descriptors {
     /// The length of the payload that comes next: of a stream no more than one frame is to be read.
     fn next_payload(&self) -> io::Result<usize> {
         let mut head = [0; FRAME_HEAD_BYTES];
-        let count = retry(|| recv(self.input.as_raw_fd(), &mut head, MsgFlags::MSG_PEEK))?;
+        let count = match retry(|| recv(self.input.as_raw_fd(), &mut head, MsgFlags::MSG_PEEK)) {
+            // The other end has gone and had not read all of ours. What it had sent before has been read by now: a
+            // socket tells this when its queue is empty. Of a pipe that is the end and no more.
+            Err(why) if why.kind() == io::ErrorKind::ConnectionReset => 0,
+            count => count?,
+        };
         if count == 0 {
             return Ok(0);
         }
@@ -146,7 +174,7 @@ impl Wire for Descriptors {
 
     fn files(&self) -> [File; 2] {
         [&self.input, &self.output].map(|fd| File {
-            fd: fd.as_raw_fd() as u64,
+            fd: fd.as_raw_fd() as u32,
             // A descriptor that is open can be asked; 0 is no inode of a pipe.
             inode: fstat(fd).map_or(0, |found| found.st_ino),
         })

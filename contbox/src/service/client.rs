@@ -6,9 +6,10 @@
 //! slot is announced again.
 
 use super::channel::{Channel, ChannelError};
-use super::message::{FromApp, Held, PROTOCOL, Resume, ToApp};
+use super::handed::{Handed, HandedEnd, Heir, Takers};
+use super::message::{FromApp, Held, PROTOCOL, Resume, ResumeEnd, ToApp};
+use crate::layout::SlotState;
 use crate::shared::{Pool, Slot};
-use crate::testament::Testament;
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,34 +30,17 @@ const REFUSAL_REST: Duration = Duration::from_millis(50);
 /// Between attempts to reach a service that is not there.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// A reinstated session that has arrived here.
-#[derive(Debug)]
-pub struct Handed {
-    /// The order, to be answered with [`BoxClient::resumed`] or [`BoxClient::declined`].
-    pub order: Resume,
-    /// Where its box lies.
-    pub slot: Slot,
-    /// Its live socket. A spare lets it linger for no time: whoever takes the session clears SO_LINGER, or its end
-    /// will be a reset.
-    pub socket: OwnedFd,
+/// What a process is to the service.
+#[derive(Debug, Default)]
+struct Part<'a> {
+    ports: &'a [u16],
+    heir: Option<Heir>,
+    channels: bool,
+    roles: &'a [u32],
 }
 
-/// Who is told the testament of a machine whose sessions come here, before the first of them does. Called on the thread
-/// that talks to the service: it must not wait for long.
-pub struct Heir(Box<dyn Fn(Testament) + Send + Sync>);
-
-impl Heir {
-    /// Tells `told`.
-    pub fn new(told: impl Fn(Testament) + Send + Sync + 'static) -> Self {
-        Self(Box::new(told))
-    }
-}
-
-impl std::fmt::Debug for Heir {
-    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        to.write_str("Heir")
-    }
-}
+/// A client, the sessions that are handed to it and the far ends that are.
+type Connected = (Arc<BoxClient>, UnboundedReceiver<Handed>, UnboundedReceiver<HandedEnd>);
 
 /// One process's connection to the box service.
 #[derive(Debug)]
@@ -68,6 +52,9 @@ pub struct BoxClient {
     name: String,
     ports: Vec<u16>,
     heir: Option<Heir>,
+    /// Whether sessions with channels may come.
+    channels: bool,
+    roles: Vec<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -103,7 +90,37 @@ impl BoxClient {
     /// # Errors
     /// If no thread can be started.
     pub fn connect(path: &Path, name: &str, ports: &[u16]) -> io::Result<(Arc<Self>, UnboundedReceiver<Handed>)> {
-        Self::connect_as(path, name, ports, None)
+        let (client, sessions, _) = Self::connect_as(path, name, Part { ports, ..Part::default() })?;
+        Ok((client, sessions))
+    }
+
+    /// The same for an application whose sessions have channels to other processes: it also takes those that have.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn connect_with_channels(
+        path: &Path,
+        name: &str,
+        ports: &[u16],
+    ) -> io::Result<(Arc<Self>, UnboundedReceiver<Handed>)> {
+        let part = Part { ports, channels: true, ..Part::default() };
+        let (client, sessions, _) = Self::connect_as(path, name, part)?;
+        Ok((client, sessions))
+    }
+
+    /// The same for a process that has no connections, but the far ends of channels of others: those of `roles` (see
+    /// [`role`](crate::channel::role)) come out of the returned queue.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn connect_as_worker(
+        path: &Path,
+        name: &str,
+        roles: &[u32],
+    ) -> io::Result<(Arc<Self>, UnboundedReceiver<HandedEnd>)> {
+        let (client, sessions, ends) = Self::connect_as(path, name, Part { roles, ..Part::default() })?;
+        drop(sessions);
+        Ok((client, ends))
     }
 
     /// The same for an application that wants to know what all boxes of a dead machine said, not only those whose
@@ -117,38 +134,38 @@ impl BoxClient {
         ports: &[u16],
         heir: Heir,
     ) -> io::Result<(Arc<Self>, UnboundedReceiver<Handed>)> {
-        Self::connect_as(path, name, ports, Some(heir))
+        let (client, sessions, _) = Self::connect_as(path, name, Part { ports, heir: Some(heir), ..Part::default() })?;
+        Ok((client, sessions))
     }
 
-    fn connect_as(
-        path: &Path,
-        name: &str,
-        ports: &[u16],
-        heir: Option<Heir>,
-    ) -> io::Result<(Arc<Self>, UnboundedReceiver<Handed>)> {
-        let (handed, receiver) = unbounded_channel();
+    fn connect_as(path: &Path, name: &str, part: Part<'_>) -> io::Result<Connected> {
+        let ((sessions, handed), (ends, handed_ends)) = (unbounded_channel(), unbounded_channel());
+        let (takers, takes_ends) = (Takers { sessions, ends }, !part.roles.is_empty());
         let client = Arc::new(Self {
             state: Mutex::new(State::default()),
             changed: Condvar::new(),
             answered: Notify::new(),
             path: path.to_owned(),
             name: name.to_owned(),
-            ports: ports.to_vec(),
-            heir,
+            ports: part.ports.to_vec(),
+            heir: part.heir,
+            channels: part.channels,
+            roles: part.roles.to_vec(),
         });
         let weak = Arc::downgrade(&client);
         let work = move || {
             while let Some(client) = weak.upgrade() {
-                if let Err(why) = client.converse(&handed) {
+                if let Err(why) = client.converse(&takers) {
                     tracing::debug!(path = %client.path.display(), %why, "no box service");
                 }
-                if handed.is_closed() || !client.pause() {
+                let gone = if takes_ends { takers.ends.is_closed() } else { takers.sessions.is_closed() };
+                if gone || !client.pause() {
                     return;
                 }
             }
         };
         std::thread::Builder::new().name("box-client".into()).spawn(work)?;
-        Ok((client, receiver))
+        Ok((client, handed, handed_ends))
     }
 
     /// Waits until the service has granted slots; false if it has not within `patience`.
@@ -208,6 +225,12 @@ impl BoxClient {
         }
     }
 
+    /// Takes a slot back whose box is not gone on with: nobody may find it in there.
+    pub fn refuse(&self, slot: &Slot) {
+        slot.set_state(SlotState::Leased, slot.owner());
+        self.give_back(slot);
+    }
+
     /// Answers orders, all at once: whether each session is ours.
     pub fn answer(&self, answers: &[(u64, Result<(), String>)]) {
         let message = |(order, answer): &(u64, Result<(), String>)| match answer {
@@ -223,10 +246,12 @@ impl BoxClient {
     }
 
     /// One conversation, from hello to its end.
-    fn converse(&self, handed: &UnboundedSender<Handed>) -> Result<(), ChannelError> {
+    fn converse(&self, takers: &Takers) -> Result<(), ChannelError> {
         let channel = Arc::new(Channel::new(UnixStream::connect(&self.path)?));
         channel.send(&self.hello())?;
         let mut first_lease = true;
+        // Near ends whose session is still to come.
+        let mut ends = Vec::new();
         let ended = loop {
             let (message, fd) = match channel.receive(ToApp::carries_fd) {
                 Ok(received) => received,
@@ -238,10 +263,13 @@ impl BoxClient {
                     self.note_lease(&channel, owner, &slots, std::mem::take(&mut first_lease));
                     Ok(())
                 }
-                (ToApp::Resume(order), Some(socket)) => self.hand_on(&channel, order, socket, handed),
+                (ToApp::Resume(order), Some(socket)) => {
+                    self.hand_on(&channel, order, socket, std::mem::take(&mut ends), &takers.sessions)
+                }
+                (ToApp::End(order), Some(socket)) => self.note_end(&channel, order, socket, &mut ends, &takers.ends),
                 (ToApp::Testament(testament), _) => {
                     if let Some(heir) = &self.heir {
-                        (heir.0)(testament);
+                        heir.tell(testament);
                     }
                     Ok(())
                 }
@@ -267,7 +295,8 @@ impl BoxClient {
         }
         let want = STOCK.saturating_sub(state.stock.len() as u32);
         let (name, ports, heir) = (self.name.clone(), self.ports.clone(), self.heir.is_some());
-        FromApp::Hello { protocol: PROTOCOL, name, ports, held, want, heir }
+        let (channels, roles) = (self.channels, self.roles.clone());
+        FromApp::Hello { protocol: PROTOCOL, name, ports, held, want, heir, channels, roles }
     }
 
     fn map_pool(&self, name: u64, length_bytes: u64, fd: &OwnedFd) -> Result<(), ChannelError> {
@@ -310,21 +339,56 @@ impl BoxClient {
         channel: &Channel,
         order: Resume,
         socket: OwnedFd,
+        ends: Vec<HandedEnd>,
         handed: &UnboundedSender<Handed>,
     ) -> Result<(), ChannelError> {
-        let mut state = self.lock();
-        let slot = state.pool.as_ref().and_then(|pool| pool.slot(order.slot));
         let number = order.order;
-        let Some(slot) = slot else {
-            drop(state);
-            return channel.send(&FromApp::Declined { order: number, why: "no such slot".into() });
+        let slots: Vec<Slot> = ends.iter().map(|end| end.slot.clone()).collect();
+        // An end whose slot was none is missing.
+        let is_whole = ends.len() == order.channels as usize && ends.iter().all(|end| end.order.order == number);
+        let why = match self.used(order.slot) {
+            Some(slot) if is_whole => match handed.send(Handed { order, slot, socket, ends }) {
+                Ok(()) => return Ok(()),
+                Err(_) => "the listener has gone",
+            },
+            Some(_) => "its channels did not come with it",
+            None => "no such slot",
         };
+        slots.iter().for_each(|slot| self.refuse(slot));
+        channel.send(&FromApp::Declined { order: number, why: why.into() })
+    }
+
+    /// A near end waits for its session, a far end goes to whoever works.
+    fn note_end(
+        &self,
+        channel: &Channel,
+        order: ResumeEnd,
+        socket: OwnedFd,
+        ends: &mut Vec<HandedEnd>,
+        handed: &UnboundedSender<HandedEnd>,
+    ) -> Result<(), ChannelError> {
+        let (number, is_near) = (order.order, order.role == 0);
+        let why = match self.used(order.slot) {
+            Some(slot) if is_near => {
+                ends.push(HandedEnd { order, slot, socket });
+                return Ok(());
+            }
+            Some(slot) => match handed.send(HandedEnd { order, slot, socket }) {
+                Ok(()) => return Ok(()),
+                Err(_) => "the worker has gone",
+            },
+            None if is_near => return Ok(()),
+            None => "no such slot",
+        };
+        channel.send(&FromApp::Declined { order: number, why: why.into() })
+    }
+
+    /// A slot that an order brought.
+    fn used(&self, index: u32) -> Option<Slot> {
+        let mut state = self.lock();
+        let slot = state.pool.as_ref().and_then(|pool| pool.slot(index))?;
         state.used.insert((slot.pool().name(), slot.index()));
-        drop(state);
-        if handed.send(Handed { order, slot, socket }).is_err() {
-            return channel.send(&FromApp::Declined { order: number, why: "the listener has gone".into() });
-        }
-        Ok(())
+        Some(slot)
     }
 
     /// Waits before the next attempt; false if the client is to stop.

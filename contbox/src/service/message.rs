@@ -35,6 +35,12 @@ pub enum FromApp {
         /// Whether it wants to be told the [`ToApp::Testament`] of whoever it takes over from.
         #[serde(default)]
         heir: bool,
+        /// Whether it takes sessions with channels to other processes: who does not know of them must not get any.
+        #[serde(default)]
+        channels: bool,
+        /// Roles (see [`role`](crate::channel::role)) under which it takes the far ends of channels.
+        #[serde(default)]
+        roles: Vec<u32>,
     },
     /// Asks for more slots.
     Want {
@@ -82,6 +88,10 @@ pub enum ToApp {
     Testament(Testament),
     /// A session to take over; carries the socket's descriptor.
     Resume(Resume),
+    /// One end of a channel; carries the descriptor of its socket. A near end comes before its session, to the same
+    /// application, and is answered with that; a far end is answered by itself. Only those get any who said that they
+    /// know them.
+    End(ResumeEnd),
     /// The conversation cannot be had.
     Refused {
         /// For people.
@@ -104,11 +114,31 @@ pub struct Resume {
     pub received: u64,
     /// Bytes of regenerated output to swallow: the socket's output continues at `lsw + discard`.
     pub discard: u64,
+    /// How many [`ToApp::End`] of this order came before.
+    #[serde(default)]
+    pub channels: u32,
+}
+
+/// One end of a channel whose session is reinstated: its record is in one of the application's slots.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ResumeEnd {
+    /// Names the order in the answer: of a near end that of its session.
+    pub order: u64,
+    /// The role of whoever is to take it; 0 for a near end.
+    pub role: u32,
+    /// The slot that holds snapshot and log; leased to the application by this message.
+    pub slot: u32,
+    /// The channel's name.
+    pub channel: u64,
+    /// Bytes of regenerated output to swallow.
+    pub discard: u64,
+    /// The client of the session, for people.
+    pub peer: SocketAddr,
 }
 
 impl ToApp {
     /// Whether a descriptor travels with the message.
     pub fn carries_fd(&self) -> bool {
-        matches!(self, Self::Pool { .. } | Self::Resume(_))
+        matches!(self, Self::Pool { .. } | Self::Resume(_) | Self::End(_))
     }
 }

@@ -8,6 +8,7 @@
 //!     Want { slots }, Release { slots }  ──►
 //!                                        ◄──     Testament { local, words, complete }     (to heirs, before sessions)
 //!                                        ◄──     Resume { order, slot, … } + fd of the socket      (many in a row)
+//!                                        ◄──     End { order, role, slot, … } + fd of a channel's end
 //!     Resumed { order } | Declined       ──►
 //! ```
 //!
@@ -17,14 +18,18 @@
 
 mod channel;
 mod client;
+mod handed;
+mod handover;
 mod lease;
 mod message;
 mod server;
 mod usage;
 
 pub use channel::{Channel, ChannelError};
-pub use client::{BoxClient, Handed, Heir};
+pub use client::BoxClient;
+pub use handed::{Handed, HandedEnd, Heir};
+pub use handover::{Declined, Handover, Ordered};
 pub use lease::{Leases, RECLAIM_AFTER};
-pub use message::{FromApp, Held, PROTOCOL, Resume, ToApp};
-pub use server::{App, BoxService, Declined, Handover, Ordered};
+pub use message::{FromApp, Held, PROTOCOL, Resume, ResumeEnd, ToApp};
+pub use server::{App, BoxService};
 pub use usage::{Share, Usage};

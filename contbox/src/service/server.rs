@@ -4,15 +4,15 @@
 //! wake the waiting caller. Everything else is [`Leases`].
 
 use super::channel::{Channel, ChannelError};
+use super::handover::{Declined, Handover, Laid, Order, Ordered};
 use super::lease::{Leases, RECLAIM_AFTER};
-use super::message::{FromApp, Held, PROTOCOL, Resume, ToApp};
+use super::message::{FromApp, Held, PROTOCOL, ToApp};
 use super::usage::{Refusals, Usage};
-use crate::continuation::{ContinuationBox, Opening};
 use crate::shared::Pool;
 use crate::testament::Testament;
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -33,34 +33,6 @@ pub struct App {
     pub ports: Vec<u16>,
 }
 
-/// A session to hand to the application that serves its port.
-#[derive(Debug)]
-pub struct Handover {
-    /// What the box gets: addresses, the *new* socket's bases, snapshot and logged input. The owner is filled in.
-    pub opening: Opening,
-    /// Bytes of regenerated output to swallow.
-    pub discard: u64,
-    /// The live socket.
-    pub socket: OwnedFd,
-}
-
-/// A session that nobody took; the socket comes back for the caller to abort.
-#[derive(Debug)]
-pub struct Declined {
-    /// For people.
-    pub why: String,
-    /// The socket of the handover.
-    pub socket: OwnedFd,
-}
-
-/// A session handed over whose application has not been heard yet.
-#[derive(Debug)]
-pub struct Ordered {
-    socket: OwnedFd,
-    /// The order for the application that gets it and who that is, or the reason why none does.
-    placing: Result<(Resume, u32), String>,
-}
-
 /// A running box service. Stops when dropped; boxes and mappings of applications live on.
 #[derive(Debug)]
 pub struct BoxService {
@@ -76,22 +48,24 @@ struct Shared {
 }
 
 #[derive(Debug)]
-struct State {
-    leases: Leases,
+pub(super) struct State {
+    pub(super) leases: Leases,
     refusals: Refusals,
-    apps: BTreeMap<u32, Connected>,
+    pub(super) apps: BTreeMap<u32, Connected>,
     /// Orders sent and not answered, with the application they went to.
-    open_orders: BTreeMap<u64, u32>,
+    pub(super) open_orders: BTreeMap<u64, u32>,
     /// Answers nobody has fetched yet.
     answers: BTreeMap<u64, Result<(), String>>,
-    last_order: u64,
+    pub(super) last_order: u64,
     stopping: bool,
 }
 
 #[derive(Debug)]
-struct Connected {
-    app: App,
+pub(super) struct Connected {
+    pub(super) app: App,
     heir: bool,
+    pub(super) channels: bool,
+    pub(super) roles: Vec<u32>,
     channel: Arc<Channel>,
 }
 
@@ -150,9 +124,11 @@ impl BoxService {
 
     /// Hands sessions over without waiting for answers: [`Self::outcomes`] does, for many such calls at once.
     pub fn order(&self, handovers: Vec<Handover>) -> Vec<Ordered> {
+        let log_bytes = self.pool().geometry().log_bytes;
+        let laid: Vec<Laid> = handovers.into_iter().map(|handover| Laid::of(handover, log_bytes)).collect();
         let placed: Vec<Ordered> = {
             let mut state = self.shared.lock();
-            handovers.into_iter().map(|handover| state.place(handover)).collect()
+            laid.into_iter().map(|laid| state.place(laid)).collect()
         };
         self.send_orders(&placed);
         placed
@@ -164,8 +140,17 @@ impl BoxService {
     pub fn outcomes(&self, ordered: Vec<Ordered>, patience: Duration) -> Vec<Result<(), Declined>> {
         let mut state = self.shared.all_answered(Instant::now() + patience);
         let answered = |Ordered { socket, placing }: Ordered| {
-            let answer = placing.and_then(|(order, _)| state.take_answer(order.order));
-            answer.map_err(|why| Declined { why, socket })
+            let orders = match placing {
+                Ok(orders) => orders,
+                Err(why) => return Err(Declined { why, socket }),
+            };
+            // All are fetched, also behind one that says no.
+            let numbers = orders.iter().filter_map(Order::number);
+            let answers: Vec<_> = numbers.map(|number| state.take_answer(number)).collect();
+            answers.into_iter().collect::<Result<(), _>>().map_err(|why| {
+                orders.into_iter().for_each(Order::sever);
+                Declined { why, socket }
+            })
         };
         ordered.into_iter().map(answered).collect()
     }
@@ -193,15 +178,15 @@ impl BoxService {
     }
 
     fn send_orders(&self, placed: &[Ordered]) {
-        let mut by_app: BTreeMap<u32, Vec<(ToApp, &OwnedFd)>> = BTreeMap::new();
+        let mut by_app: BTreeMap<u32, Vec<(&ToApp, BorrowedFd<'_>)>> = BTreeMap::new();
         for Ordered { socket, placing } in placed {
-            if let Ok((order, owner)) = placing {
-                by_app.entry(*owner).or_default().push((ToApp::Resume(order.clone()), socket));
+            for order in placing.iter().flatten() {
+                by_app.entry(order.owner).or_default().push((&order.message, order.fd(socket)));
             }
         }
         for (owner, orders) in by_app {
             let channel = self.shared.lock().apps.get(&owner).map(|connected| Arc::clone(&connected.channel));
-            let messages = orders.iter().map(|(order, socket)| (order, Some(socket.as_fd())));
+            let messages = orders.iter().map(|(order, fd)| (*order, Some(*fd)));
             if let Some(Err(why)) = channel.map(|channel| channel.send_all(messages)) {
                 tracing::warn!(owner, %why, "orders to an application failed");
                 self.shared.lock().fail_orders(owner);
@@ -250,34 +235,6 @@ impl State {
             tracing::warn!(%name, "the pool of boxes is full: further connections go on unprotected");
         }
         granted
-    }
-
-    /// Puts a session into a slot of the application that serves its port.
-    fn place(&mut self, handover: Handover) -> Ordered {
-        let Handover { mut opening, discard, socket } = handover;
-        let placing = self.place_box(&mut opening).map(|(slot, owner)| {
-            self.last_order += 1;
-            self.open_orders.insert(self.last_order, owner);
-            let received = opening.snapshot.lsr + opening.logged.len() as u64;
-            let (order, local, peer) = (self.last_order, opening.local, opening.peer);
-            (Resume { order, slot, local, peer, received, discard }, owner)
-        });
-        Ordered { socket, placing }
-    }
-
-    fn place_box(&mut self, opening: &mut Opening) -> Result<(u32, u32), String> {
-        let port = opening.local.port();
-        let serving = self.apps.values().find(|connected| connected.app.ports.contains(&port));
-        let owner = serving.map(|connected| connected.app.owner);
-        let owner = owner.ok_or_else(|| format!("no application here serves port {port}"))?;
-        let slot = *self.leases.grant(owner, 1).first().ok_or("no free box left in the pool")?;
-        opening.owner = owner;
-        let place = self.leases.pool().slot(slot).expect("granted slots exist");
-        if let Err(why) = ContinuationBox::create(place, opening) {
-            self.leases.release(owner, &[slot]);
-            return Err(why.to_string());
-        }
-        Ok((slot, owner))
     }
 
     /// The answer to an order; one that has none is not waited for any more.
@@ -354,7 +311,7 @@ fn serve(shared: &Shared, stream: UnixStream) -> Result<(), ChannelError> {
     stream.set_write_timeout(Some(SEND_PATIENCE))?;
     let channel = Arc::new(Channel::new(stream));
     let hello = channel.receive(|_: &FromApp| false)?.0;
-    let FromApp::Hello { protocol, name, ports, held, want, heir } = hello else {
+    let FromApp::Hello { protocol, name, ports, held, want, heir, channels, roles } = hello else {
         return Err(ChannelError::Malformed("a conversation has to start with hello".into()));
     };
     if protocol != PROTOCOL {
@@ -371,7 +328,7 @@ fn serve(shared: &Shared, stream: UnixStream) -> Result<(), ChannelError> {
         if state.stopping {
             channel.shut();
         }
-        state.apps.insert(owner, Connected { app, heir, channel: Arc::clone(&channel) });
+        state.apps.insert(owner, Connected { app, heir, channels, roles, channel: Arc::clone(&channel) });
     }
     let why = loop {
         if let Err(why) = converse(shared, &channel, owner, &name) {

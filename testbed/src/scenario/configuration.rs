@@ -8,6 +8,7 @@ use std::{
 
 use monitor::kernel::recipe::READY_MADE;
 
+use super::relay::Relay;
 use crate::{
     guest::Service,
     topology::{
@@ -176,6 +177,25 @@ pub(super) fn guest_services(pool_slots: u32) -> Vec<Service> {
         command: format!("/bin/target-agent --box-socket {GUEST_BOXES} --pool-slots {pool_slots}"),
         ready_path: Some(GUEST_BOXES.to_owned()),
     }]
+}
+
+/// Arguments of a relay that serves, and of one that stands by for what others served.
+pub(super) fn relay(relay: Relay, boxes: &str) -> [Vec<String>; 2] {
+    let listen = format!("[::]:{FILE_PORT}");
+    let kind = if relay.socket { "socket" } else { "pipes" };
+    let stamps = relay.stamps.then_some("--stamps");
+    let with = |more: &[&str]| more.iter().chain(&["--boxes", boxes]).chain(&stamps).map(ToString::to_string).collect();
+    [with(&["--listen", &listen, "--kind", kind]), with(&["--standby"])]
+}
+
+/// The shell line by which a guest's relay begins to serve.
+pub(super) fn guest_relay(of: Relay) -> String {
+    let ([serving, _], log) = (relay(of, GUEST_BOXES), "/var/log/relay");
+    format!(
+        "(exec /bin/relay {} >>{log} 2>&1 </dev/null) & \
+         until grep -q serving {log} 2>/dev/null; do sleep 0.02; [ -d /proc/$! ] || exit 1; done",
+        serving.join(" ")
+    )
 }
 
 /// Connections and files the guest's server may have open; a kernel's own limit is 4096.

@@ -22,6 +22,7 @@ use super::{
     dying::{Died, Dying, Stage},
     incident,
     progress::Progress,
+    relay::Relay,
 };
 use crate::{
     capture::Capture,
@@ -64,6 +65,8 @@ pub struct Order {
     pub rogue: bool,
     /// Whether target-agent and a service run in the guest; without them nothing of ours is in it.
     pub agent: bool,
+    /// A relay serves in the guest and on the spare, instead of a file server.
+    pub relay: Option<Relay>,
     /// Swap of the guest, in MiB; 0 for none. It lies in memory of the host, and is gone with the installation.
     pub swap_mib: u32,
     /// Where the spare dies, if it does, and the seed of the moment; there is a second one then.
@@ -91,6 +94,7 @@ impl Order {
             lockup_module: false,
             rogue: false,
             agent: true,
+            relay: None,
             swap_mib: 0,
             pool_slots: POOL_SLOTS,
             connections_max: None,
@@ -219,7 +223,11 @@ impl Installation {
         if !order.agent {
             return Ok(());
         }
-        let served = self.vm.run(&configuration::guest_serve(order.connections_max))?;
+        let line = match order.relay {
+            Some(relay) => configuration::guest_relay(relay),
+            None => configuration::guest_serve(order.connections_max),
+        };
+        let served = self.vm.run(&line)?;
         ensure!(served.status == 0, "the guest does not serve: {}", served.text());
         Ok(())
     }
@@ -245,6 +253,14 @@ impl Installation {
         let level = self.second.as_ref().map(|_| "debug");
         let spare = Daemon::start_logging(&topology.spare, "reinstate", "reinstate", reinstate, &folder, level)?;
         self.daemons.push(spare);
+        if let Some(relay) = order.relay {
+            ensure!(self.second.is_none(), "no relay was tried with a second spare");
+            let [serving, standby] = configuration::relay(relay, &boxes.display().to_string());
+            for (name, arguments) in [("relay", serving), ("relay-standby", standby)] {
+                self.daemons.push(Daemon::start_logging(&topology.spare, name, "relay", arguments, &folder, None)?);
+            }
+            return Ok(());
+        }
         let files = configuration::file_server(&boxes, &files_of(&folder));
         self.daemons.push(Daemon::start(&topology.spare, "file-server", files, &folder)?);
         let Some(second) = &self.second else { return Ok(()) };
@@ -444,7 +460,7 @@ pub(super) fn configured(folder: &Path, name: &str, text: &str) -> Result<Vec<St
 fn image(kernel: &Kernel, order: &Order) -> Result<PathBuf> {
     let mut image = ImageSpec::new(kernel.clone());
     if order.agent {
-        for name in ["target-agent", "file-server"] {
+        for name in ["target-agent", if order.relay.is_some() { "relay" } else { "file-server" }] {
             image = image.program(name, &program(name)?);
         }
         for service in configuration::guest_services(order.pool_slots) {

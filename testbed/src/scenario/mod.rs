@@ -11,6 +11,7 @@ pub mod incident;
 mod installation;
 mod progress;
 mod queued;
+pub mod relay;
 pub mod rescue_and_return;
 pub mod rubis;
 pub mod series;

@@ -133,7 +133,7 @@ async fn plain<T: Tier>(tier: Arc<T>, stream: TcpStream) {
 }
 
 async fn recoverable<T: Tier>(tier: Arc<T>, accepted: Accepted) {
-    let Accepted { stream, peer, resumed } = accepted;
+    let Accepted { stream, peer, resumed, .. } = accepted;
     let _ = stream.socket().set_nodelay(true);
     let attached = match &resumed {
         None => Ok(HttpIo::new(stream)),

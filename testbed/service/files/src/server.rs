@@ -68,7 +68,7 @@ pub async fn serve(mut listener: RecoverableListener, root: PathBuf, connections
 
 /// Serves one connection to its end.
 async fn connection(accepted: Accepted, root: Arc<Path>) {
-    let Accepted { stream, peer, resumed } = accepted;
+    let Accepted { stream, peer, resumed, .. } = accepted;
     // Responses are written in large pieces; waiting for more would only delay the last one.
     let _ = stream.socket().set_nodelay(true);
     let attached = match &resumed {

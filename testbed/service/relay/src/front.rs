@@ -4,10 +4,7 @@ use anyhow::{Result, ensure};
 use contbox::channel::{ChannelEnd, Interval, Wire};
 
 use crate::outside::{Answer, Outside};
-use crate::{DEPTH, body, number, padding, words};
-
-/// Replies between two exports.
-const EXPORT_EVERY: u64 = 4;
+use crate::{DEPTH, EXPORT_EVERY, body, number, padding, words};
 
 /// The front end of one session.
 #[derive(Debug)]
@@ -49,7 +46,7 @@ impl<W: Wire> Front<W> {
                 self.end.write(&body)?;
                 self.asked += 1;
             }
-            let answer = self.reply()?;
+            let answer = reply(&mut self.end, self.answered)?;
             self.answered += 1;
             // What was answered before the machine stopped is not said again.
             if self.answered > self.known {
@@ -62,15 +59,19 @@ impl<W: Wire> Front<W> {
         }
         Ok(())
     }
+}
 
-    fn reply(&mut self) -> Result<Answer> {
-        let mut fixed = [0; 24];
-        self.end.read_exact(&mut fixed)?;
-        let answer = Answer { number: number(&fixed, 0), sum: number(&fixed, 1), stamp: number(&fixed, 2) };
-        let mut rest = vec![0; padding(answer.sum)];
-        self.end.read_exact(&mut rest)?;
-        let is_next = answer.number == self.answered && rest.iter().all(|byte| *byte == answer.sum as u8);
-        ensure!(is_next, "reply {} where {} was due", answer.number, self.answered);
-        Ok(answer)
-    }
+/// The worker's next reply, which is to be number `due`.
+///
+/// # Errors
+/// If the channel fails, or the worker says something else than it should.
+pub(crate) fn reply<W: Wire>(end: &mut ChannelEnd<W>, due: u64) -> Result<Answer> {
+    let mut fixed = [0; 24];
+    end.read_exact(&mut fixed)?;
+    let answer = Answer { number: number(&fixed, 0), sum: number(&fixed, 1), stamp: number(&fixed, 2) };
+    let mut rest = vec![0; padding(answer.sum)];
+    end.read_exact(&mut rest)?;
+    let is_next = answer.number == due && rest.iter().all(|byte| *byte == answer.sum as u8);
+    ensure!(is_next, "reply {} where {due} was due", answer.number);
+    Ok(answer)
 }

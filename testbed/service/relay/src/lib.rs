@@ -6,21 +6,31 @@
 //!   client ◄─ answers ──    │      ◄── replies ──    │
 //!                        its box                  its box     each exports at its own moments
 //! ```
-//! The client is played: request n has a body that follows from n, as a client repeats what it sent, and what the
-//! client has of the answers is kept in a box's log ([`Outside`]), as a kernel keeps what a socket has sent. Each reply
-//! depends on all bodies before it, so that a byte that is lost or comes twice changes everything after it.
+//! As a service ([`Served`]) it has clients over TCP, and goes on elsewhere with them. Otherwise the client is played,
+//! for looks at memory from outside: request n has a body that follows from n, as a client repeats what it sent, and
+//! what the client has of the answers is kept in a box's log ([`Outside`]), as a kernel keeps what a socket has sent.
+//! Each reply depends on all bodies before it, so that a byte that is lost or comes twice changes everything after it.
 
 mod front;
 pub mod hold;
 pub mod outside;
+pub mod served;
 mod worker;
 
 pub use front::Front;
-pub use outside::{Answer, Outside};
+pub(crate) use front::reply;
+pub use outside::{ANSWER_BYTES, Answer, Outside};
+pub use served::Served;
 pub use worker::Worker;
 
 /// Requests on their way at once.
 pub const DEPTH: u64 = 4;
+
+/// The role of a worker.
+pub const ROLE: &str = "relay-worker";
+
+/// Replies between two exports of a front end.
+const EXPORT_EVERY: u64 = 4;
 
 /// Bodies and replies are shorter, so that three of them fit into a log together with half-read frames.
 const BODY_BYTES_MAX: u64 = 3000;

@@ -20,7 +20,7 @@ pub struct Answer {
 }
 
 /// Bytes of an [`Answer`].
-const ANSWER_BYTES: u64 = 24;
+pub const ANSWER_BYTES: u64 = 24;
 
 /// The client's end.
 #[derive(Debug)]

@@ -4,6 +4,7 @@ use std::io;
 
 use anyhow::Result;
 use contbox::channel::{ChannelEnd, EndError, Interval, Wire};
+use contbox::shared::Slot;
 
 use crate::{digest, number, padding, words};
 
@@ -59,6 +60,16 @@ impl<W: Wire> Worker<W> {
             }
         }
         Ok(())
+    }
+
+    /// [`Worker::serve`]; then ends the record, and returns its slot.
+    ///
+    /// # Errors
+    /// If the channel fails.
+    pub fn serve_to_end(mut self) -> Result<Slot> {
+        let served = self.serve();
+        let slot = self.end.close();
+        served.map(|()| slot)
     }
 
     fn body(&mut self) -> Result<Option<Vec<u8>>> {

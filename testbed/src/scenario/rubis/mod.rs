@@ -150,6 +150,9 @@ pub struct Verdict {
     /// Clients that waited through the crash.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Waiting>,
+    /// Whether the healers ran ahead of everything else, as their packages have it, if there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub urgent: Option<bool>,
     /// What tiers' snapshots came to, if they wrote any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<Snapshots>,
@@ -245,6 +248,7 @@ impl Run {
             kernel,
             recoveries: account.map(|account| account.recoveries.clone()).unwrap_or_default(),
             waiting: account.and_then(|account| account.waiting.clone()),
+            urgent: None,
             snapshots: None,
             clients,
             database,

@@ -86,7 +86,11 @@ fn play_at(run: &Run, machines: &Machines, site: &mut Site, folder: &Path, progr
     let account = recovery::account(struck, &lines, trace::read(&traced)?);
     crash::draw(run, machines, &account)?;
     let snapshots = machines.recoverable.then_some(snapshots);
-    Ok(Verdict { snapshots, ..run.judge(report, database, Some(&account), Some(site.kernel.clone())) })
+    Ok(Verdict {
+        snapshots,
+        urgent: Some(site.urgent),
+        ..run.judge(report, database, Some(&account), Some(site.kernel.clone()))
+    })
 }
 
 /// Waits until nearly all users have had a reply.

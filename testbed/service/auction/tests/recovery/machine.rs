@@ -145,5 +145,5 @@ fn continuation(image: &[u8], geometry: &Geometry, from: &repair::Connection) ->
     let discard = session.discard(acked + from.send_queue.len() as u64).unwrap();
     let BoxImage { local, peer, snapshot, logged, .. } = session;
     let opening = Opening { owner: 0, local, peer, base_read: copied, base_written: acked, snapshot, logged };
-    Some(Handover { opening, discard, socket: repair::rebuild_when_free(from, PATIENCE) })
+    Some(Handover { opening, discard, socket: repair::rebuild_when_free(from, PATIENCE), channels: Vec::new() })
 }

@@ -67,7 +67,7 @@ impl Boxes {
         let opening = Opening { snapshot, logged: request.into(), ..Opening::fresh(0, at, peer) };
         let socket = OwnedFd::from(socket.into_std().unwrap());
         let service = Arc::clone(&self.service);
-        let handover = Handover { opening, discard: said, socket };
+        let handover = Handover { opening, discard: said, socket, channels: Vec::new() };
         let resumed = tokio::task::spawn_blocking(move || service.resume(vec![handover], PATIENCE));
         resumed.await.unwrap().remove(0).map_err(|declined| declined.why).unwrap();
         let mut heard = Vec::new();

@@ -127,7 +127,7 @@ fn continuation(image: &[u8], from: &repair::Connection) -> Handover {
     let discard = session.discard(acked + from.send_queue.len() as u64).unwrap();
     let BoxImage { local, peer, snapshot, logged, .. } = session;
     let opening = Opening { owner: 0, local, peer, base_read: copied, base_written: acked, snapshot, logged };
-    Handover { opening, discard, socket: repair::rebuild_when_free(from, PATIENCE) }
+    Handover { opening, discard, socket: repair::rebuild_when_free(from, PATIENCE), channels: Vec::new() }
 }
 
 /// Fences `dead`, moves the sessions of `clients` that still live to a new machine, and lets them go on.
