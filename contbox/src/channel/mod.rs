@@ -34,8 +34,9 @@
 //! A process with a connection and a channel has two records and one state. It exports the connection's with the
 //! channel's two offsets inside ([`joint`]), then the channel's: [`EndImage::at`] puts a stop between the two right.
 //! The channel's record names the connection's box ([`Place`]), so that neither can claim the other alone. A channel
-//! that is opened is named by the next export of the connection, and one that is to be closed is named no longer by the
-//! last before: what a snapshot does not name, whoever goes on from it opens anew.
+//! that is opened is named by an export of the connection once the other end has its record (it has if it has spoken),
+//! and one that is to be closed is named no longer by the last before: what a snapshot does not name, whoever goes on
+//! from it opens anew.
 //!
 //! What this does not do: it carries no descriptors, and it is not for more than two processes at one channel.
 

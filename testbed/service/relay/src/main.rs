@@ -152,7 +152,7 @@ fn session(arguments: &Arguments, client: &Arc<BoxClient>, runtime: Handle, acce
             let (slot, owner) = client.lease().context("no box for a channel")?;
             let identity = Identity { name, connection: stream.session().place(), ..Identity::default() };
             let end = ChannelEnd::open_as(slot, owner, here, identity, b"")?;
-            (Served::begin(runtime, stream, end)?, Some(worker))
+            (Served::begin(runtime, stream, end), Some(worker))
         }
     };
     let outcome = served.serve();

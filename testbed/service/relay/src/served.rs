@@ -10,7 +10,7 @@
 use std::io;
 
 use anyhow::{Context, Result, ensure};
-use contbox::channel::{ChannelEnd, Interval, Wire, joint};
+use contbox::channel::{ChannelEnd, Interval, Standing, Wire, joint};
 use contbox::shared::Slot;
 use contbox::{RecoverableStream, Snapshot};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,17 +26,14 @@ pub struct Served<W> {
     end: ChannelEnd<W>,
     asked: u64,
     answered: u64,
+    /// Whether the connection's snapshot names the channel.
+    is_named: bool,
 }
 
 impl<W: Wire> Served<W> {
-    /// A new session.
-    ///
-    /// # Errors
-    /// If it cannot be exported.
-    pub fn begin(runtime: Handle, stream: RecoverableStream, end: ChannelEnd<W>) -> Result<Self> {
-        let mut begun = Self { runtime, stream, end, asked: 0, answered: 0 };
-        begun.export()?;
-        Ok(begun)
+    /// A new session. Its snapshot does not name the channel yet: a worker that is being started has no record.
+    pub fn begin(runtime: Handle, stream: RecoverableStream, end: ChannelEnd<W>) -> Self {
+        Self { runtime, stream, end, asked: 0, answered: 0, is_named: false }
     }
 
     /// A session that began elsewhere.
@@ -46,7 +43,8 @@ impl<W: Wire> Served<W> {
     pub fn resume(runtime: Handle, stream: RecoverableStream, end: ChannelEnd<W>, snapshot: &Snapshot) -> Result<Self> {
         let (channels, words) = joint::split(&snapshot.lws)?;
         ensure!(channels == [end.standing()], "the snapshot has {channels:?}");
-        Ok(Self { runtime, stream, end, asked: number(words, 0), answered: number(words, 1) })
+        let (asked, answered) = (number(words, 0), number(words, 1));
+        Ok(Self { runtime, stream, end, asked, answered, is_named: true })
     }
 
     /// Serves until the client closes.
@@ -61,7 +59,13 @@ impl<W: Wire> Served<W> {
                 self.end.write(&body)?;
                 self.asked += 1;
             }
+            let before = self.end.standing();
             let answer = reply(&mut self.end, self.answered)?;
+            if !self.is_named {
+                // The worker has spoken, so it has a record. What it said is read again from before.
+                self.name(before)?;
+                self.is_named = true;
+            }
             let bytes = words(&[answer.number, answer.sum, answer.stamp]);
             self.runtime.block_on(self.stream.write_all(&bytes)).context("answering")?;
             self.answered += 1;
@@ -73,12 +77,16 @@ impl<W: Wire> Served<W> {
 
     /// The connection's record first, with the channel's offsets inside; then the channel's.
     fn export(&mut self) -> Result<()> {
-        let session = self.stream.session();
-        let at = session.position();
-        let snapshot = joint::snapshot(&[self.end.standing()], &words(&[self.asked, self.answered]));
-        session.export_state(&snapshot, at.read, at.written)?;
+        self.name(self.end.standing())?;
         self.end.export(b"", Interval::Deterministic)?;
         Ok(())
+    }
+
+    fn name(&self, standing: Standing) -> Result<()> {
+        let session = self.stream.session();
+        let at = session.position();
+        let snapshot = joint::snapshot(&[standing], &words(&[self.asked, self.answered]));
+        Ok(session.export_state(&snapshot, at.read, at.written)?)
     }
 
     fn request(&mut self) -> Result<Option<Vec<u8>>> {
