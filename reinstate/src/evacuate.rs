@@ -224,7 +224,7 @@ impl Prepared {
         let resumed = done.inspect_err(|_| self.release())?;
         self.end(lost.iter().map(|lost| &lost.snapshot), order);
         let report = report(&resumed, lost, damage, stages);
-        let clients = Clients::of(resumed, order);
+        let clients = Clients::of(resumed, order, silent);
         clients.tell(&self.prober, &self.nudger);
         self.told.push(clients);
         Ok(report)

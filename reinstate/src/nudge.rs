@@ -9,7 +9,7 @@
 //! Harmless: a client with nothing unacknowledged ignores it, and an established connection takes it for a soft error
 //! (RFC 1122, 4.2.3.9). Where ICMP is filtered nothing is won and nothing lost. See docs/decisions/0007.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -23,9 +23,10 @@ const V4_HOST: u8 = 1;
 const V6_UNREACHABLE: u8 = 1;
 /// The only code of IPv6 that takes doublings back (`tcp_v6_err`): "address unreachable" does not.
 const V6_NO_ROUTE: u8 = 0;
-/// One for each time a timer can have doubled between Linux's shortest, 200 ms, and its longest, two minutes: how
-/// long a client has been waiting already, only it knows. Those too many are ignored.
-const NUDGES: u32 = 10;
+/// Where Linux's timers begin.
+const TIMER_MIN: Duration = Duration::from_millis(200);
+/// Doublings from there to the longest timer, two minutes.
+const DOUBLINGS_MAX: u32 = 10;
 
 /// Sockets that speak ICMP, opened before they are needed.
 #[derive(Debug)]
@@ -45,17 +46,24 @@ impl Nudger {
         Ok(Self { v4, v6: Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).ok() })
     }
 
-    /// Nudges the client of a live session, however long its timer has become.
+    /// Nudges the client of a live session, however long its timer has become in a `silence`: once for each time that it
+    /// can have doubled, which only the client knows, and no more, since hundreds of clients may be on one machine.
+    /// Those too many are ignored.
     ///
     /// # Errors
     /// The kernel's: usually no route to the client.
-    pub fn nudge(&self, snapshot: &Snapshot) -> io::Result<()> {
+    pub fn nudge(&self, snapshot: &Snapshot, silence: Duration) -> io::Result<()> {
         let mouth = if snapshot.peer.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
         let mouth = mouth.ok_or(io::ErrorKind::Unsupported)?;
         let message = unreachable(snapshot);
         let to = SocketAddr::new(snapshot.peer.ip(), 0).into();
-        (0..NUDGES).try_for_each(|_| mouth.send_to(&message, &to).map(drop))
+        (0..doublings(silence)).try_for_each(|_| mouth.send_to(&message, &to).map(drop))
     }
+}
+
+fn doublings(silence: Duration) -> u32 {
+    let timers = silence.as_millis() / TIMER_MIN.as_millis() + 1;
+    (u128::BITS - timers.leading_zeros()).min(DOUBLINGS_MAX)
 }
 
 /// The message, quoting the segment that begins with the byte the session waits for.
@@ -70,4 +78,18 @@ fn unreachable(snapshot: &Snapshot) -> Vec<u8> {
     let sum = internet_checksum(word_sum(&message));
     message[2..4].copy_from_slice(&sum.to_be_bytes());
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_is_nudged_as_often_as_it_can_have_doubled() {
+        // It fires after 0.2, 0.6, 1.4, 3.0 … seconds, and doubles each time.
+        let cases = [(0, 1), (199, 1), (200, 2), (599, 2), (600, 3), (1399, 3), (1400, 4), (3000, 5), (3_600_000, 10)];
+        for (silence_ms, expected) in cases {
+            assert_eq!(doublings(Duration::from_millis(silence_ms)), expected, "{silence_ms}");
+        }
+    }
 }

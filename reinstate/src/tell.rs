@@ -67,6 +67,8 @@ struct Client {
 #[derive(Debug)]
 pub(crate) struct Clients {
     order: Instant,
+    /// How long the target had been silent then.
+    silent: Duration,
     clients: Vec<Client>,
 }
 
@@ -127,20 +129,26 @@ impl Client {
         Self { snapshot, start, put_back, first, calling: None }
     }
 
-    fn tell_again(&self, prober: &Prober, nudger: &Nudger, elapsed: Duration) -> io::Result<()> {
+    fn tell_again(&self, mouths: (&Prober, &Nudger), elapsed: Duration, silent: Duration) -> io::Result<()> {
         if self.calling.is_none() {
-            prober.poke_beside(&self.snapshot, elapsed)?;
+            mouths.0.poke_beside(&self.snapshot, elapsed)?;
         }
-        self.tell(&self.first, prober, nudger, elapsed)
+        self.tell(&self.first, mouths, elapsed, silent)
     }
 
-    fn tell(&self, first: &[u8], prober: &Prober, nudger: &Nudger, elapsed: Duration) -> io::Result<()> {
+    fn tell(
+        &self,
+        first: &[u8],
+        (prober, nudger): (&Prober, &Nudger),
+        elapsed: Duration,
+        silent: Duration,
+    ) -> io::Result<()> {
         if let Some(echo) = self.calling {
             // No nudge: whoever is still connecting would take it for a refusal.
             return prober.answer_syn(&self.snapshot, echo, elapsed);
         }
         prober.open_window(&self.snapshot, self.start, first, elapsed)?;
-        if self.start.unheard { nudger.nudge(&self.snapshot) } else { Ok(()) }
+        if self.start.unheard { nudger.nudge(&self.snapshot, silent + elapsed) } else { Ok(()) }
     }
 
     /// Whether nothing on this connection shows that the client knows where things stand.
@@ -160,17 +168,17 @@ fn first_segment(snapshot: &Snapshot, start: Start) -> &[u8] {
 }
 
 impl Clients {
-    /// Those of the sessions that went on, by the order that arrived at `order`.
-    pub(crate) fn of(resumed: Resumed, order: Instant) -> Self {
+    /// Those of the sessions that went on, by the order that arrived at `order`, when the target had been `silent`.
+    pub(crate) fn of(resumed: Resumed, order: Instant, silent: Duration) -> Self {
         let sessions = resumed.sessions.into_iter().map(|(session, start)| Client::of_session(session, start));
         let ended = resumed.ended.into_iter().map(|(snapshot, start)| Client::new(snapshot, start));
-        Self { order, clients: sessions.chain(ended).collect() }
+        Self { order, silent, clients: sessions.chain(ended).collect() }
     }
 
     /// Tells all.
     pub(crate) fn tell(&self, prober: &Prober, nudger: &Nudger) {
         for client in &self.clients {
-            cannot(client, client.tell(&[], prober, nudger, self.order.elapsed()));
+            cannot(client, client.tell(&[], (prober, nudger), self.order.elapsed(), self.silent));
         }
     }
 
@@ -178,7 +186,7 @@ impl Clients {
     pub(crate) fn tell_again(&mut self, connections: &[Connection], prober: &Prober, nudger: &Nudger) {
         self.keep_waited_for(connections);
         for client in &self.clients {
-            cannot(client, client.tell_again(prober, nudger, self.order.elapsed()));
+            cannot(client, client.tell_again((prober, nudger), self.order.elapsed(), self.silent));
         }
     }
 

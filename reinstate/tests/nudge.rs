@@ -33,7 +33,7 @@ fn rest_of_upload(v6: bool, is_woken: bool) -> Duration {
     }
     let snapshot = pair.carry(1);
     let live = Instant::now();
-    let nudge = || pair.wire.spare.run(|| Nudger::open().unwrap().nudge(&snapshot).unwrap());
+    let nudge = || pair.wire.spare.run(|| Nudger::open().unwrap().nudge(&snapshot, begin.elapsed()).unwrap());
     if is_woken {
         nudge();
     }
