@@ -26,7 +26,7 @@ const V6_NO_ROUTE: u8 = 0;
 /// Where Linux's timers begin.
 const TIMER_MIN: Duration = Duration::from_millis(200);
 /// Doublings from there to the longest timer, two minutes.
-const DOUBLINGS_MAX: u32 = 10;
+pub(crate) const DOUBLINGS_MAX: u32 = 10;
 
 /// Sockets that speak ICMP, opened before they are needed.
 #[derive(Debug)]
@@ -46,22 +46,22 @@ impl Nudger {
         Ok(Self { v4, v6: Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).ok() })
     }
 
-    /// Nudges the client of a live session, however long its timer has become in a `silence`: once for each time that it
-    /// can have doubled, which only the client knows, and no more, since hundreds of clients may be on one machine.
+    /// Nudges the client of a live session whose timer may have doubled so many `times`, which only the client knows.
     /// Those too many are ignored.
     ///
     /// # Errors
     /// The kernel's: usually no route to the client.
-    pub fn nudge(&self, snapshot: &Snapshot, silence: Duration) -> io::Result<()> {
+    pub fn nudge(&self, snapshot: &Snapshot, times: u32) -> io::Result<()> {
         let mouth = if snapshot.peer.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
         let mouth = mouth.ok_or(io::ErrorKind::Unsupported)?;
         let message = unreachable(snapshot);
         let to = SocketAddr::new(snapshot.peer.ip(), 0).into();
-        (0..doublings(silence)).try_for_each(|_| mouth.send_to(&message, &to).map(drop))
+        (0..times).try_for_each(|_| mouth.send_to(&message, &to).map(drop))
     }
 }
 
-fn doublings(silence: Duration) -> u32 {
+/// How often a timer can have doubled in a silence. It can have begun before.
+pub fn doublings(silence: Duration) -> u32 {
     let timers = silence.as_millis() / TIMER_MIN.as_millis() + 1;
     (u128::BITS - timers.leading_zeros()).min(DOUBLINGS_MAX)
 }

@@ -34,7 +34,7 @@ use contbox::layout::canonical;
 
 use crate::{
     leftovers::Connection,
-    nudge::Nudger,
+    nudge::{DOUBLINGS_MAX, Nudger, doublings},
     packet::{ACK, Offer, SYN, Segment, window_field},
     position::{Proof, Start},
     probe::Prober,
@@ -148,7 +148,13 @@ impl Client {
             return prober.answer_syn(&self.snapshot, echo, elapsed);
         }
         prober.open_window(&self.snapshot, self.start, first, elapsed)?;
-        if self.start.unheard { nudger.nudge(&self.snapshot, silent + elapsed) } else { Ok(()) }
+        match self.start {
+            Start { unheard: false, .. } => Ok(()),
+            // It has something to repeat, and may have had it for long: its server can have been deaf before.
+            Start { proof: Proof::Client, .. } => nudger.nudge(&self.snapshot, DOUBLINGS_MAX),
+            // Mostly it has nothing, and hundreds of its kind may be on one machine.
+            Start { proof: Proof::Kernel, .. } => nudger.nudge(&self.snapshot, doublings(silent + elapsed)),
+        }
     }
 
     /// Whether nothing on this connection shows that the client knows where things stand.

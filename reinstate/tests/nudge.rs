@@ -9,7 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use reinstate::{address::Interface, netlink::Netlink, nudge::Nudger, probe::Prober, tcp_repair};
+use reinstate::{
+    address::Interface,
+    netlink::Netlink,
+    nudge::{Nudger, doublings},
+    probe::Prober,
+    tcp_repair,
+};
 use wire::pair::{NEVER, Pair, hear, say};
 
 /// Timeouts before the take-over: the next one is then 4 times the shortest timer away. Not more: over IPv6 a third one
@@ -33,7 +39,8 @@ fn rest_of_upload(v6: bool, is_woken: bool) -> Duration {
     }
     let snapshot = pair.carry(1);
     let live = Instant::now();
-    let nudge = || pair.wire.spare.run(|| Nudger::open().unwrap().nudge(&snapshot, begin.elapsed()).unwrap());
+    let nudge =
+        || pair.wire.spare.run(|| Nudger::open().unwrap().nudge(&snapshot, doublings(begin.elapsed())).unwrap());
     if is_woken {
         nudge();
     }
