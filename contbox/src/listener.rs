@@ -39,6 +39,13 @@ pub struct Accepted {
     pub channels: Vec<ChannelEnd<Descriptors>>,
 }
 
+impl Accepted {
+    /// A connection that begins here.
+    fn fresh(stream: RecoverableStream, peer: SocketAddr) -> Self {
+        Self { stream, peer, resumed: None, channels: Vec::new() }
+    }
+}
+
 /// A TCP listener whose connections have boxes.
 #[derive(Debug)]
 pub struct RecoverableListener {
@@ -79,12 +86,7 @@ impl RecoverableListener {
     pub async fn accept(&mut self) -> io::Result<Accepted> {
         let Some(service) = &mut self.service else {
             let (socket, peer) = self.listener.accept().await?;
-            return Ok(Accepted {
-                stream: RecoverableStream::unprotected(socket),
-                peer,
-                resumed: None,
-                channels: Vec::new(),
-            });
+            return Ok(Accepted::fresh(RecoverableStream::unprotected(socket), peer));
         };
         loop {
             if let Some(accepted) = service.taken.pop_front() {
@@ -140,7 +142,7 @@ fn protect(socket: TcpStream, peer: SocketAddr, client: &Arc<BoxClient>) -> Acce
         (ContinuationBox::create(slot.clone(), &opening), slot)
     }) else {
         tracing::debug!(%peer, "no box: the connection is unprotected");
-        return Accepted { stream: RecoverableStream::unprotected(socket), peer, resumed: None, channels: Vec::new() };
+        return Accepted::fresh(RecoverableStream::unprotected(socket), peer);
     };
     let stream = match continuation {
         Ok(continuation) => {
@@ -152,7 +154,7 @@ fn protect(socket: TcpStream, peer: SocketAddr, client: &Arc<BoxClient>) -> Acce
             RecoverableStream::unprotected(socket)
         }
     };
-    Accepted { stream, peer, resumed: None, channels: Vec::new() }
+    Accepted::fresh(stream, peer)
 }
 
 /// Makes a stream of a reinstated socket and the box that came with it.

@@ -1,11 +1,14 @@
 //! What goes wrong with boxes and hand-overs, one test for each: the connection goes on, or the caller learns why not.
 
+mod scratch;
+
 use contbox::continuation::ExportError;
 use contbox::listener::RecoverableListener;
 use contbox::reader::{BoxHead, read_box};
 use contbox::service::{BoxClient, BoxService, Declined, Handover};
 use contbox::shared::Pool;
 use contbox::{Geometry, Opening};
+use scratch::Scratch;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -16,25 +19,8 @@ use tokio::net::TcpListener;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A directory that goes with the test.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("contbox-bad-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 fn service(scratch: &Scratch, slots: u32) -> (BoxService, Arc<Pool>, PathBuf) {
-    let socket = scratch.0.join("box.sock");
+    let socket = scratch.socket();
     let (fd, pool) = Pool::memfd(Geometry::standard(slots), 1).unwrap();
     (BoxService::start(&socket, Arc::clone(&pool), fd).unwrap(), pool, socket)
 }

@@ -1,41 +1,22 @@
 //! Leases, hand-overs and restarts over a real Unix socket.
 
+mod scratch;
+
 use contbox::listener::{Accepted, RecoverableListener};
 use contbox::reader::{BadBox, BoxHead};
 use contbox::service::{BoxClient, BoxService, Handover};
 use contbox::shared::Pool;
 use contbox::{ContinuationBox, Geometry, Opening, Snapshot};
+use scratch::Scratch;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A directory that goes with the test.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("contbox-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.0.join("box.sock")
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 fn boxes(pool: &Pool) -> Vec<BoxHead> {
     let (image, geometry) = (pool.image(), pool.geometry());

@@ -1,15 +1,17 @@
 //! A session of two processes is handed over by a box service: each process gets its end, and every byte between them
 //! is read once; and what becomes of the others when one of them does not take it.
 
+mod scratch;
+
 use contbox::channel::{ChannelEnd, Descriptors, FoundChannel, Identity, Interval, Loss, Place, joint, read_end, role};
 use contbox::listener::RecoverableListener;
 use contbox::service::{BoxClient, BoxService, Declined, FromApp, HandedEnd, Handover, Resume};
 use contbox::shared::Pool;
 use contbox::{Geometry, Opening, Snapshot};
+use scratch::Scratch;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -18,27 +20,6 @@ use tokio::sync::mpsc::UnboundedReceiver;
 const PATIENCE: Duration = Duration::from_secs(30);
 const WORKER: &str = "test-worker";
 const NAME: u64 = 0x00c0_ffee_0000_0001;
-
-/// A directory that goes with the test.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("contbox-handover-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.0.join("box.sock")
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 fn bytes(range: std::ops::Range<u64>) -> Vec<u8> {
     range.map(|at| (at.wrapping_mul(7) ^ at >> 8) as u8).collect()

@@ -174,13 +174,12 @@ impl Prober {
         mut again: impl FnMut(),
         mut told: impl FnMut(usize, Verdict),
     ) -> io::Result<Vec<Verdict>> {
-        let snapshots: Vec<&Snapshot> = clients.iter().map(|client| client.snapshot).collect();
-        let index: HashMap<_, _> = snapshots.iter().enumerate().map(|(at, one)| ((one.local, one.peer), at)).collect();
+        let ends = |client: &Client<'_>| (client.snapshot.local, client.snapshot.peer);
         let mut asked = Asked {
-            verdicts: snapshots.iter().map(|one| Ok(position::assumed(one))).collect(),
-            silent: (0..snapshots.len()).collect(),
+            verdicts: clients.iter().map(|client| Ok(position::assumed(client.snapshot))).collect(),
+            silent: (0..clients.len()).collect(),
             doubtful: clients.iter().filter(|client| !client.is_certain).count(),
-            index,
+            index: clients.iter().enumerate().map(|(at, client)| (ends(client), at)).collect(),
             clients,
         };
         self.forget_what_was_heard()?;
@@ -194,8 +193,9 @@ impl Prober {
             }
             let silent: Vec<usize> = asked.silent.iter().copied().collect();
             for (count, at) in silent.into_iter().enumerate() {
-                if let Err(error) = self.poke(snapshots[at], order.elapsed()) {
-                    tracing::debug!(peer = %snapshots[at].peer, %error, "a client cannot be asked");
+                let snapshot = clients[at].snapshot;
+                if let Err(error) = self.poke(snapshot, order.elapsed()) {
+                    tracing::debug!(peer = %snapshot.peer, %error, "a client cannot be asked");
                 }
                 // Thousands take a while to be asked, and the first have long answered.
                 if count % ASKED_AT_ONCE == ASKED_AT_ONCE - 1 {

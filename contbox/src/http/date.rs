@@ -5,18 +5,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::header::HeaderValue;
 
+use super::exchange::unix_seconds;
+
 thread_local! {
     /// What this thread said last, and its second.
-    static LAST: RefCell<Option<(Duration, HeaderValue)>> = const { RefCell::new(None) };
+    static LAST: RefCell<Option<(u64, HeaderValue)>> = const { RefCell::new(None) };
 }
 
 /// The header's value for a time, which has no fractions of a second in it.
 pub(super) fn header(date: SystemTime) -> HeaderValue {
-    let second = date.duration_since(UNIX_EPOCH).map_or(Duration::ZERO, |since| Duration::from_secs(since.as_secs()));
+    let second = unix_seconds(date);
     LAST.with_borrow_mut(|last| match last {
         Some((known, value)) if *known == second => value.clone(),
         _ => {
-            let text = httpdate::fmt_http_date(UNIX_EPOCH + second);
+            let text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
             let value = HeaderValue::try_from(text).expect("a date is ASCII");
             *last = Some((second, value.clone()));
             value

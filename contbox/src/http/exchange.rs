@@ -133,7 +133,7 @@ pub fn session_words(lws: &[u8]) -> Option<Vec<u8>> {
     HttpState::of(lws).map(|state| state.session)
 }
 
-fn unix_seconds(date: SystemTime) -> u64 {
+pub(super) fn unix_seconds(date: SystemTime) -> u64 {
     date.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
