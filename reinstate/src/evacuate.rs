@@ -169,7 +169,7 @@ impl Prepared {
             named("announcing the address", address.announce())?;
         }
         let connections: Vec<_> = survey.sockets.iter().map(|socket| session::unread(socket, silent)).collect();
-        let at_rest: Vec<_> = survey.sockets.iter().map(session::is_at_rest).collect();
+        let settled: Vec<_> = survey.sockets.iter().map(session::is_settled).collect();
         let wanted: Vec<_> = survey.sockets.iter().map(|socket| session::rebuildable(socket).is_ok()).collect();
         let neighbours = &mut self.neighbours;
         let again = || {
@@ -181,7 +181,7 @@ impl Prepared {
         let (patience, mut sockets) = (config.probe.patience(), Sockets::of(&connections, order));
         let (verdicts, extracted) = thread::scope(|scope| {
             let (tell, told) = mpsc::channel();
-            let who = Asked { connections: &connections, at_rest: &at_rest, absent: &evacuation.absent };
+            let who = Asked { connections: &connections, settled: &settled, absent: &evacuation.absent };
             let asking = scope.spawn(|| (ask(prober, who, order, patience, again, tell), order.elapsed()));
             let building = scope.spawn(|| sockets.build(told, |number| wanted[number]));
             let extracted = source.pair(&mut survey, token, pool.as_ref(), silent);
@@ -383,8 +383,8 @@ fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
 /// Whose clients are asked.
 struct Asked<'a> {
     connections: &'a [Snapshot],
-    /// Of each, whether its client's answer can only confirm what is known.
-    at_rest: &'a [bool],
+    /// Of each, whether it goes on in the same way whatever its client answers.
+    settled: &'a [bool],
     /// Where there is nobody who could answer.
     absent: &'a [IpAddr],
 }
@@ -392,14 +392,14 @@ struct Asked<'a> {
 /// Asks all clients where they stand, and tells as they answer; by their connections' numbers in the survey.
 fn ask(
     prober: &mut Prober,
-    Asked { connections, at_rest, absent }: Asked<'_>,
+    Asked { connections, settled, absent }: Asked<'_>,
     order: Instant,
     patience: Patience,
     again: impl FnMut(),
     tell: mpsc::Sender<(usize, Verdict)>,
 ) -> Vec<Verdict> {
     let is_there = |one: &Snapshot| !absent.contains(&one.peer.ip().to_canonical());
-    let client = |(number, snapshot)| (number, Client { snapshot, is_certain: at_rest[number] });
+    let client = |(number, snapshot)| (number, Client { snapshot, is_certain: settled[number] });
     let (numbers, asked): (Vec<usize>, Vec<Client<'_>>) =
         connections.iter().enumerate().filter(|(_, one)| is_there(one)).map(client).unzip();
     // Whoever listens does so to the end.

@@ -8,8 +8,8 @@
 //!
 //! Answers come to a packet socket: the service address is not local yet, so the kernel itself says nothing to them.
 //! All sessions are asked at once; whoever has not answered when the wait is over goes on with the dead kernel's
-//! numbers. Where these are certain ([`crate::session::is_at_rest`]) the wait is short: an answer would confirm them,
-//! and one that comes later finds the rebuilt socket, to which it says nothing new.
+//! numbers. Where these do whatever it answers ([`crate::session::is_settled`]) the wait is short: a late answer finds
+//! the rebuilt socket, which has sent all that it can acknowledge.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -59,7 +59,8 @@ impl Default for Patience {
     }
 }
 
-/// How long clients are waited for, after all were asked, if their answers can only confirm what is known.
+/// How long clients are waited for, after all were asked, if their sessions go on in the same way without an answer: it
+/// can spare what would be said twice.
 const CONFIRMATION: Duration = Duration::from_millis(1);
 
 /// Clients that are asked between two looks at who has answered.
@@ -257,7 +258,7 @@ impl Prober {
 pub struct Client<'a> {
     /// What is known of the connection.
     pub snapshot: &'a Snapshot,
-    /// The answer can only confirm that.
+    /// Its session goes on in the same way whatever it answers.
     pub is_certain: bool,
 }
 
