@@ -2,11 +2,12 @@
 //!
 //! The daemons must have been built (`make test` does).
 
-use std::fs;
+mod scenario;
+
 use std::path::Path;
-use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
+use scenario::Out;
 use serde_json::Value;
 
 /// One virtual machine at a time.
@@ -15,20 +16,9 @@ static MACHINE: Mutex<()> = Mutex::new(());
 /// Runs a scenario and returns its line of JSON; a run that fails shows what it said.
 fn run(name: &str, arguments: &[&str]) -> Value {
     let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
-        .arg("run")
-        .args(arguments)
-        // Short pieces of work; and a deadline that a guest keeps on a machine that is busy with other tests.
-        .args(["--vcpus", "2", "--piece-ms", "300", "--deadline-ms", "2000", "--out"])
-        .arg(&out)
-        .output()
-        .expect("testbed can be started");
-    let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{}\n{log}\n{said}", output.status);
-    fs::remove_dir_all(&out).expect("the results can be removed");
-    let line = said.lines().last().unwrap_or_default();
-    serde_json::from_str(line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+    // Short pieces of work; and a deadline that a guest keeps on a machine that is busy with other tests.
+    let more = ["--vcpus", "2", "--piece-ms", "300", "--deadline-ms", "2000"];
+    Out::named(name).run(&[arguments, &more].concat())
 }
 
 fn check(result: &Value) {

@@ -3,31 +3,16 @@
 //!
 //! The daemons must have been built (`make test` does): the scenario runs them as processes of their own.
 
+mod scenario;
+
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     sync::{Mutex, PoisonError},
 };
 
+use scenario::Out;
 use serde_json::Value;
-
-/// A folder for results that goes away when the test succeeds.
-struct Out(PathBuf);
-
-impl Out {
-    fn new(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).expect("cargo's folder for tests can be written");
-        Self(path)
-    }
-
-    fn json(&self, name: &str) -> Value {
-        let text = fs::read_to_string(self.0.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"))
-    }
-}
 
 /// One virtual machine at a time: two would wait for each other's processors, and waiting looks like hanging.
 static MACHINE: Mutex<()> = Mutex::new(());
@@ -35,18 +20,8 @@ static MACHINE: Mutex<()> = Mutex::new(());
 /// Runs `hang-download` and returns its line of JSON; a run that fails shows what it said.
 fn hang_download(out: &Out, arguments: &[&str]) -> Value {
     let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
-    let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
-        .args(["run", "hang-download", "--out"])
-        .arg(&out.0)
-        .args(arguments)
-        // Longer than the default: other tests may keep this machine busy.
-        .args(["--deadline-ms", "250"])
-        .output()
-        .expect("testbed can be started");
-    let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{}\n{log}\n{said}", output.status);
-    let line = said.lines().last().unwrap_or_default();
-    serde_json::from_str(line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+    // Longer than the default: other tests may keep this machine busy.
+    out.run(&[&["hang-download", "--deadline-ms", "250"], arguments].concat())
 }
 
 fn check_result(result: &Value, sessions: u64) {
@@ -62,14 +37,14 @@ fn check_result(result: &Value, sessions: u64) {
 
 #[test]
 fn a_panic_loses_no_byte_and_the_recovery_travels_as_roce() {
-    let out = Out::new("hang-download-panic");
-    let capture = out.0.join("rdma.pcap");
+    let out = Out::named("hang-download-panic");
+    let capture = out.path("rdma.pcap");
     let capture = capture.to_str().expect("cargo's folder is text");
     let result = hang_download(&out, &["--fault", "panic", "--sessions", "4", "--seed", "11", "--capture", capture]);
     check_result(&result, 4);
 
     let timeline = out.json("timeline.json");
-    let drawing = fs::read_to_string(out.0.join("timeline.svg")).expect("a drawing was left");
+    let drawing = out.text("timeline.svg");
     assert!(drawing.contains("extract"), "{drawing}");
 
     // From the last sign of life to the first resumed bytes: everything that was read came as RoCEv2.
@@ -81,7 +56,6 @@ fn a_panic_loses_no_byte_and_the_recovery_travels_as_roce() {
     assert_eq!(judged["wrong_icrc"], 0, "{judged}");
     assert!(judged["monitor"]["read_requests"].as_u64() > Some(2), "the monitor sampled a dead guest: {judged}");
     assert!(judged["spare"]["read_bytes"].as_u64() > Some(4096), "the spare read the dead memory: {judged}");
-    fs::remove_dir_all(&out.0).expect("the results are ours");
 }
 
 fn judge_capture(file: &str, begin: f64, end: f64) -> Value {
@@ -98,18 +72,16 @@ fn judge_capture(file: &str, begin: f64, end: f64) -> Value {
 
 #[test]
 fn vcpus_stopped_between_two_instructions_lose_no_byte() {
-    let out = Out::new("hang-download-stop");
+    let out = Out::named("hang-download-stop");
     let result = hang_download(&out, &["--fault", "stop", "--sessions", "20", "--vcpus", "2", "--seed", "12"]);
     check_result(&result, 20);
-    fs::remove_dir_all(&out.0).expect("the results are ours");
 }
 
 #[test]
 fn every_kind_of_session_in_both_families_survives_a_hard_lockup() {
-    let out = Out::new("hang-download-hardlock");
+    let out = Out::named("hang-download-hardlock");
     let kinds = "paced,fast,upload,small,idle,stalled,half-closed";
     let sessions = ["--sessions", "14", "--kinds", kinds, "--ipv6", "--vcpus", "2"];
     let result = hang_download(&out, &[&["--fault", "hardlock", "--seed", "13"], &sessions[..]].concat());
     check_result(&result, 14);
-    fs::remove_dir_all(&out.0).expect("the results are ours");
 }

@@ -4,13 +4,11 @@
 //!
 //! The daemons must have been built (`make test` does): the scenario runs them as processes of their own.
 
-use std::{
-    fs,
-    path::Path,
-    process::Command,
-    sync::{Mutex, PoisonError},
-};
+mod scenario;
 
+use std::sync::{Mutex, PoisonError};
+
+use scenario::Out;
 use serde_json::Value;
 use testbed::guest::Kernel;
 
@@ -27,26 +25,16 @@ static MACHINE: Mutex<()> = Mutex::new(());
 /// Runs the scenario and checks its line of JSON; a run that fails shows what it said.
 fn relay(kernel: &str, fault: &str, kind: &[&str], seed: u64) {
     let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("relay-takeover-{kernel}-{fault}-{seed}"));
-    let _ = fs::remove_dir_all(&out);
+    let out = Out::named(&format!("relay-takeover-{kernel}-{fault}-{seed}"));
     let (sessions, seed) = (SESSIONS.to_string(), seed.to_string());
-    let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
-        .args(["run", "relay", "--fault", fault, "--kernel", kernel, "--sessions", &sessions, "--seed", &seed])
-        // Longer than the default: other tests may keep this machine busy.
-        .args(["--deadline-ms", "500", "--vcpus", "2", "--out"])
-        .arg(&out)
-        .args(kind)
-        .output()
-        .expect("testbed can be started");
-    let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{}\n{log}\n{said}", output.status);
-    let line = said.lines().last().unwrap_or_default();
-    let result: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line:?}: {error}"));
+    let order = ["relay", "--fault", fault, "--kernel", kernel, "--sessions", &sessions, "--seed", &seed];
+    // Longer than the default: other tests may keep this machine busy.
+    let deadline = ["--deadline-ms", "500", "--vcpus", "2"];
+    let result = out.run(&[&order, &deadline[..], kind].concat());
     assert_eq!((&result["pass"], &result["lost"]), (&Value::Bool(true), &Value::from(0)), "{result}");
     assert_eq!((&result["resumed"], &result["wrong_bytes"]), (&Value::from(SESSIONS), &Value::from(0)), "{result}");
     assert!(result["bytes_carried"].as_u64() > Some(0), "nothing was between the processes: {result}");
     println!("Linux {kernel}, {fault}, {kind:?}, seed {seed}: {} bytes carried over", result["bytes_carried"]);
-    fs::remove_dir_all(&out).expect("the results are ours");
 }
 
 #[test]

@@ -4,13 +4,11 @@
 //!
 //! The binaries must have been built (`make test` does), and `scripts/setup` have fetched PostgreSQL.
 
-use std::{
-    fs,
-    path::Path,
-    process::Command,
-    sync::{Mutex, PoisonError},
-};
+mod scenario;
 
+use std::sync::{Mutex, PoisonError};
+
+use scenario::Out;
 use serde_json::Value;
 
 /// One run at a time: two would wait for each other's processors, and waiting looks like hanging.
@@ -19,27 +17,14 @@ static MACHINE: Mutex<()> = Mutex::new(());
 /// Runs with twenty users who think a tenth of their time, and returns the result; what was left is gone afterwards.
 fn rubis(name: &str, arguments: &[&str], drawings: &[&str]) -> Value {
     let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = fs::remove_dir_all(&out);
-    let load = ["run", "rubis", "--clients", "20", "--items", "400", "--slow-down", "0.1", "--seconds", "6"];
+    let out = Out::named(name);
+    let load = ["rubis", "--clients", "20", "--items", "400", "--slow-down", "0.1", "--seconds", "6"];
     // A deadline for machines that other tests may keep busy: nothing here depends on it.
-    let deadline = ["--deadline-ms", "2000", "--out"];
-    let output = Command::new(env!("CARGO_BIN_EXE_testbed"))
-        .args(load)
-        .args(deadline)
-        .arg(&out)
-        .args(arguments)
-        .output()
-        .expect("testbed can be started");
-    let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{}\n{log}\n{said}", output.status);
+    let result = out.run(&[&load[..], &["--deadline-ms", "2000"], arguments].concat());
     for drawing in drawings {
-        let text = fs::read_to_string(out.join(drawing)).unwrap_or_else(|error| panic!("{drawing}: {error}"));
+        let text = out.text(drawing);
         assert!(text.ends_with("</svg>\n"), "{drawing}: {text}");
     }
-    fs::remove_dir_all(&out).expect("the results can be removed");
-    let line = said.lines().last().unwrap_or_default();
-    let result: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line:?}: {error}"));
     assert_eq!((&result["pass"], &result["why"]), (&Value::Bool(true), &Value::Null), "{result}");
     assert_eq!(result["clients"]["mismatched"], 0, "{result}");
     assert_eq!(result["clients"]["requests"], result["clients"]["replies"], "{result}");
