@@ -109,6 +109,12 @@ pub enum Action {
         #[arg(long, default_value = "docs/figures")]
         out: PathBuf,
     },
+    /// Runs a command in an empty sandbox: for tests that build machines and networks of their own.
+    Inside {
+        /// The command and its arguments.
+        #[arg(required = true, trailing_var_arg = true)]
+        command: Vec<String>,
+    },
     /// Runs a command in a machine of a fresh topology, to look around: hypervisor, spare, monitor or client.
     Enter {
         /// The machine.

@@ -103,6 +103,12 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             println!("{}", serde_json::to_string(&report)?);
             Ok(if report.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Action::Inside { command } => {
+            let [program, arguments @ ..] = &command[..] else { bail!("which command?") };
+            let status =
+                Command::new(program).args(arguments).status().with_context(|| format!("running {program}"))?;
+            Ok(ExitCode::from(status.code().unwrap_or(1) as u8))
+        }
         Action::Enter { place, command } => enter(&place, &command),
     }
 }
