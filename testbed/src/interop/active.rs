@@ -52,6 +52,8 @@ pub struct Outcome {
     pub done: u32,
     /// From the first to the last.
     pub seconds: f64,
+    /// How often our own requester began again; an adapter does not say.
+    pub go_backs: Option<u64>,
 }
 
 /// Bytes of the landing buffer, where messages are short.
@@ -72,7 +74,7 @@ const TRIES: u32 = 14;
 
 /// Carries out `cell`; whatever goes wrong is part of its outcome.
 pub fn carry_out(ends: &Ends, cell: &Cell) -> Outcome {
-    let mut outcome = Outcome { cell: *cell, pass: false, why: None, done: 0, seconds: 0.0 };
+    let mut outcome = Outcome { cell: *cell, pass: false, why: None, done: 0, seconds: 0.0, go_backs: None };
     match attempt(ends, cell, &mut outcome) {
         Ok(()) => outcome.pass = true,
         Err(error) => outcome.why = Some(format!("{error:#}")),
@@ -89,8 +91,9 @@ fn attempt(ends: &Ends, cell: &Cell, outcome: &mut Outcome) -> Result<()> {
     let mut model = Model::new(cell, base, key);
     let mut queue = connected(ends, cell, &mut channel)?;
     let begun = Instant::now();
-    let worked = work(&mut *queue, cell, ends.depth, &mut model, &mut outcome.done);
+    let worked = work(queue.queue(), cell, ends.depth, &mut model, &mut outcome.done);
     outcome.seconds = (begun.elapsed().as_secs_f64() * 1e4).round() / 1e4;
+    outcome.go_backs = queue.go_backs();
     worked?;
     let (offset, len, sum) = model.changed();
     match ask(&mut channel, &Ask::Sum { offset, len })? {
@@ -132,8 +135,30 @@ fn ask(channel: &mut Channel<TcpStream>, what: &Ask) -> Result<Answer> {
     }
 }
 
+/// A queue of either carrier.
+enum Asking {
+    Soft(Box<SoftQueue>),
+    Verbs(Box<VerbsQueue>),
+}
+
+impl Asking {
+    fn queue(&mut self) -> &mut dyn Queue {
+        match self {
+            Self::Soft(queue) => &mut **queue,
+            Self::Verbs(queue) => &mut **queue,
+        }
+    }
+
+    fn go_backs(&self) -> Option<u64> {
+        match self {
+            Self::Soft(queue) => Some(queue.counters().go_backs),
+            Self::Verbs(_) => None,
+        }
+    }
+}
+
 /// A queue of the carrier, joined to a queue pair of the passive end with the path MTU of the cell.
-fn connected(ends: &Ends, cell: &Cell, channel: &mut Channel<TcpStream>) -> Result<Box<dyn Queue>> {
+fn connected(ends: &Ends, cell: &Cell, channel: &mut Channel<TcpStream>) -> Result<Asking> {
     let mut join = |ours: QpAttributes| -> Result<QpAttributes> {
         ensure!(ours.path_mtu >= cell.mtu, "this end has a path MTU of {} and no more", ours.path_mtu);
         match ask(channel, &Ask::Connect(to_message(QpAttributes { path_mtu: cell.mtu, ..ours })))? {
@@ -149,7 +174,7 @@ fn connected(ends: &Ends, cell: &Cell, channel: &mut Channel<TcpStream>) -> Resu
             let options = soft::Options { path_mtu, landing_bytes, tries: TRIES, ..soft::Options::default() };
             let (mut queue, ours) = SoftQueue::open(ends.local, soft::PORT, options)?;
             queue.connect(join(ours)?)?;
-            Ok(Box::new(queue))
+            Ok(Asking::Soft(Box::new(queue)))
         }
         Carrier::Verbs => {
             let options = verbs::Options {
@@ -161,7 +186,7 @@ fn connected(ends: &Ends, cell: &Cell, channel: &mut Channel<TcpStream>) -> Resu
             };
             let (mut queue, ours) = VerbsQueue::open(Choice::at(ends.local), options)?;
             queue.connect(join(ours)?)?;
-            Ok(Box::new(queue))
+            Ok(Asking::Verbs(Box::new(queue)))
         }
     }
 }

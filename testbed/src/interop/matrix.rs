@@ -67,7 +67,7 @@ const BAD_PACKETS_MAX: u32 = 64;
 const LONGEST: u32 = 8 << 20;
 
 /// Bytes and operations that a cell of small messages has, over a good path and a bad one.
-const GOOD: (u32, u32) = (4 << 20, 200);
+const GOOD: (u32, u32) = (1 << 20, 100);
 const BAD: (u32, u32) = (1 << 19, 40);
 
 /// The cells of a path and an MTU, with seeds that follow from `seed`.
@@ -77,8 +77,7 @@ pub fn cells(path: Path, mtu: u16, seed: u64) -> Vec<Cell> {
     for kind in [Kind::Read, Kind::Write, Kind::CmpSwap, Kind::FetchAdd, Kind::Mixed] {
         for size in sizes(kind, path, mtu.into()) {
             let (bytes, most) = if path == Path::Good { GOOD } else { BAD };
-            let least = if path == Path::Good { 2 } else { 1 };
-            let count = if size == 0 { most } else { (bytes / size).clamp(least, most) };
+            let count = if size == 0 { most } else { (bytes / size).clamp(1, most) };
             cells.push(Cell { kind, size, count, mtu, seed: random.random() });
         }
     }
