@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use control::backdoor::{MemoryWindow, QueuePair, Reply, Request};
-use rdma::QpAttributes;
-use rdma::soft::{Dialed, SoftQueue};
+use rdma::soft::SoftQueue;
+use rdma::{Dialed, QpAttributes};
 use remote_memory::{Blocking, LinkError, Queue, RemoteKey, Window};
 
 use crate::conversation::Conversation;
@@ -61,7 +61,7 @@ fn negotiate(
     match conversation.ask_anyone(&Request::Connect(to_message(ours)))? {
         Reply::Connected { pair, window } => {
             paired.store(conversation.dials(), Ordering::Relaxed);
-            Ok(Dialed { remote: from_message(pair), window: window.map(to_window) })
+            Ok(Dialed { remote: from_message(pair), window: window.map(to_window), further: 0 })
         }
         other => Err(conversation.nonsense(&other)),
     }

@@ -3,6 +3,10 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use remote_memory::{LinkError, Window};
+
+use crate::random;
+
 /// One end of a reliable connection, as its peer has to know it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct QpAttributes {
@@ -18,6 +22,40 @@ pub struct QpAttributes {
     pub path_mtu: u16,
     /// READs and atomics this end answers at the same time.
     pub reads_in_flight: u16,
+}
+
+impl QpAttributes {
+    /// Refuses attributes of a peer that no packet could be sent to.
+    pub(crate) fn check(&self) -> Result<(), LinkError> {
+        if !random::is_queue_pair(self.number) || self.first_psn >> 24 != 0 {
+            return Err(LinkError::Misused("the peer's queue pair number or first PSN is out of range"));
+        }
+        let address = self.address;
+        if address.is_unspecified() || address.is_multicast() || address.is_broadcast() || self.port == 0 {
+            return Err(LinkError::Misused("the peer's address is not one that can be sent to"));
+        }
+        if self.path_mtu < PathMtu::MIN.raw() {
+            return Err(LinkError::Misused("the peer's path MTU is below 256 bytes"));
+        }
+        Ok(())
+    }
+}
+
+/// The other end of a new connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Dialed {
+    /// The peer, as it wants to be reached.
+    pub remote: QpAttributes,
+    /// The window it offers, if it does.
+    pub window: Option<Window>,
+    /// Connections that it keeps for us beside this one.
+    pub further: usize,
+}
+
+impl From<QpAttributes> for Dialed {
+    fn from(remote: QpAttributes) -> Self {
+        Self { remote, window: None, further: 0 }
+    }
 }
 
 /// A payload size that the InfiniBand specification allows.

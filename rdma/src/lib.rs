@@ -7,6 +7,7 @@
 //!   passed-in `now`. Neither knows a socket or a clock, so that a simulation can drive them through any weather.
 //! * [`soft`]: the UDP loop that carries them over an ordinary network interface. Needs `CAP_NET_RAW` to see the IP
 //!   header (the invariant CRC covers it), nothing more.
+//! * `verbs`: the same two ends on an RDMA adapter, by libibverbs (feature `verbs`, on by default).
 //!
 //! What is deliberately absent: SEND and receive queues (nothing here passes messages; a control connection does),
 //! unreliable transports, and everything about the kernel whose memory is read.
@@ -15,9 +16,12 @@
 //! is executed exactly once however often its packets are lost or doubled; every wait and every retry is bounded.
 
 mod attributes;
+mod random;
 pub mod requester;
 pub mod responder;
 pub mod soft;
+#[cfg(feature = "verbs")]
+pub mod verbs;
 pub mod wire;
 
-pub use attributes::{PathMtu, QpAttributes};
+pub use attributes::{Dialed, PathMtu, QpAttributes};

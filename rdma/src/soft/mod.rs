@@ -17,7 +17,6 @@ mod hub;
 mod options;
 mod port;
 mod queue;
-mod random;
 mod server;
 mod socket;
 mod sys;
@@ -25,27 +24,5 @@ mod sys;
 pub use error::SocketError;
 pub use hub::Hub;
 pub use options::{Options, PORT};
-pub use queue::{Dialed, Dialer, SoftQueue};
+pub use queue::{Dialer, SoftQueue};
 pub use server::{Server, ServerHandle, Stats};
-
-use remote_memory::LinkError;
-
-use crate::{PathMtu, QpAttributes};
-
-/// Refuses attributes of a peer that no packet could be sent to.
-fn check(remote: &QpAttributes) -> Result<(), LinkError> {
-    if !random::is_queue_pair(remote.number) || remote.first_psn >> 24 != 0 {
-        return Err(LinkError::Misused("the peer's queue pair number or first PSN is out of range"));
-    }
-    if remote.address.is_unspecified()
-        || remote.address.is_multicast()
-        || remote.address.is_broadcast()
-        || remote.port == 0
-    {
-        return Err(LinkError::Misused("the peer's address is not one that can be sent to"));
-    }
-    if remote.path_mtu < PathMtu::MIN.raw() {
-        return Err(LinkError::Misused("the peer's path MTU is below 256 bytes"));
-    }
-    Ok(())
-}

@@ -4,10 +4,11 @@ use std::io;
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
+use super::SocketError;
 use super::hub::{Berth, Hub};
 use super::socket::{Arrived, Bad, Socket};
-use super::{SocketError, random};
 use crate::PathMtu;
+use crate::random;
 
 /// Numbers tried before a hub counts as full; with thousands of queues on it, one in thousands is taken.
 const NUMBERS_TRIED_MAX: usize = 64;

@@ -13,27 +13,12 @@ use remote_memory::{Completion, LinkError, Queue, Request, Window};
 use super::hub::Hub;
 use super::port::Port;
 use super::socket::Socket;
-use super::{Options, SocketError, random};
+use super::{Options, SocketError};
 use crate::requester::{self, Ended, Rejected, Requester};
-use crate::{PathMtu, QpAttributes};
+use crate::{Dialed, PathMtu, QpAttributes, random};
 
 /// Carries our fresh attributes to the peer and returns the peer's: how a broken queue gets a new connection.
 pub type Dialer = Box<dyn FnMut(QpAttributes) -> Result<Dialed, LinkError> + Send>;
-
-/// The other end of a new connection.
-#[derive(Clone, Copy, Debug)]
-pub struct Dialed {
-    /// The peer, as it wants to be reached.
-    pub remote: QpAttributes,
-    /// The window it offers, if it does.
-    pub window: Option<Window>,
-}
-
-impl From<QpAttributes> for Dialed {
-    fn from(remote: QpAttributes) -> Self {
-        Self { remote, window: None }
-    }
-}
 
 /// A requester with its own sockets.
 pub struct SoftQueue {
@@ -116,8 +101,8 @@ impl SoftQueue {
     /// # Errors
     /// [`LinkError::Misused`] if `remote` makes no sense.
     pub fn connect(&mut self, dialed: impl Into<Dialed>) -> Result<(), LinkError> {
-        let Dialed { remote, window } = dialed.into();
-        super::check(&remote)?;
+        let Dialed { remote, window, .. } = dialed.into();
+        remote.check()?;
         let mtu = PathMtu::at_most(self.ours.path_mtu.min(remote.path_mtu));
         let limits = requester::Limits {
             depth: self.options.depth,

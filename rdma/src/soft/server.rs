@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 use remote_memory::LinkError;
 
 use super::socket::{Bad, Socket};
-use super::{Options, SocketError, random, sys};
+use super::{Options, SocketError, sys};
 use crate::responder::{Counters, Memory, Responder, Resumption};
 use crate::wire::packet;
-use crate::{PathMtu, QpAttributes};
+use crate::{PathMtu, QpAttributes, random};
 
 /// Queue pairs at the same time: many monitors and spares, and a bound for a peer that only ever connects.
 const QUEUE_PAIRS_MAX: usize = 1024;
@@ -211,7 +211,7 @@ impl ServerHandle {
     /// # Errors
     /// [`LinkError::Misused`] if `remote` makes no sense or there are too many queue pairs.
     pub fn add(&self, remote: QpAttributes) -> Result<QpAttributes, LinkError> {
-        super::check(&remote)?;
+        remote.check()?;
         let local = &self.shared.local;
         let mut table = self.shared.table();
         if table.queue_pairs.len() >= QUEUE_PAIRS_MAX {

@@ -42,12 +42,21 @@ pub struct Service {
     pub ready_path: Option<String>,
 }
 
+/// A program or library of the host, which comes with the libraries that it is linked to.
+#[derive(Clone, Debug)]
+struct Binary {
+    in_guest: String,
+    on_host: PathBuf,
+    /// The folder that its package was unpacked below, if it is not installed.
+    unpacked: Option<PathBuf>,
+}
+
 /// The content of an image. Programs land in `/bin`, kernel modules of the testbed in `/lib/extra`.
 #[derive(Clone, Debug)]
 pub struct ImageSpec {
     kernel: Kernel,
     modules: Vec<String>,
-    programs: Vec<(String, PathBuf)>,
+    programs: Vec<Binary>,
     files: Vec<(String, u32, PathBuf)>,
     texts: Vec<(String, String)>,
     services: Vec<Service>,
@@ -79,7 +88,15 @@ impl ImageSpec {
 
     /// Adds a program of the host as `/bin/NAME`, with its shared libraries.
     pub fn program(mut self, name: &str, on_host: &Path) -> Self {
-        self.programs.push((name.to_owned(), on_host.to_owned()));
+        self.programs.push(Binary { in_guest: format!("bin/{name}"), on_host: on_host.to_owned(), unpacked: None });
+        self
+    }
+
+    /// Adds the program or library at `path` of a package unpacked below `folder`, with its shared libraries, some of
+    /// which may lie there too. A program lands in `/bin`, a library where its package has it.
+    pub(super) fn unpacked(mut self, folder: &Path, path: &str) -> Self {
+        let in_guest = path.strip_prefix("usr/bin/").map_or(path.to_owned(), |name| format!("bin/{name}"));
+        self.programs.push(Binary { in_guest, on_host: folder.join(path), unpacked: Some(folder.to_owned()) });
         self
     }
 
@@ -137,8 +154,8 @@ impl ImageSpec {
         add("init", INIT.as_bytes());
         add("busybox", &read(Path::new(BUSYBOX))?);
         add(&self.kernel.release, self.modules.join(" ").as_bytes());
-        for (name, path) in &self.programs {
-            add(name, &read(path)?);
+        for binary in &self.programs {
+            add(&binary.in_guest, &read(&binary.on_host)?);
         }
         for (name, mode, path) in &self.files {
             add(&format!("{name} {mode:o}"), &read(path)?);
@@ -162,10 +179,11 @@ impl ImageSpec {
         for (path, content) in self.module_files()? {
             put(&path, Entry::File(0o644, content));
         }
-        for (name, path) in &self.programs {
-            put(&format!("bin/{name}"), Entry::File(0o755, libraries::stripped(path)?));
-            for library in libraries::needed_by(path)? {
-                put(&library.to_string_lossy(), Entry::File(0o755, libraries::stripped(&library)?));
+        for Binary { in_guest, on_host, unpacked } in &self.programs {
+            put(in_guest, Entry::File(0o755, libraries::stripped(on_host)?));
+            for library in libraries::needed_by(on_host, unpacked.as_deref())? {
+                let place = unpacked.as_ref().and_then(|folder| library.strip_prefix(folder).ok()).unwrap_or(&library);
+                put(&place.to_string_lossy(), Entry::File(0o755, libraries::stripped(&library)?));
             }
         }
         for (name, mode, path) in &self.files {

@@ -6,6 +6,7 @@
 # Kernel parameters (separated by commas):
 #   backdoors.hostname=NAME     backdoors.addresses=10.0.0.2/24,fd00::2/64     backdoors.shares=TAG:/path
 #   backdoors.second=10.1.0.2/24, the address of eth1     backdoors.swap=/dev/vda, which is all swapped to
+#   backdoors.rxe=eth1, the cards that have soft-RoCE: a device rxe1 for eth1
 #
 # Control protocol. In: "ID COMMAND" on a line; COMMAND is a shell line, run to its end before the next one.
 # Out: "ready", and for each command "ID STATUS BYTES" on a line followed by BYTES of output.
@@ -47,6 +48,9 @@ if [ -e /sys/class/net/eth0 ]; then
 fi
 for address in $(parameter second); do
     { ip link set eth1 up && ip addr add "$address" dev eth1; } || say "cannot set up eth1"
+done
+for card in $(parameter rxe); do
+    rdma link add "rxe${card#eth}" type rxe netdev "$card" || say "no soft-RoCE over $card"
 done
 for share in $(parameter shares); do
     mkdir -p "${share#*:}"

@@ -8,12 +8,20 @@ use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 
-/// Host paths of the shared libraries and the loader of `program`; none for a static one.
+/// Where packages that were unpacked and not installed have their libraries.
+const BELOW_UNPACKED: &str = "usr/lib/x86_64-linux-gnu";
+
+/// Host paths of the shared libraries and the loader of `program`; none for a static one. Of a program of packages
+/// that were unpacked below `unpacked`, libraries may lie there too.
 ///
 /// # Errors
 /// If `ldd` fails, or a library is missing on the host too.
-pub fn needed_by(program: &Path) -> Result<BTreeSet<PathBuf>> {
-    let listing = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
+pub fn needed_by(program: &Path, unpacked: Option<&Path>) -> Result<BTreeSet<PathBuf>> {
+    let mut ldd = Command::new("ldd");
+    if let Some(folder) = unpacked {
+        ldd.env("LD_LIBRARY_PATH", folder.join(BELOW_UNPACKED));
+    }
+    let listing = ldd.arg(program).output().context("cannot run ldd")?;
     let (said, complained) = (String::from_utf8_lossy(&listing.stdout), String::from_utf8_lossy(&listing.stderr));
     if !listing.status.success() {
         let is_static = complained.contains("not a dynamic executable") || said.contains("statically linked");

@@ -14,6 +14,7 @@ mod image;
 mod kernel;
 mod libraries;
 mod modules;
+mod rdma;
 
 pub use image::{ImageSpec, Service};
 pub use kernel::Kernel;

@@ -139,6 +139,9 @@ pub struct VmSpec {
     pub addresses: Vec<String>,
     /// A second network device, if any.
     pub second: Option<Card>,
+    /// Interfaces of the guest that get a soft-RoCE device: `rxe0` for `eth0`. Its image needs
+    /// [`ImageSpec::soft_roce`](crate::guest::ImageSpec::soft_roce).
+    pub soft_roce: Vec<String>,
     /// Shared folders.
     pub shares: Vec<Share>,
     /// A file that the guest swaps to, all of it. Its image needs the module [`SWAP_DRIVER`].
@@ -168,6 +171,7 @@ impl VmSpec {
             mac: MAC.to_owned(),
             addresses: vec![],
             second: None,
+            soft_roce: vec![],
             shares: vec![],
             swap: None,
             append: vec![],
@@ -284,7 +288,8 @@ fn kernel_parameters(spec: &VmSpec) -> String {
     parameters.push(format!("backdoors.hostname={}", spec.name));
     let swap: Vec<String> = spec.swap.iter().map(|_| SWAP_IN_GUEST.to_owned()).collect();
     let second: Vec<String> = spec.second.iter().map(|card| card.address.clone()).collect();
-    let lists = [("addresses", &spec.addresses), ("second", &second), ("shares", &shares), ("swap", &swap)];
+    let (addresses, rxe) = (&spec.addresses, &spec.soft_roce);
+    let lists = [("addresses", addresses), ("second", &second), ("rxe", rxe), ("shares", &shares), ("swap", &swap)];
     for (name, values) in lists {
         if !values.is_empty() {
             parameters.push(format!("backdoors.{name}={}", values.join(",")));

@@ -15,16 +15,16 @@ fn number() -> u32 {
 }
 
 /// A first packet sequence number.
-pub(super) fn psn() -> u32 {
+pub(crate) fn psn() -> u32 {
     number()
 }
 
 /// A queue pair number that is not reserved.
-pub(super) fn queue_pair() -> u32 {
+pub(crate) fn queue_pair() -> u32 {
     FIRST_NUMBER + number() % (END - FIRST_NUMBER)
 }
 
 /// Whether a peer may have queue pair `number`.
-pub(super) fn is_queue_pair(number: u32) -> bool {
+pub(crate) fn is_queue_pair(number: u32) -> bool {
     (2..END).contains(&number)
 }
