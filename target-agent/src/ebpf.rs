@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use killtable::layout::{ANSWERS, ORDERS};
+use proctable::layout::PROCESSES;
 use libbpf_rs::{Link, Object, ObjectBuilder, PrintLevel, ProgramMut};
 use sensorbox::layout::checksum;
 use tracing::{debug, info, warn};
@@ -29,7 +30,19 @@ const SENSOR_BOX_IN_OBJECT: &str = "sensor_box";
 const TICK: &str = "tick";
 
 /// The program that lists whom an order names and who is left: read by [`crate::sweep`].
-const LISTER: &str = "list_condemned";
+const CONDEMNED: &str = "list_condemned";
+
+/// The program that notes every process in the table: read by [`crate::roster`].
+const ALL: &str = "list_all";
+
+/// Where the programs are pinned that the agent reads.
+#[derive(Clone, Debug)]
+pub struct Listers {
+    /// Of those whom an order names.
+    pub condemned: PathBuf,
+    /// Of everybody.
+    pub all: PathBuf,
+}
 
 /// What the programs share with the agent.
 #[derive(Clone, Copy, Debug)]
@@ -40,21 +53,28 @@ pub struct Maps<'a> {
     pub orders: &'a BoxMap,
     /// What became of them.
     pub answers: &'a BoxMap,
+    /// The process table.
+    pub processes: &'a BoxMap,
 }
 
 impl<'a> Maps<'a> {
     fn named(self, name: &str) -> Option<&'a BoxMap> {
-        let in_object = [(SENSOR_BOX_IN_OBJECT, self.sensor_box), (ORDERS, self.orders), (ANSWERS, self.answers)];
+        let in_object = [
+            (SENSOR_BOX_IN_OBJECT, self.sensor_box),
+            (ORDERS, self.orders),
+            (ANSWERS, self.answers),
+            (PROCESSES, self.processes),
+        ];
         in_object.into_iter().find_map(|(known, map)| (known == name).then_some(map))
     }
 }
 
 /// Sees to it that this build's programs move the sensors and enforce the kill table on every processor of `cpus`.
-/// Returns where the program is pinned that lists the condemned.
+/// Returns where the programs are pinned that list processes.
 ///
 /// # Errors
 /// If the kernel refuses the programs or a timer. A tracepoint that this kernel lacks is only logged.
-pub fn attach(pins: &Pins, maps: Maps<'_>, cpus: &[u32]) -> Result<PathBuf> {
+pub fn attach(pins: &Pins, maps: Maps<'_>, cpus: &[u32]) -> Result<Listers> {
     libbpf_rs::set_print(Some((PrintLevel::Info, log)));
     let place = pins.programs(hash());
     if Pins::is_whole(&place) {
@@ -63,7 +83,7 @@ pub fn attach(pins: &Pins, maps: Maps<'_>, cpus: &[u32]) -> Result<PathBuf> {
         attach_anew(&place, maps, cpus)?;
     }
     pins.remove_programs_except(&place).context("cannot unpin eBPF programs of another build")?;
-    Ok(place.join(LISTER))
+    Ok(Listers { condemned: place.join(CONDEMNED), all: place.join(ALL) })
 }
 
 fn attach_anew(place: &Path, maps: Maps<'_>, cpus: &[u32]) -> Result<()> {

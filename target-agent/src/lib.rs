@@ -6,6 +6,7 @@
 //!   ebpf      ── links ──►  programs that move them inside the kernel
 //!   contbox::service ──►    hands boxes of `cb` to applications
 //!   sweep     ── iter ──►   ends those that an order of the kill table names and that never run
+//!   roster    ── iter ──►   notes those in the process table that never run
 //!   registration ── virtio-serial ──► backdoor: the physical pages of sb, cb and the kill table
 //! ```
 //!
@@ -24,5 +25,6 @@ pub mod pins;
 pub mod port;
 pub mod records;
 pub mod registration;
+pub mod roster;
 pub mod shared;
 pub mod sweep;

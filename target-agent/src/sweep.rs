@@ -55,11 +55,19 @@ struct Condemned {
 /// # Errors
 /// If the maps are another release's, or the kernel does not name this boot.
 pub fn open(orders: &BoxMap, answers: &BoxMap, spared_uids: &[u32]) -> Result<Ledger<'static>> {
-    let boot_id = census::boot_id()?;
-    let target = boot_id.iter().fold(1, |sum: u64, byte| sum.wrapping_mul(0x0000_0100_0000_01b3) ^ u64::from(*byte));
+    let target = target()?;
     let (orders, answers) = (orders.mapping().words(), answers.mapping().words());
     Ledger::open(orders, answers, target, spared_uids, std::process::id())
         .context("remove the pins kill_orders and kill_answers to give the old kill table up")
+}
+
+/// Names this boot of the machine in the tables.
+///
+/// # Errors
+/// If the kernel does not say.
+pub fn target() -> Result<u64> {
+    let boot_id = census::boot_id()?;
+    Ok(boot_id.iter().fold(1, |sum: u64, byte| sum.wrapping_mul(0x0000_0100_0000_01b3) ^ u64::from(*byte)))
 }
 
 /// Sees to it that the agent lives on in a machine that drowns: its memory stays in RAM and the out-of-memory killer
