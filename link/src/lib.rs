@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use control::backdoor::{
     Afterwards, FenceState, FenceToken, LockHolder, LockToken, RegionEntry, Reply, Request, Stats,
 };
-use remote_memory::{AccessError, RemoteAddr, RemoteKey, RemoteRead};
+use remote_memory::{AccessError, RemoteAddr, RemoteKey, RemoteRead, Rights};
 
 use conversation::Conversation;
 pub use conversation::Welcome;
@@ -85,7 +85,7 @@ pub struct Link {
     conversation: Arc<Mutex<Conversation>>,
     memory: Memory,
     paired: pair::PairedOn,
-    /// Where a ping reads: the first bytes of the target's memory.
+    /// Where a ping reads: the first bytes of the target's memory, or of what it has registered.
     probe: Option<RemoteAddr>,
     /// Names this link's fence, so that a fence whose answer was lost can be asked for again.
     claim: u64,
@@ -118,9 +118,12 @@ impl Link {
     pub fn regions(&mut self, token: Option<&FenceToken>) -> Result<Vec<RegionEntry>, LinkFailure> {
         match self.ask(&Request::Regions { token: token.cloned() })? {
             Reply::Regions { regions, .. } => {
-                self.probe = regions.iter().find(|region| region.name == "ram").map(|ram| {
-                    let start = ram.extents.first().map_or(ram.base, |extent| extent.start);
-                    RemoteAddr::new(RemoteKey::new(ram.key), start)
+                // A target without a hypervisor has no `ram`, but what its agent registered.
+                let ram = regions.iter().find(|region| region.name == "ram");
+                let readable = |region: &&RegionEntry| Rights::from_bits(region.rights).covers(Rights::READ);
+                self.probe = ram.or_else(|| regions.iter().find(readable)).map(|region| {
+                    let start = region.extents.first().map_or(region.base, |extent| extent.start);
+                    RemoteAddr::new(RemoteKey::new(region.key), start)
                 });
                 Ok(regions)
             }

@@ -65,6 +65,7 @@ fn round(lister: &Link) -> Result<()> {
     Ok(())
 }
 
-fn now_ns() -> u64 {
+/// The monotonic clock, as the kernel's programs read it.
+pub(crate) fn now_ns() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| Duration::from(now).as_nanos() as u64)
 }

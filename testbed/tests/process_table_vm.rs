@@ -48,7 +48,7 @@ impl Patient {
             ImageSpec::new(guest::Kernel::cached(line).unwrap()).program("target-agent", &port::agent_program());
         let image = image.service(Service {
             name: "agent".into(),
-            command: "/bin/target-agent --pool-slots 64 --processes $(cat /tmp/processes 2>/dev/null || echo 1024)"
+            command: "/bin/target-agent --pool-slots 64 --processes $(cat /tmp/processes 2>/dev/null || echo 4096)"
                 .into(),
             ready_path: Some("/run/backdoors/box.sock".into()),
         });
@@ -82,7 +82,7 @@ impl Patient {
             let again: Vec<_> = table.torn.iter().map(record).collect();
             table.mend(&again);
         }
-        assert_eq!(table.torn, [], "a record stays torn");
+        assert!(table.torn.is_empty(), "records stay torn: {:?}", table.torn);
         table
     }
 
@@ -122,16 +122,19 @@ fn told(line: &str) -> Option<(u32, Told)> {
 
 /// Whoever is in both looks of the table, before and after, is in /proc between them, and the other way round.
 fn the_table_says_what_proc_says(patient: &mut Patient) {
-    let by_id = |table: Table| -> BTreeMap<u32, Record> { table.processes.into_iter().map(|one| (one.pid, one)).collect() };
+    let by_id =
+        |table: Table| -> BTreeMap<u32, Record> { table.processes.into_iter().map(|one| (one.pid, one)).collect() };
     let before = by_id(patient.table());
     let told = patient.told();
     let after = by_id(patient.table());
-    let lasting = |one: &&Record| after.get(&one.pid).is_some_and(|now| now.start_ns == one.start_ns) && !one.is_exiting;
+    let lasting =
+        |one: &&Record| after.get(&one.pid).is_some_and(|now| now.start_ns == one.start_ns) && !one.is_exiting;
     let mut compared = 0;
     for one in before.values().filter(lasting) {
         let said = told.get(&one.pid).unwrap_or_else(|| panic!("the table has {one:?}, and /proc has not"));
         // Threads of the kernel have longer names there, with what they work at.
-        let is_named = one.comm == said.comm || one.is_kernel && said.comm.starts_with(&one.comm[..one.comm.len().min(7)]);
+        let is_named =
+            one.comm == said.comm || one.is_kernel && said.comm.starts_with(&one.comm[..one.comm.len().min(7)]);
         assert!(is_named && (one.parent, one.uid) == (said.parent, said.uid), "{one:?}, /proc says {said:?}");
         // A start in the clock that counts time asleep, and a machine that never slept; in hundredths of a second.
         assert!((one.start_ns / 10_000_000).abs_diff(said.start_ticks) <= 1, "{one:?}, /proc says {said:?}");
@@ -159,7 +162,10 @@ fn what_changes_is_followed(patient: &mut Patient) {
     patient.until("a process that runs shows its memory", |patient| {
         patient.named(USER, "dd").iter().any(|one| one.rss_pages > 9000 && one.does == 'R')
     });
-    patient.vm.run(&format!("su u{USER} -s /bin/sh -c '(sleep 9999 &) ; exec sleep 8888' </dev/null >/dev/null 2>&1 &")).unwrap();
+    patient
+        .vm
+        .run(&format!("su u{USER} -s /bin/sh -c '(sleep 9999 &) ; exec sleep 8888' </dev/null >/dev/null 2>&1 &"))
+        .unwrap();
     patient.until("an orphan has its new parent", |patient| {
         let sleepers = patient.named(USER, "sleep");
         sleepers.len() == 2 && sleepers.iter().any(|one| one.parent == 1 && one.does == 'S')
@@ -203,7 +209,7 @@ fn a_table_that_is_too_small_says_so(patient: &mut Patient) {
     assert!(patient.table().processes.len() <= 64);
     // Room that becomes free is taken by those who had none.
     patient.vm.run("killall sleep").unwrap();
-    let said = patient.vm.run("pidof target-agent").unwrap().text().trim().parse().unwrap();
+    let said: u32 = patient.vm.run("pidof target-agent").unwrap().text().trim().parse().unwrap();
     patient.until("who had no room has some", |patient| patient.table().processes.iter().any(|one| one.pid == said));
 }
 

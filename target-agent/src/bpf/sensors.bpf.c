@@ -3,7 +3,7 @@
  *
  * Each processor writes only its own records, with plain stores: no lock, no atomic, nothing shared with another
  * processor. Counters that belong to the whole machine are advanced atomically. Sensors look into no kernel structure,
- * the tables (kill_table.bpf.h, process_table.bpf.h) into members that are placed when the programs are loaded, so one object serves
+ * the tables (kill_table.bpf.h, process_table.bpf.h, fence.bpf.h) into members that are placed when the programs are loaded, so one object serves
  * every kernel; the three kernel variables that are read are found by name and may be absent.
  *
  * The record numbers come from src/records.rs through build.rs.
@@ -27,6 +27,7 @@ enum { BPF_MAP_TYPE_ARRAY = 2, BPF_F_MMAPABLE = 1 << 10 };
 #include "kernel.bpf.h"
 #include "kill_table.bpf.h"
 #include "process_table.bpf.h"
+#include "fence.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
@@ -135,6 +136,7 @@ int tick(struct bpf_perf_event_data *context)
 		return 0;
 	look_for_orders();
 	note_the_running();
+	look_for_lock();
 	if (kernel_lets_go(context))
 		advance_own(SWITCHES);
 	*(volatile sb_u64 *)&sensor->value += 1;
@@ -151,6 +153,8 @@ int on_switch(void *context)
 	/* The current process is the one that is switched away from. */
 	if (armed)
 		enforce();
+	if (standing_mode)
+		stop_the_service();
 	return 0;
 }
 
