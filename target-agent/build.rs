@@ -11,13 +11,14 @@ use libbpf_cargo::SkeletonBuilder;
 mod records;
 
 const SOURCE: &str = "src/bpf/sensors.bpf.c";
-const INCLUDES: [&str; 2] = ["../sensorbox/include", "../killtable/include"];
+const INCLUDES: [&str; 4] =
+    ["../sensorbox/include", "../killtable/include", "../proctable/include", "../locktable/include"];
 
 /// Instructions of Linux 5.12 and newer: an atomic that says what was there before.
 const PROCESSOR: &str = "-mcpu=v3";
 
 fn main() {
-    for input in [SOURCE, "src/bpf/kill_table.bpf.h", "src/records.rs", INCLUDES[0], INCLUDES[1]] {
+    for input in ["src/bpf", "src/records.rs"].iter().chain(&INCLUDES) {
         println!("cargo::rerun-if-changed={input}");
     }
     let object = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("sensors.bpf.o");

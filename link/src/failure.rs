@@ -97,7 +97,7 @@ impl LinkFailure {
     }
 
     /// A failed memory operation over the queue pair to `backdoor`.
-    pub(crate) fn of_memory(backdoor: SocketAddr, error: LinkError) -> Self {
+    pub fn of_memory(backdoor: SocketAddr, error: LinkError) -> Self {
         match error {
             LinkError::Lost { .. } => Self::PathLost { backdoor, half: Half::Memory, why: error.to_string() },
             LinkError::Local(_) | LinkError::Misused(_) => Self::Local(error.to_string()),

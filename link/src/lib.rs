@@ -16,6 +16,7 @@
 
 mod conversation;
 mod failure;
+pub mod lock;
 mod pair;
 
 use std::fmt;
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 use control::backdoor::{
     Afterwards, FenceState, FenceToken, LockHolder, LockToken, RegionEntry, Reply, Request, Stats,
 };
-use remote_memory::{AccessError, RemoteAddr, RemoteKey, RemoteRead};
+use remote_memory::{AccessError, RemoteAddr, RemoteKey, RemoteRead, Rights};
 
 use conversation::Conversation;
 pub use conversation::Welcome;
@@ -85,11 +86,13 @@ pub struct Link {
     conversation: Arc<Mutex<Conversation>>,
     memory: Memory,
     paired: pair::PairedOn,
-    /// Where a ping reads: the first bytes of the target's memory.
+    /// Where a ping reads: the first bytes of the target's memory, or of what it has registered.
     probe: Option<RemoteAddr>,
     /// Names this link's fence, so that a fence whose answer was lost can be asked for again.
     claim: u64,
     fence_took: Option<Duration>,
+    /// Where a target without a hypervisor has its lock word, if it is one: known since the last look at its regions.
+    lock: Option<lock::Place>,
 }
 
 impl Link {
@@ -101,7 +104,8 @@ impl Link {
         let conversation = Conversation::open(backdoor, &options.name, options.control_patience)?;
         let conversation = Arc::new(Mutex::new(conversation));
         let (memory, paired) = pair::open(&conversation, local, &options)?;
-        let mut link = Self { conversation, memory, paired, probe: None, claim: rand::random(), fence_took: None };
+        let mut link =
+            Self { conversation, memory, paired, probe: None, claim: rand::random(), fence_took: None, lock: None };
         link.regions(None)?;
         Ok(link)
     }
@@ -118,9 +122,14 @@ impl Link {
     pub fn regions(&mut self, token: Option<&FenceToken>) -> Result<Vec<RegionEntry>, LinkFailure> {
         match self.ask(&Request::Regions { token: token.cloned() })? {
             Reply::Regions { regions, .. } => {
-                self.probe = regions.iter().find(|region| region.name == "ram").map(|ram| {
-                    let start = ram.extents.first().map_or(ram.base, |extent| extent.start);
-                    RemoteAddr::new(RemoteKey::new(ram.key), start)
+                let has_ram = regions.iter().any(|region| region.name == "ram");
+                self.lock = if has_ram { None } else { lock::Place::of(&regions).ok() };
+                // A target without a hypervisor has no `ram`, but what its agent registered.
+                let ram = regions.iter().find(|region| region.name == "ram");
+                let readable = |region: &&RegionEntry| Rights::from_bits(region.rights).covers(Rights::READ);
+                self.probe = ram.or_else(|| regions.iter().find(readable)).map(|region| {
+                    let start = region.extents.first().map_or(region.base, |extent| extent.start);
+                    RemoteAddr::new(RemoteKey::new(region.key), start)
                 });
                 Ok(regions)
             }
@@ -197,6 +206,20 @@ impl Link {
             Reply::LockHolder { holder } => Ok(holder),
             other => Err(self.nonsense(&other)),
         }
+    }
+
+    /// As [`Link::fence_as`], of a target without a hypervisor: by its lock word, and held. `None` if it has a hypervisor
+    /// or no lock word. Neither its user space nor the control connection is needed.
+    ///
+    /// # Errors
+    /// See [`lock::LockFailure`].
+    pub fn fence_by_lock(&mut self, claim: u64) -> Option<Result<FenceToken, lock::LockFailure>> {
+        let place = self.lock?;
+        let target = self.welcome().target;
+        let begin = Instant::now();
+        let outcome = lock::fence(&mut self.memory, &place, (&target, claim), &mut lock::RealTime::default());
+        self.fence_took = Some(begin.elapsed());
+        Some(outcome)
     }
 
     /// How long the hypervisor took for the last fence of this link.

@@ -139,7 +139,11 @@ fn number(path: &str) -> Result<u64> {
     text.trim().parse().with_context(|| format!("{path} says {text:?}"))
 }
 
-fn ram_pages() -> Result<u64> {
+/// Pages of 4 KiB that the kernel manages.
+///
+/// # Errors
+/// If the kernel does not say.
+pub fn ram_pages() -> Result<u64> {
     let info = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
     let kib = info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
     let kib: u64 = kib.context("/proc/meminfo has no MemTotal")?;

@@ -6,55 +6,61 @@
 //! which a progress sensor does not mind; a gap it would.
 
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use killtable::layout::{ANSWERS, ORDERS};
 use libbpf_rs::{Link, Object, ObjectBuilder, PrintLevel, ProgramMut};
 use sensorbox::layout::checksum;
 use tracing::{debug, info, warn};
 
 use crate::census::TICK_HERTZ;
-use crate::maps::BoxMap;
 use crate::pins::Pins;
 use crate::shared::cpu_clock;
 
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sensors.bpf.o"));
 
 /// The name of the Sensor Box in the object; the other maps are called there as everywhere.
-const SENSOR_BOX_IN_OBJECT: &str = "sensor_box";
+pub const SENSOR_BOX_IN_OBJECT: &str = "sensor_box";
 
 /// The program that runs on a timer of each processor; without it nothing is watched.
 const TICK: &str = "tick";
 
 /// The program that lists whom an order names and who is left: read by [`crate::sweep`].
-const LISTER: &str = "list_condemned";
+const CONDEMNED: &str = "list_condemned";
 
-/// What the programs share with the agent.
+/// The program that notes every process in the table: read by [`crate::roster`].
+const ALL: &str = "list_all";
+
+/// Programs that packets run through: attached to interfaces by [`crate::fence`], and pinned themselves.
+pub const GUARDS: [&str; 3] = ["guard_in", "guard_out", "guard_xdp"];
+
+/// The program that lists whom a lock has stopped.
+const STOPPED: &str = "list_stopped";
+
+/// Where the programs are pinned that the agent uses.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    /// All of them: for [`GUARDS`].
+    pub folder: PathBuf,
+    /// Of those whom a lock has stopped.
+    pub stopped: PathBuf,
+    /// Of those whom an order names.
+    pub condemned: PathBuf,
+    /// Of everybody.
+    pub all: PathBuf,
+}
+
+/// What the programs share with the agent: maps by their names in the object.
 #[derive(Clone, Copy, Debug)]
-pub struct Maps<'a> {
-    /// The Sensor Box.
-    pub sensor_box: &'a BoxMap,
-    /// Orders to end processes.
-    pub orders: &'a BoxMap,
-    /// What became of them.
-    pub answers: &'a BoxMap,
-}
-
-impl<'a> Maps<'a> {
-    fn named(self, name: &str) -> Option<&'a BoxMap> {
-        let in_object = [(SENSOR_BOX_IN_OBJECT, self.sensor_box), (ORDERS, self.orders), (ANSWERS, self.answers)];
-        in_object.into_iter().find_map(|(known, map)| (known == name).then_some(map))
-    }
-}
+pub struct Maps<'a>(pub &'a [(&'a str, BorrowedFd<'a>)]);
 
 /// Sees to it that this build's programs move the sensors and enforce the kill table on every processor of `cpus`.
-/// Returns where the program is pinned that lists the condemned.
+/// Returns where those are pinned that the agent uses.
 ///
 /// # Errors
 /// If the kernel refuses the programs or a timer. A tracepoint that this kernel lacks is only logged.
-pub fn attach(pins: &Pins, maps: Maps<'_>, cpus: &[u32]) -> Result<PathBuf> {
+pub fn attach(pins: &Pins, maps: Maps<'_>, cpus: &[u32]) -> Result<Placed> {
     libbpf_rs::set_print(Some((PrintLevel::Info, log)));
     let place = pins.programs(hash());
     if Pins::is_whole(&place) {
@@ -63,7 +69,8 @@ pub fn attach(pins: &Pins, maps: Maps<'_>, cpus: &[u32]) -> Result<PathBuf> {
         attach_anew(&place, maps, cpus)?;
     }
     pins.remove_programs_except(&place).context("cannot unpin eBPF programs of another build")?;
-    Ok(place.join(LISTER))
+    let [condemned, all, stopped] = [CONDEMNED, ALL, STOPPED].map(|name| place.join(name));
+    Ok(Placed { folder: place, stopped, condemned, all })
 }
 
 fn attach_anew(place: &Path, maps: Maps<'_>, cpus: &[u32]) -> Result<()> {
@@ -73,10 +80,12 @@ fn attach_anew(place: &Path, maps: Maps<'_>, cpus: &[u32]) -> Result<()> {
     }
     fs::create_dir(place).with_context(|| format!("cannot make {}", place.display()))?;
     let object = load(maps)?;
-    for program in object.progs_mut() {
+    for mut program in object.progs_mut() {
         let name = program.name().to_string_lossy().into_owned();
         if name == TICK {
             attach_ticks(&program, cpus, place)?;
+        } else if GUARDS.contains(&name.as_str()) {
+            program.pin(place.join(&name)).with_context(|| format!("cannot pin the program {name}"))?;
         } else {
             attach_trace(&program, &place.join(&name))?;
         }
@@ -90,9 +99,9 @@ fn load(maps: Maps<'_>) -> Result<Object> {
     let mut object = ObjectBuilder::default().open_memory(OBJECT).context("cannot read the eBPF object")?;
     for mut map in object.maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
-        if let Some(ours) = maps.named(&name) {
-            let misfit = || format!("the pinned map {} does not fit these eBPF programs", ours.name());
-            map.reuse_fd(ours.as_fd()).with_context(misfit)?;
+        if let Some((_, ours)) = maps.0.iter().find(|(known, _)| *known == name) {
+            let misfit = || format!("the pinned map {name} does not fit these eBPF programs");
+            map.reuse_fd(*ours).with_context(misfit)?;
         }
     }
     object.load().context("the kernel refuses the eBPF programs (it needs BTF, and the agent CAP_BPF and CAP_PERFMON)")

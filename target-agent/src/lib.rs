@@ -6,6 +6,8 @@
 //!   ebpf      ── links ──►  programs that move them inside the kernel
 //!   contbox::service ──►    hands boxes of `cb` to applications
 //!   sweep     ── iter ──►   ends those that an order of the kill table names and that never run
+//!   roster    ── iter ──►   notes those in the process table that never run
+//!   fence     ── tc, XDP ──► guards the service's interfaces for the lock, and lets go whom one has stopped
 //!   registration ── virtio-serial ──► backdoor: the physical pages of sb, cb and the kill table
 //! ```
 //!
@@ -17,6 +19,7 @@
 
 pub mod census;
 pub mod ebpf;
+pub mod fence;
 pub mod maps;
 pub mod metrics;
 pub mod pages;
@@ -24,5 +27,6 @@ pub mod pins;
 pub mod port;
 pub mod records;
 pub mod registration;
+pub mod roster;
 pub mod shared;
 pub mod sweep;

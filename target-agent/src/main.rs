@@ -17,7 +17,9 @@ use contbox::service::BoxService;
 use contbox::shared::PoolError;
 use contbox::{Geometry, Pool};
 use killtable::layout::{ANSWERS, ANSWERS_BYTES, ORDERS, ORDERS_BYTES, SPARED_MAX};
+use locktable::layout::{LOCK, LOCKED};
 use nix::sys::signal::{SigSet, Signal};
+use proctable::layout::{HEAD_RECORDS, PROCESSES, RECORD_BYTES};
 use sensorbox::Sensor;
 use service::capabilities::{self, Capability};
 use service::metrics::{Endpoint, text_of};
@@ -25,7 +27,7 @@ use target_agent::ebpf::Maps;
 use target_agent::maps::{BoxMap, CONTINUATION_BOXES, SENSOR_BOX, page_entries};
 use target_agent::pins::Pins;
 use target_agent::shared::PAGE_BYTES;
-use target_agent::{census, ebpf, metrics, records, registration, sweep};
+use target_agent::{census, ebpf, fence, metrics, records, registration, roster, sweep};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
@@ -65,6 +67,11 @@ struct Arguments {
     /// Take no orders: monitors are not shown the kill table.
     #[arg(long)]
     no_kill_table: bool,
+    /// Processes that the process table has room for, a power of two; 64 bytes each. A table that exists keeps its size.
+    #[arg(long, default_value_t = 4096, value_parser = power_of_two)]
+    processes: u32,
+    #[command(flatten)]
+    guarded: fence::Guarded,
     /// Serve Prometheus metrics here, at /metrics; nothing listens without it.
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
@@ -99,17 +106,36 @@ fn main() -> Result<()> {
     let answers = BoxMap::open(&pins, ANSWERS, ANSWERS_BYTES as u32, ONE)?;
     // Whom it spares stands in the table before the kernel takes any order out of it.
     let ledger = sweep::open(&orders, &answers, &arguments.spare_uid)?;
-    let lister = ebpf::attach(&pins, Maps { sensor_box: &sensor_box, orders: &orders, answers: &answers }, &cpus)?;
+    let rooms = HEAD_RECORDS as u32 + arguments.processes;
+    let processes = BoxMap::open(&pins, PROCESSES, RECORD_BYTES as u32, rooms)?;
+    let keeper = roster::open(&processes, census::ram_pages()?)?;
+    let lock = BoxMap::open(&pins, LOCK, locktable::layout::BYTES as u32, ONE)?;
+    let locked = BoxMap::open(&pins, LOCKED, locktable::layout::BYTES as u32, ONE)?;
+    let lists = fence::Lists::open(&pins)?;
+    let sign = fence::open(&locked, &lists, &arguments.guarded, &cpus)?;
+    let mut maps = vec![(ebpf::SENSOR_BOX_IN_OBJECT, sensor_box.as_fd())];
+    maps.extend([&orders, &answers, &processes, &lock, &locked].map(|map| (map.name(), map.as_fd())));
+    maps.extend([(fence::ADDRESSES, lists.addresses.as_fd()), (fence::STOPPED, lists.stopped.as_fd())]);
+    let placed = ebpf::attach(&pins, Maps(&maps), &cpus)?;
+    if arguments.guarded.is_wanted() {
+        fence::guard(&sign, &placed, &arguments.guarded)?;
+    }
     let wanted = Geometry::standard(arguments.pool_slots);
     let boxes = BoxMap::open(&pins, CONTINUATION_BOXES, PAGE_BYTES as u32, page_entries(wanted.length_bytes()))?;
     let service = Arc::new(serve_boxes(&boxes, wanted, &arguments.box_socket)?);
     let scraped = arguments.metrics.map(|at| show_metrics(&service, at)).transpose()?;
-    let mut regions = vec![registration::of(&sensor_box)?, registration::of(&boxes)?];
+    let mut regions = vec![registration::of(&sensor_box)?, registration::of(&boxes)?, registration::of(&processes)?];
     if !arguments.no_kill_table {
         regions.extend([registration::of_orders(&orders)?, registration::of(&answers)?]);
     }
     sweep::protect();
-    thread::Builder::new().name("sweep".into()).spawn(move || sweep::keep(ledger, &lister))?;
+    thread::Builder::new().name("sweep".into()).spawn(move || sweep::keep(ledger, &placed.condemned))?;
+    let (all, stopped) = (placed.all, placed.stopped);
+    thread::Builder::new().name("roster".into()).spawn(move || roster::keep(keeper, &all))?;
+    if arguments.guarded.is_wanted() {
+        regions.extend([registration::of_orders(&lock)?, registration::of(&locked)?]);
+        thread::Builder::new().name("fence".into()).spawn(move || fence::keep(sign, &lists, &stopped))?;
+    }
 
     let (running, stopped) = mpsc::channel();
     let registrar =
@@ -179,6 +205,15 @@ fn check() -> Result<()> {
     }
     println!("this machine can run the agent; {} processors", census::online_cpus()?.len());
     Ok(())
+}
+
+fn power_of_two(text: &str) -> Result<u32, String> {
+    let count = text.parse().map_err(|error| format!("{error}"))?;
+    let (fewest, most) = (64, proctable::layout::CAPACITY_MAX as u32);
+    match u32::is_power_of_two(count) && (fewest..=most).contains(&count) {
+        true => Ok(count),
+        false => Err(format!("a power of two from {fewest} to {most}")),
+    }
 }
 
 fn start_log(json: bool) {

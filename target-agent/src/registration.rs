@@ -32,7 +32,7 @@ pub fn of(boxes: &BoxMap) -> Result<Registration> {
     Ok(Registration { name: boxes.name().to_owned(), len: boxes.mapping().len_bytes() as u64, pages, writable: false })
 }
 
-/// The same for what monitors may also write while this machine runs: orders, and nothing else.
+/// The same for what monitors may also write while this machine runs: orders and the lock word, and nothing else.
 ///
 /// # Errors
 /// As [`of`].

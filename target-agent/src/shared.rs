@@ -4,13 +4,18 @@
 //! write it at any moment.
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use libbpf_rs::libbpf_sys;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+use nix::sys::signal::Signal;
 
 /// x86-64 with 4 KiB pages, as the backdoor counts them.
 pub const PAGE_BYTES: usize = 4096;
@@ -91,17 +96,32 @@ pub fn process(pid: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sends SIGKILL to the process behind a descriptor from [`process`].
+/// Sends a signal to the process behind a descriptor from [`process`].
 ///
 /// # Errors
 /// If it has ended.
-pub fn kill(process: &OwnedFd) -> io::Result<()> {
+pub fn signal(process: &OwnedFd, signal: Signal) -> io::Result<()> {
     let (no_information, no_flags) = (std::ptr::null::<libc::siginfo_t>(), 0);
     // SAFETY: without information about the signal the kernel makes its own; the descriptor is open.
     let sent = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, no_information, no_flags)
+        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal as libc::c_int, no_information, no_flags)
     };
     if sent == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A descriptor of the eBPF program that is pinned at `path`.
+///
+/// # Errors
+/// If there is none, or the kernel refuses.
+pub fn pinned_program(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the path is a string that ends with a zero and outlives the call.
+    let fd = unsafe { libbpf_sys::bpf_obj_get(path.as_ptr()) };
+    if fd < 0 {
+        return Err(io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the kernel has just opened this descriptor for us and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Puts the calling thread before all ordinary ones, however many these are (SCHED_FIFO, lowest priority of it).

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use killtable::Ledger;
 use libbpf_rs::{Iter, Link};
+use nix::sys::signal::Signal;
 use tracing::{info, warn};
 
 use crate::census;
@@ -42,10 +43,10 @@ const ENTRY_BYTES: usize = 16;
 /// What an agent is worth to the kernel's out-of-memory killer: it comes last.
 const NEVER_FOR_MEMORY: &str = "-1000";
 
-/// One that an order names, and who is left.
+/// One that an order names, and who is left; or whom a lock has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Condemned {
-    pid: u32,
+pub(crate) struct Condemned {
+    pub(crate) pid: u32,
     slot: u32,
     start_ns: u64,
 }
@@ -55,11 +56,19 @@ struct Condemned {
 /// # Errors
 /// If the maps are another release's, or the kernel does not name this boot.
 pub fn open(orders: &BoxMap, answers: &BoxMap, spared_uids: &[u32]) -> Result<Ledger<'static>> {
-    let boot_id = census::boot_id()?;
-    let target = boot_id.iter().fold(1, |sum: u64, byte| sum.wrapping_mul(0x0000_0100_0000_01b3) ^ u64::from(*byte));
+    let target = target()?;
     let (orders, answers) = (orders.mapping().words(), answers.mapping().words());
     Ledger::open(orders, answers, target, spared_uids, std::process::id())
         .context("remove the pins kill_orders and kill_answers to give the old kill table up")
+}
+
+/// Names this boot of the machine in the tables.
+///
+/// # Errors
+/// If the kernel does not say.
+pub fn target() -> Result<u64> {
+    let boot_id = census::boot_id()?;
+    Ok(boot_id.iter().fold(1, |sum: u64, byte| sum.wrapping_mul(0x0000_0100_0000_01b3) ^ u64::from(*byte)))
 }
 
 /// Sees to it that the agent lives on in a machine that drowns: its memory stays in RAM and the out-of-memory killer
@@ -128,7 +137,7 @@ fn sweep(ledger: &Ledger<'_>, lister: &Link, number: u64) -> Result<Swept> {
         if !ledger.count(number, one.slot) {
             continue;
         }
-        match shared::kill(process) {
+        match shared::signal(process, Signal::SIGKILL) {
             Ok(()) => ended += 1,
             // It has ended by itself.
             Err(why) if why.raw_os_error() == Some(libc::ESRCH) => {}
@@ -139,10 +148,11 @@ fn sweep(ledger: &Ledger<'_>, lister: &Link, number: u64) -> Result<Swept> {
     Ok(Swept { left: second.len(), ended })
 }
 
-fn condemned(lister: &Link) -> Result<Vec<Condemned>> {
+/// A list as the kernel's iterator writes it.
+pub(crate) fn condemned(lister: &Link) -> Result<Vec<Condemned>> {
     let mut bytes = Vec::new();
-    let mut list = Iter::new(lister).context("the list of those who are to be ended cannot be had")?;
-    list.read_to_end(&mut bytes).context("the list of those who are to be ended cannot be read")?;
+    let mut list = Iter::new(lister).context("a list of processes cannot be had")?;
+    list.read_to_end(&mut bytes).context("a list of processes cannot be read")?;
     Ok(bytes.as_chunks::<ENTRY_BYTES>().0.iter().map(entry).collect())
 }
 

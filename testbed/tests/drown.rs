@@ -76,6 +76,21 @@ fn the_same_is_ended_by_orders_in_the_kill_table() {
     }
 }
 
+/// Nothing of the guest is read but what its agent has registered: sensors, processes, answers.
+#[test]
+fn the_same_is_ended_without_a_look_at_its_memory() {
+    for (name, what) in [
+        ("table-bomb", &["forkbomb", "--variant", "sleepers", "--procs", "120"][..]),
+        ("table-hog", &["memhog", "--procs", "3", "--mib", "48", "--swap-mib", "0", "--respawn"]),
+    ] {
+        let result = run(name, &[what, &["--hook", "table-alone"]].concat());
+        check(&result);
+        let ordered = result["ordered"].as_array().unwrap();
+        assert_eq!((ordered.is_empty(), &result["left"]), (false, &Value::from(0)), "{result}");
+        assert!(result["locked_ms"].as_array().unwrap().iter().all(|locked| *locked == 0.0), "{result}");
+    }
+}
+
 #[test]
 fn with_nothing_of_ours_in_the_guest_a_fork_bomb_is_seen_in_its_kernel_and_ended() {
     let result = run("bomb-no-agent", &["forkbomb", "--variant", "cpu", "--procs", "80", "--no-agent"]);

@@ -100,6 +100,8 @@ pub(super) struct Repair {
     pub act: Option<bool>,
     #[serde(default)]
     pub hook: super::Hook,
+    #[serde(default)]
+    pub look: super::Look,
     pub contain: Option<Spanned<Vec<Means>>>,
     pub spare_uids: Option<Vec<u32>>,
     pub spare_comms: Option<Vec<String>>,

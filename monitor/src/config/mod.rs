@@ -23,7 +23,7 @@ pub use service::config::ConfigError;
 use service::config::Source;
 use toml::Spanned;
 
-pub use repair::{Hook, Module, Repair};
+pub use repair::{Hook, Look, Module, Repair};
 
 use crate::detect::{Quorum, Raises, Rule, samples_per_deadline};
 use crate::kernel::KernelSensor;

@@ -51,6 +51,19 @@ pub enum Hook {
     Auto,
 }
 
+/// What is looked at of a target to judge it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Look {
+    /// Its memory; where none of it can be reached but what its agent has registered, the process table of that.
+    #[default]
+    Auto,
+    /// Its memory.
+    Memory,
+    /// The process table of its agent, and nothing else.
+    Table,
+}
+
 /// How a target is repaired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repair {
@@ -58,6 +71,8 @@ pub struct Repair {
     pub act: bool,
     /// By what processes are ended.
     pub hook: Hook,
+    /// What is looked at of it.
+    pub look: Look,
     /// How culprits are contained that do not end at once.
     pub contain: BTreeSet<Means>,
     /// What is never touched.
@@ -94,8 +109,21 @@ impl Checker<'_> {
         let again = table.again_s.as_ref().map(|value| self.time(value, 1.0, "target.repair.again_s")).transpose()?;
         let modules = table.module.iter().map(|module| self.module(module)).collect::<Result<_, _>>()?;
         let (act, escalate) = (table.act.unwrap_or(true), table.escalate.unwrap_or(false));
+        if table.look == Look::Table && table.hook != Hook::Table {
+            let what = "look = \"table\" leaves its kernel's memory alone, and so must the hook: set hook = \"table\"";
+            return Err(self.source.error(span, "target.repair.look", what));
+        }
         let contain = self.contain(table)?;
-        Ok(Repair { act, hook: table.hook, contain, safety, again: again.unwrap_or(AGAIN), escalate, modules })
+        Ok(Repair {
+            act,
+            hook: table.hook,
+            look: table.look,
+            contain,
+            safety,
+            again: again.unwrap_or(AGAIN),
+            escalate,
+            modules,
+        })
     }
 
     fn contain(&self, table: &file::Repair) -> Result<BTreeSet<Means>, ConfigError> {

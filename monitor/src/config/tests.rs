@@ -308,6 +308,11 @@ fn a_repair_that_could_do_nothing_or_names_what_is_not_there_is_refused() {
     );
     let bomb = "module = [{ use = \"forkbomb\", sensors = [\"tasks\"], too_many_procs = 1 }]";
     with(
+        &format!("repair = {{ look = \"table\", {bomb} }}"),
+        "m.toml:12: target.repair.look: look = \"table\" leaves its kernel's memory alone, and so must the hook: set \
+         hook = \"table\"",
+    );
+    with(
         &format!("repair = {{ contain = [\"rope\"], {bomb} }}"),
         "m.toml:12: target.repair.contain: unknown variant `rope`, expected one of `nproc`, `pids`, `oom`",
     );

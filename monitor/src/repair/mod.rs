@@ -20,6 +20,7 @@
 
 mod contain;
 mod evidence;
+mod listed;
 mod patient;
 mod program;
 mod standstill;
@@ -72,6 +73,31 @@ const BURIAL: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether they have.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Where a target's processes are looked at.
+#[derive(Clone, Copy, Debug)]
+pub enum Sight<'a> {
+    /// In its kernel's structures, anywhere in its memory.
+    Memory(&'a Kernel),
+    /// In the process table that its agent has registered; nothing else of it is read.
+    Processes,
+}
+
+impl<'a> From<&'a Kernel> for Sight<'a> {
+    fn from(kernel: &'a Kernel) -> Self {
+        Self::Memory(kernel)
+    }
+}
+
+impl<'a> Sight<'a> {
+    /// The kernel, for what cannot be done without its structures.
+    fn kernel(self) -> Result<&'a Kernel, RepairError> {
+        match self {
+            Self::Memory(kernel) => Ok(kernel),
+            Self::Processes => Err(RepairError::NoMemory),
+        }
+    }
+}
 
 /// A target that can be held still and written to.
 pub trait Table {
@@ -188,6 +214,9 @@ pub enum RepairError {
         /// Where it is.
         at: u64,
     },
+    /// Only the target's process table may be looked at; nothing was written.
+    #[error("this needs the target's memory, of which only the process table is looked at (look = \"table\")")]
+    NoMemory,
     /// The target takes no orders; nothing was written.
     #[error("the target takes no orders: {why}")]
     NoTable {
@@ -229,7 +258,7 @@ impl RepairError {
             Self::Unsafe(reason) => matches!(reason, Unsafe::TooMany { .. }),
             Self::NotWritten { error, .. } => !matches!(error, WriteError::Link(_)),
             // An agent that is not there, or that was told otherwise, is no illness.
-            Self::NoTable { .. } | Self::NoOrder(_) | Self::SparedByTarget { .. } => false,
+            Self::NoMemory | Self::NoTable { .. } | Self::NoOrder(_) | Self::SparedByTarget { .. } => false,
             Self::NotOrdered { .. } | Self::OrderRefused(_) => false,
             Self::Changed { .. } | Self::NotHeld { .. } | Self::NotAcknowledged(_) => true,
         }
@@ -398,9 +427,18 @@ fn in_the_standstill(
 ///
 /// # Errors
 /// See [`RepairError`].
-pub fn look_at(table: &mut dyn Table, kernel: &Kernel) -> Result<Findings, RepairError> {
-    let ram = table.ram().map_err(RepairError::Region)?;
-    Ok(look(kernel, table.memory(), RemoteKey::new(ram.key))?)
+pub fn look_at<'a>(table: &mut dyn Table, sight: impl Into<Sight<'a>>) -> Result<Findings, RepairError> {
+    look_at_for(table, sight.into(), true)
+}
+
+fn look_at_for(table: &mut dyn Table, sight: Sight<'_>, with_memory: bool) -> Result<Findings, RepairError> {
+    match sight {
+        Sight::Memory(kernel) => {
+            let ram = table.ram().map_err(RepairError::Region)?;
+            Ok(look_for(kernel, table.memory(), RemoteKey::new(ram.key), with_memory)?)
+        }
+        Sight::Processes => Ok(Findings { evidence: listed::look(table)?, tasks: Vec::new(), damage: Vec::new() }),
+    }
 }
 
 /// Looks again and again until none of `culprits` lives or `patience` has passed without the death of any; returns
@@ -408,18 +446,17 @@ pub fn look_at(table: &mut dyn Table, kernel: &Kernel) -> Result<Findings, Repai
 ///
 /// # Errors
 /// See [`RepairError`].
-pub fn survivors(
+pub fn survivors<'a>(
     table: &mut dyn Table,
-    kernel: &Kernel,
+    sight: impl Into<Sight<'a>>,
     culprits: &[Culprit],
     patience: Duration,
 ) -> Result<Vec<Culprit>, RepairError> {
-    let begin = Instant::now();
+    let (sight, begin) = (sight.into(), Instant::now());
     let (mut all_dead, mut fewest, mut last_death) = (None, usize::MAX, begin);
     loop {
         let look = Instant::now();
-        let ram = table.ram().map_err(RepairError::Region)?;
-        let Findings { evidence, .. } = look_for(kernel, table.memory(), RemoteKey::new(ram.key), false)?;
+        let Findings { evidence, .. } = look_at_for(table, sight, false)?;
         let found = |culprit: &Culprit| {
             let at = evidence.processes.binary_search_by_key(&culprit.pid, |process| process.pid).ok()?;
             Some(&evidence.processes[at]).filter(|process| culprit.was(process))

@@ -1,12 +1,15 @@
-//! A target as its ward knows it: the link to it, and the kernel that lives in its memory.
+//! A target as its ward knows it: the link to it, and what is looked at of it: the kernel that lives in its memory, or the
+//! process table of its agent.
 
 use std::time::{Duration, Instant};
 
 use introspect::Kernel;
-use link::Link;
+use link::{Link, LinkFailure};
+use proctable::Table as Processes;
 use remote_memory::RemoteKey;
 
-use super::discover;
+use super::{Sight, discover, listed};
+use crate::config::Look;
 use crate::sample::Life;
 
 /// How long a kernel that lives may leave its clock alone: one that idles without a tick does, for some seconds.
@@ -15,28 +18,76 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(5);
 /// A target that is known.
 pub(super) struct Patient {
     pub link: Link,
-    pub kernel: Kernel,
+    pub eyes: Eyes,
     pub life: Life,
-    /// When its kernel was found, and what its clock said then.
+    /// When it was met.
     pub met: Instant,
-    pub clock_s: Option<u64>,
+}
+
+/// What is looked at of a target.
+pub(super) enum Eyes {
+    /// Its kernel, and what the clock of it said when it was found.
+    Memory(Box<Kernel>, Option<u64>),
+    /// Its process table, as it was found.
+    Processes(Processes),
+}
+
+impl Eyes {
+    pub fn sight(&self) -> Sight<'_> {
+        match self {
+            Self::Memory(kernel, _) => Sight::Memory(kernel),
+            Self::Processes(_) => Sight::Processes,
+        }
+    }
+
+    /// For people.
+    pub fn what(&self) -> String {
+        match self {
+            Self::Memory(kernel, _) => kernel.release.clone(),
+            Self::Processes(table) => format!("a table of {} processes", table.processes.len()),
+        }
+    }
 }
 
 impl Patient {
-    pub fn meet(mut link: Link) -> Result<Self, String> {
+    pub fn meet(mut link: Link, look: Look) -> Result<Self, String> {
         let life = Life::of(&mut link).map_err(|failure| failure.to_string())?;
-        let kernel = discover(&mut link)?;
-        let clock_s = clock_s(&mut link, &kernel)?;
-        Ok(Self { link, kernel, life, met: Instant::now(), clock_s })
+        let has_ram = match link.region("ram") {
+            Ok(_) => true,
+            Err(LinkFailure::NoRegion(_)) => false,
+            Err(failure) => return Err(failure.to_string()),
+        };
+        let eyes = match look {
+            Look::Auto if has_ram => Self::kernel(&mut link)?,
+            Look::Memory => Self::kernel(&mut link)?,
+            Look::Auto | Look::Table => Eyes::Processes(listed::read(&mut link).map_err(|error| error.to_string())?),
+        };
+        Ok(Self { link, eyes, life, met: Instant::now() })
+    }
+
+    fn kernel(link: &mut Link) -> Result<Eyes, String> {
+        let kernel = discover(link)?;
+        let clock_s = clock_s(link, &kernel)?;
+        Ok(Eyes::Memory(Box::new(kernel), clock_s))
     }
 
     /// Whether the kernel is still the one that lives. A machine that was started anew, or reset, has another one, or
     /// the same elsewhere; and what looked like the living one after a reset may have been what that has left.
     pub fn is_the_same(&mut self) -> bool {
         let now = self.link.ping().ok().and_then(|_| Life::of(&mut self.link).ok());
-        let was = Seen { life: self.life, clock_s: self.clock_s };
-        let clock_s = || clock_s(&mut self.link, &self.kernel).ok().flatten();
-        now.is_some_and(|life| lives_on(was, self.met.elapsed(), life, clock_s))
+        let Some(life) = now else { return false };
+        match &self.eyes {
+            Eyes::Memory(kernel, was) => {
+                let was = Seen { life: self.life, clock_s: *was };
+                let clock_s = || clock_s(&mut self.link, kernel).ok().flatten();
+                lives_on(was, self.met.elapsed(), life, clock_s)
+            }
+            Eyes::Processes(table) => {
+                let is_new = self.met.elapsed() < ALIVE_WITHIN;
+                let now = listed::read(&mut self.link);
+                life == self.life && now.is_ok_and(|now| is_new || listed::lives_on(table, &now))
+            }
+        }
     }
 }
 

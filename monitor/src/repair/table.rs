@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use control::backdoor::RegionEntry;
 use healing_modules::{Evidence, Plan, Safety};
-use introspect::Kernel;
 use killtable::layout::{ANSWERS, ANSWERS_BYTES, ORDERS, ORDERS_BYTES};
 use killtable::reference::Orders;
 use killtable::{Answers, Mark, Order};
@@ -27,7 +26,7 @@ use link::LinkFailure;
 use remote_memory::{HookWord, RemoteAddr, RemoteKey, Rights, Warrant};
 use serde::{Deserialize, Serialize};
 
-use super::{Findings, Occasion, Operation, PATIENCE, RepairError, Table, Ways, look_at, operate_and_contain};
+use super::{Findings, Occasion, Operation, PATIENCE, RepairError, Sight, Table, Ways, look_at, operate_and_contain};
 use crate::config::Hook;
 
 /// How long a target may take to take an order up. Each processor looks 200 times a second, from an interrupt.
@@ -68,21 +67,21 @@ pub struct OrderLine {
 pub fn operate_by<'a>(
     ways: impl Into<Ways>,
     table: &mut dyn Table,
-    kernel: &Kernel,
+    sight: impl Into<Sight<'a>>,
     occasion: impl Into<Occasion<'a>>,
     safety: &Safety,
     decide: &mut dyn FnMut(&Evidence) -> Option<Plan>,
 ) -> Result<Operation, RepairError> {
     let Ways { hook, contain } = ways.into();
-    let occasion = occasion.into();
+    let (sight, occasion) = (sight.into(), occasion.into());
     let by_table = match hook {
-        Hook::Raw => return operate_and_contain(table, kernel, occasion, safety, &contain, decide),
-        Hook::Table | Hook::Auto => by_order(table, kernel, safety, decide),
+        Hook::Raw => return operate_and_contain(table, sight.kernel()?, occasion, safety, &contain, decide),
+        Hook::Table | Hook::Auto => by_order(table, sight, safety, decide),
     };
     match by_table {
-        Err(why) if hook == Hook::Auto && is_table_s_fault(&why) => {
+        Err(why) if hook == Hook::Auto && sight.kernel().is_ok() && is_table_s_fault(&why) => {
             tracing::warn!(%why, "the kill table is of no use; by raw writes then");
-            let operation = operate_and_contain(table, kernel, occasion, safety, &contain, decide)?;
+            let operation = operate_and_contain(table, sight.kernel()?, occasion, safety, &contain, decide)?;
             Ok(Operation { not_by_table: Some(why.to_string()), ..operation })
         }
         outcome => outcome,
@@ -97,13 +96,13 @@ fn is_table_s_fault(why: &RepairError) -> bool {
 
 fn by_order(
     table: &mut dyn Table,
-    kernel: &Kernel,
+    sight: Sight<'_>,
     safety: &Safety,
     decide: &mut dyn FnMut(&Evidence) -> Option<Plan>,
 ) -> Result<Operation, RepairError> {
     let desk = Desk::of(table)?;
     let answers = desk.answers(table)?;
-    let Findings { evidence, damage, .. } = look_at(table, kernel)?;
+    let Findings { evidence, damage, .. } = look_at(table, sight)?;
     let Some(plan) = decide(&evidence) else {
         return Ok(Operation { evidence, damage, ..Operation::default() });
     };
@@ -236,7 +235,7 @@ impl Desk {
 }
 
 /// The region `name`, if it is there and large enough.
-fn region(table: &mut dyn Table, name: &str, len: usize) -> Result<RegionEntry, RepairError> {
+pub(super) fn region(table: &mut dyn Table, name: &str, len: usize) -> Result<RegionEntry, RepairError> {
     let why = match table.region(name) {
         Ok(entry) if entry.len >= len as u64 => return Ok(entry),
         Ok(entry) => format!("{name} has {} bytes, {len} are needed", entry.len),

@@ -4,14 +4,13 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use healing_modules::{Culprit, Evidence, Healer, Moment, Plan, Safety};
-use introspect::Kernel;
 use introspect::linux::contain::Contained;
 use introspect::linux::kill;
 use remote_memory::RemoteKey;
 
 use super::contain::{Case, give_back};
 use super::{
-    Findings, Occasion, Operation, PATIENCE, RepairError, Table, Ways, conclude, look_at, operate_by, survivors,
+    Findings, Occasion, Operation, PATIENCE, RepairError, Sight, Table, Ways, conclude, look_at, operate_by, survivors,
 };
 
 /// Repairs of one treatment. A bomb is over after one, a hog whose controller starts it anew after a few; what needs
@@ -50,26 +49,32 @@ pub enum Cure {
 ///
 /// # Errors
 /// See [`RepairError`]; repairs of before have been told to `note`.
-pub fn treat(
+pub fn treat<'a>(
     table: &mut dyn Table,
-    kernel: &Kernel,
+    sight: impl Into<Sight<'a>>,
     healer: &dyn Healer,
     safety: &Safety,
     ways: impl Into<Ways>,
     is_dry_run: bool,
     mut note: impl FnMut(&Treated),
 ) -> Result<Cure, RepairError> {
-    let ways = ways.into();
+    let (sight, ways) = (sight.into(), ways.into());
     for repairs in 0..=REPAIRS_MAX {
-        let earlier = earlier(table, kernel, healer)?;
+        let earlier = earlier(table, sight, healer)?;
         // A look that costs the target nothing: it is locked only if something is to be done.
-        let Findings { evidence, tasks, .. } = look_at(table, kernel)?;
+        let Findings { evidence, tasks, .. } = look_at(table, sight)?;
         let found = healer.consult(Moment::Running, &evidence, earlier.as_ref(), safety)?;
         let Some(plan) = found else { return Ok(Cure::Healthy) };
         if is_dry_run {
             safety.check(&plan, &evidence)?;
-            let case = Case { kernel, tasks: &tasks, evidence: &evidence, safety, plan: &plan, kill: None };
-            let contained = would_contain(table, case, &ways)?;
+            let contained = match sight {
+                Sight::Memory(kernel) => {
+                    let case = Case { kernel, tasks: &tasks, evidence: &evidence, safety, plan: &plan, kill: None };
+                    would_contain(table, case, &ways)?
+                }
+                // An order contains nobody.
+                Sight::Processes => Vec::new(),
+            };
             return Ok(Cure::DryRun(plan, contained));
         }
         if repairs == REPAIRS_MAX {
@@ -84,7 +89,7 @@ pub fn treat(
             })
         };
         let occasion = Occasion { reason: healer.name(), judges_memory: healer.judges_memory() };
-        let mut operation = operate_by(ways.clone(), table, kernel, occasion, safety, &mut decide)?;
+        let mut operation = operate_by(ways.clone(), table, sight, occasion, safety, &mut decide)?;
         if let Some(error) = unanswered {
             return Err(error.into());
         }
@@ -99,9 +104,13 @@ pub fn treat(
         let later: HashSet<u32> = operation.kill.waiting.iter().map(|task| task.tgid).collect();
         let is_left = |culprit: &&Culprit| !later.contains(&culprit.pid);
         let marked: Vec<Culprit> = plan.culprits.iter().filter(is_left).cloned().collect();
-        let left = survivors(table, kernel, &marked, PATIENCE);
+        let left = survivors(table, sight, &marked, PATIENCE);
         // Whatever came of it: a limit that nobody remembers is worse than one that is set anew.
-        let not_given_back = give_back(table, kernel, &operation.contained).err().map(|error| error.to_string());
+        let given_back = match sight {
+            Sight::Memory(kernel) => give_back(table, kernel, &operation.contained).map(drop),
+            Sight::Processes => Ok(()),
+        };
+        let not_given_back = given_back.err().map(|error| error.to_string());
         let (left, failed) = match left {
             Ok(left) => (left, None),
             Err(error) => (marked, Some(error)),
@@ -145,9 +154,9 @@ fn would_contain(table: &mut dyn Table, case: Case<'_>, ways: &Ways) -> Result<V
 }
 
 /// The earlier look of a module that goes by what changed.
-fn earlier(table: &mut dyn Table, kernel: &Kernel, healer: &dyn Healer) -> Result<Option<Evidence>, RepairError> {
+fn earlier(table: &mut dyn Table, sight: Sight<'_>, healer: &dyn Healer) -> Result<Option<Evidence>, RepairError> {
     let Some(apart_ns) = healer.needs_earlier_ns() else { return Ok(None) };
-    let Findings { evidence, .. } = look_at(table, kernel)?;
+    let Findings { evidence, .. } = look_at(table, sight)?;
     std::thread::sleep(Duration::from_nanos(apart_ns));
     Ok(Some(evidence))
 }

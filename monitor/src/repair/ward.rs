@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::patient::Patient;
-use super::{Announced, Cure, Program, RepairError, Standstill, Treated, Ways, give_back, treat};
+use super::{Announced, Cure, Program, RepairError, Sight, Standstill, Treated, Ways, give_back, treat};
 use crate::clock::{Clock, Monotonic};
 use crate::config::{Config, Module, Repair, Target};
 use crate::escalate::{Failure, Failures};
@@ -239,9 +239,9 @@ impl Duty {
     /// Connects to the target and learns its kernel.
     fn meet(&mut self) -> bool {
         let met = inspect::connect(&self.config, &self.target).map_err(|error| format!("{error:#}"));
-        match met.and_then(Patient::meet) {
+        match met.and_then(|link| Patient::meet(link, self.repair.look)) {
             Ok(patient) => {
-                tracing::info!(target_name = %self.target.name, kernel = %patient.kernel.release, "can be repaired");
+                tracing::info!(target_name = %self.target.name, by = %patient.eyes.what(), "can be repaired");
                 // Limits of a kernel end with it.
                 if self.known.replace(patient.life) != Some(patient.life) {
                     self.owed.clear();
@@ -263,7 +263,10 @@ impl Duty {
             return false;
         }
         let mut table = Announced::new(&mut patient.link, &self.standstill);
-        let outcome = give_back(&mut table, &patient.kernel, &self.owed);
+        let outcome = match patient.eyes.sight() {
+            Sight::Memory(kernel) => give_back(&mut table, kernel, &self.owed),
+            Sight::Processes => Err(RepairError::NoMemory), // nothing was ever lent
+        };
         let is_over = match outcome {
             Ok(limits) => {
                 self.journal.note(&self.target.name, Monotonic.now_ns(), Event::GivenBack { limits });
@@ -296,7 +299,7 @@ impl Duty {
     /// Treats the target; why it cannot be cured in place, if that is so.
     fn treat(&mut self, module: HealingModule) -> Option<String> {
         let (healer, policies) = (self.dispatcher.module(module)?, self.modules.get(&module)?);
-        let Patient { mut link, kernel, life, met, clock_s } = self.patient.take()?;
+        let Patient { mut link, eyes, life, met } = self.patient.take()?;
         let name = healer.name().to_owned();
         let mut repairs = 0;
         let is_dry_run = !self.repair.act;
@@ -305,7 +308,7 @@ impl Duty {
         let mut owed = Vec::new();
         // An order stops nothing, and announces no standstill: whoever hangs meanwhile hangs.
         let mut table = Announced::new(&mut link, &self.standstill);
-        let outcome = treat(&mut table, &kernel, healer, safety, ways, is_dry_run, |treated| {
+        let outcome = treat(&mut table, eyes.sight(), healer, safety, ways, is_dry_run, |treated| {
             repairs += 1;
             if treated.not_given_back.is_some() {
                 owed.extend(treated.operation.contained.iter().filter(|one| one.is_lent()).cloned());
@@ -343,7 +346,7 @@ impl Duty {
             self.journal.note(&self.target.name, Monotonic.now_ns(), event);
         }
         self.owed.extend(owed);
-        let mut patient = Patient { link, kernel, life, met, clock_s };
+        let mut patient = Patient { link, eyes, life, met };
         self.patient = patient.is_the_same().then_some(patient);
         failed
     }

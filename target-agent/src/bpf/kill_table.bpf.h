@@ -12,55 +12,13 @@
  */
 #include "killtable.h"
 
-enum { BPF_MAP_TYPE_LRU_HASH = 9, BPF_ANY = 0 };
-enum { SIGKILL = 9, PF_EXITING = 0x4, PF_KTHREAD = 0x200000, SIGNAL_GROUP_EXIT = 0x4 };
+enum { SIGKILL = 9 };
 
 /* Times a count is tried again because another processor counted in between. */
 enum { COUNT_TRIES = 16 };
 
 /* Children of condemned processes that are kept apart at the same time. */
 enum { HEIRS = 4096 };
-
-#define NS_OF_MS 1000000ULL
-
-/* Members of kernel structures that are read, placed by CO-RE when the programs are loaded. */
-#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-struct cred {
-	struct {
-		unsigned int val;
-	} uid, euid;
-};
-struct kernfs_node {
-	__u64 id;
-};
-struct cgroup {
-	struct kernfs_node *kn;
-};
-struct css_set {
-	struct cgroup *dfl_cgrp;
-};
-struct signal_struct {
-	unsigned int flags;
-};
-struct task_struct {
-	int pid;
-	int tgid;
-	unsigned int flags;
-	__u64 start_time;
-	struct task_struct *group_leader;
-	const struct cred *real_cred;
-	struct signal_struct *signal;
-	struct css_set *cgroups;
-};
-struct seq_file;
-struct bpf_iter_meta {
-	struct seq_file *seq;
-};
-struct bpf_iter__task {
-	struct bpf_iter_meta *meta;
-	struct task_struct *task;
-};
-#pragma clang attribute pop
 
 /* Made by the agent; these only describe them. */
 struct {

@@ -3,7 +3,7 @@
  *
  * Each processor writes only its own records, with plain stores: no lock, no atomic, nothing shared with another
  * processor. Counters that belong to the whole machine are advanced atomically. Sensors look into no kernel structure,
- * the kill table (kill_table.bpf.h) into members that are placed when the programs are loaded, so one object serves
+ * the tables (kill_table.bpf.h, process_table.bpf.h, fence.bpf.h) into members that are placed when the programs are loaded, so one object serves
  * every kernel; the three kernel variables that are read are found by name and may be absent.
  *
  * The record numbers come from src/records.rs through build.rs.
@@ -24,7 +24,10 @@ enum { BPF_MAP_TYPE_ARRAY = 2, BPF_F_MMAPABLE = 1 << 10 };
 
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include "kernel.bpf.h"
 #include "kill_table.bpf.h"
+#include "process_table.bpf.h"
+#include "fence.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
@@ -93,8 +96,10 @@ static __always_inline void show_amounts(void)
 		const long *stat = (const long *)&vm_zone_stat + item;
 
 		/* The kernel's sum lags behind per-processor differences and can be seen below zero. */
-		if (!bpf_probe_read_kernel(&pages, sizeof(pages), stat))
+		if (!bpf_probe_read_kernel(&pages, sizeof(pages), stat)) {
 			show(FREE_PAGES, pages > 0 ? pages : 0);
+			show_free_pages(pages > 0 ? pages : 0);
+		}
 	}
 }
 
@@ -130,6 +135,8 @@ int tick(struct bpf_perf_event_data *context)
 	if (!sensor || panicking())
 		return 0;
 	look_for_orders();
+	note_the_running();
+	look_for_lock();
 	if (kernel_lets_go(context))
 		advance_own(SWITCHES);
 	*(volatile sb_u64 *)&sensor->value += 1;
@@ -146,6 +153,8 @@ int on_switch(void *context)
 	/* The current process is the one that is switched away from. */
 	if (armed)
 		enforce();
+	if (standing_mode)
+		stop_the_service();
 	return 0;
 }
 
@@ -190,9 +199,13 @@ int on_shutdown(void *context)
 SEC("tp_btf/sched_process_fork")
 int on_fork(__u64 *parent_and_child)
 {
+	struct task_struct *child = (struct task_struct *)parent_and_child[1];
+
 	advance(FORKS);
+	if (BPF_CORE_READ(child, pid) == BPF_CORE_READ(child, tgid))
+		note_process(task_at(&parent_and_child[1]));
 	if (armed) {
-		inherit((struct task_struct *)parent_and_child[1]);
+		inherit(child);
 		enforce();
 	}
 	return 0;

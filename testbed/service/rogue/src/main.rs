@@ -1,7 +1,8 @@
 //! What drowns a machine (a fork bomb, a memory hog), the useful work that suffers from it, and what a context switch
-//! costs, and those who must not suffer from a repair. Bombs and hogs run in guests only.
+//! and a process cost, and those who must not suffer from a repair. Bombs and hogs run in guests only.
 
 mod bomb;
+mod forks;
 mod hog;
 mod stay;
 mod switches;
@@ -33,6 +34,8 @@ enum Action {
     Stay(stay::Stay),
     /// A useful program: does the same piece of work again and again, and says how long each took, in milliseconds.
     Work(work::Work),
+    /// What a process costs that does nothing, in nanoseconds.
+    Forks(forks::Forks),
     /// What a context switch costs on the machine as it is now, in nanoseconds.
     Switches(switches::Switches),
 }
@@ -57,6 +60,7 @@ fn run() -> Result<()> {
         Action::Hog(hog) => hog.run(),
         Action::Stay(stay) => stay.run(),
         Action::Work(work) => work.run(),
+        Action::Forks(forks) => forks.run(),
         Action::Switches(switches) => switches.run(),
     }
 }

@@ -44,12 +44,14 @@ pub enum Variant {
 
 /// By what the monitor ends processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Hook {
     /// By writes into the kernel's structures, while the guest stands still.
     Raw,
     /// By orders in the kill table of the guest's agent, while it runs.
     Table,
+    /// The same, and the guest is judged by the process table of its agent: nothing but what that registered is read.
+    TableAlone,
     /// By the table if there is one.
     Auto,
 }
@@ -59,6 +61,7 @@ impl fmt::Display for Hook {
         f.write_str(match self {
             Self::Raw => "raw",
             Self::Table => "table",
+            Self::TableAlone => "table-alone",
             Self::Auto => "auto",
         })
     }
@@ -138,10 +141,14 @@ impl Illness {
             (Self::MemHog { respawn: true, .. }, _) => format!("use = \"memhog\"\nmax_rssuid_mib = {RSSUID_MAX_MIB}\n"),
             (Self::MemHog { .. }, _) => format!("use = \"memhog\"\nmax_rss_mib = {RSS_MAX_MIB}\n"),
         };
-        let (sensor, hook, hold_ms) = (self.sensor(agent), run.hook, run.hold.as_millis());
+        let (sensor, hold_ms) = (self.sensor(agent), run.hold.as_millis());
+        let (hook, look) = match run.hook {
+            Hook::TableAlone => ("table".to_owned(), "table"),
+            hook => (hook.to_string(), "auto"),
+        };
         format!(
             "\n[[target.rule]]\nsensors = \"{sensor}\"\nlimit = {limit}\nwindow_ms = {hold_ms}\n\n\
-             [target.repair]\nact = {act}\nhook = \"{hook}\"\nspare_uids = [0, {SPARED_USER}]\n\n\
+             [target.repair]\nact = {act}\nhook = \"{hook}\"\nlook = \"{look}\"\nspare_uids = [0, {SPARED_USER}]\n\n\
              [[target.repair.module]]\nsensors = [\"{sensor}\"]\n{module}"
         )
     }

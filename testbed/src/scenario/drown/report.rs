@@ -119,7 +119,7 @@ pub(super) fn judged(run: &Run, lines: &[Line], begin_ns: u64, kernel: String) -
     let by_table = repairs.iter().filter(|repair| repair.order.is_some()).count();
     let is_as_told = match run.hook {
         Hook::Raw => by_table == 0,
-        Hook::Table => {
+        Hook::Table | Hook::TableAlone => {
             repairs.iter().all(|repair| repair.order.is_some() == repair.plan.is_some() && repair.locked_ns == 0)
         }
         Hook::Auto => true,
