@@ -10,24 +10,27 @@ use libbpf_cargo::SkeletonBuilder;
 #[allow(dead_code)]
 mod records;
 
-const SOURCE: &str = "src/bpf/sensors.bpf.c";
-const INCLUDES: [&str; 2] = ["../sensorbox/include", "../killtable/include"];
+/// Each becomes an object of its own name.
+const SOURCES: [&str; 2] = ["sensors", "mirror"];
+const INCLUDES: [&str; 3] = ["../sensorbox/include", "../killtable/include", "../tcptable/include"];
 
 /// Instructions of Linux 5.12 and newer: an atomic that says what was there before.
 const PROCESSOR: &str = "-mcpu=v3";
 
 fn main() {
-    for input in [SOURCE, "src/bpf/kill_table.bpf.h", "src/records.rs", INCLUDES[0], INCLUDES[1]] {
+    for input in ["src/bpf", "src/records.rs"].iter().chain(&INCLUDES) {
         println!("cargo::rerun-if-changed={input}");
     }
-    let object = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("sensors.bpf.o");
+    let folder = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let mut arguments = [PROCESSOR, "-Wall", "-Werror"].map(str::to_owned).to_vec();
     arguments.extend(INCLUDES.map(|folder| format!("-I{folder}")));
     arguments.extend(records::ALL.map(|(name, value)| format!("-D{name}={value}")));
-    SkeletonBuilder::new()
-        .source(SOURCE)
-        .obj(&object)
-        .clang_args(arguments)
-        .build()
-        .expect("clang compiles the eBPF programs (scripts/setup installs it)");
+    for name in SOURCES {
+        SkeletonBuilder::new()
+            .source(format!("src/bpf/{name}.bpf.c"))
+            .obj(folder.join(format!("{name}.bpf.o")))
+            .clang_args(&arguments)
+            .build()
+            .expect("clang compiles the eBPF programs (scripts/setup installs it)");
+    }
 }

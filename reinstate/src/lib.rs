@@ -38,4 +38,5 @@ pub mod session;
 pub mod snapshot;
 pub mod source;
 pub mod tcp_repair;
+pub mod tables;
 mod tell;
