@@ -22,7 +22,7 @@
 #endif
 
 #define CONTBOX_MAGIC UINT64_C(0x93584f42544e4fcb) /* "\xcb" "ONTBOX" "\x93" */
-#define CONTBOX_VERSION 2u
+#define CONTBOX_VERSION 3u
 #define CONTBOX_HEADER_BYTES 4096u
 #define CONTBOX_SLOT_HEAD_BYTES 256u
 #define CONTBOX_SHORT_LWS_BYTES 128u
@@ -46,7 +46,7 @@ struct contbox_pool_header {
     uint32_t version, header_bytes;
     uint64_t length_bytes, pool;
     uint32_t slots, slot_bytes, lws_bytes, log_bytes;
-    uint32_t check, reserved;
+    uint32_t send_bytes, check;
 };
 
 struct contbox_buffer_head {
@@ -160,7 +160,7 @@ static inline int contbox_open(struct contbox_pool *pool, void *mapping, size_t 
     memcpy(&header, mapping, sizeof header);
     const uint64_t fronts = CONTBOX_HEADER_BYTES + (uint64_t)header.slots * CONTBOX_FRONT_BYTES;
     const uint64_t bodies = (fronts + 4095) / 4096 * 4096;
-    uint64_t need = CONTBOX_FRONT_BYTES + 2 * (uint64_t)header.lws_bytes + header.log_bytes;
+    uint64_t need = CONTBOX_FRONT_BYTES + 2 * (uint64_t)header.lws_bytes + header.log_bytes + header.send_bytes;
     if (header.magic != CONTBOX_MAGIC || header.version != CONTBOX_VERSION ||
         header.header_bytes != CONTBOX_HEADER_BYTES || header.length_bytes > length ||
         header.check != contbox_crc(0, &header, offsetof(struct contbox_pool_header, check)) ||

@@ -18,7 +18,7 @@
 //! What a box does not do: it knows no socket and no clock, and one writer at a time is its owner's promise.
 
 use crate::channel::Place;
-use crate::layout::{BufferHead, Geometry, SlotHead, SlotState, address_bytes};
+use crate::layout::{BufferHead, Geometry, SlotHead, SlotState, address_bytes, output_kept};
 use crate::reader::{BadBox, Snapshot, read_own};
 use crate::shared::Slot;
 use std::mem::offset_of;
@@ -113,6 +113,7 @@ const STATE: usize = 0;
 /// The word whose upper half is the generation.
 const GENERATION: usize = offset_of!(SlotHead, local_port) / 8;
 const NEWEST: usize = offset_of!(SlotHead, newest) / 8;
+const OUTPUT_KEPT: usize = offset_of!(SlotHead, reserved_words) / 8;
 
 impl<W: Words> Exporter<W> {
     /// Writes a new box: identity and first snapshot, then the state that makes them count.
@@ -258,6 +259,7 @@ pub struct ContinuationBox {
     /// Stream offset of the end of the log: everything received so far.
     received: u64,
     lost: bool,
+    keeps_output: bool,
 }
 
 impl ContinuationBox {
@@ -273,7 +275,10 @@ impl ContinuationBox {
         let received = opening.snapshot.lsr + opening.logged.len() as u64;
         slot.log_fill(opening.snapshot.lsr, &opening.logged);
         let exporter = Exporter::create(slot.clone(), geometry, opening)?;
-        Ok(Self { exporter, slot, received, lost: false })
+        // What a socket that was made elsewhere has still to send did not come through here.
+        let keeps_output = geometry.send_bytes > 0 && opening.base_written == 0 && opening.snapshot.lsw == 0;
+        slot.store(OUTPUT_KEPT, if keeps_output { output_kept(exporter.generation()) } else { 0 });
+        Ok(Self { exporter, slot, received, lost: false, keeps_output })
     }
 
     /// Takes over a session whose box the service has put into a slot of ours, with input logged up to `received`.
@@ -285,7 +290,9 @@ impl ContinuationBox {
         let copy = |offset, length| slot.bytes(offset, length);
         let (head, snapshot) = read_own(&slot.front(), &geometry, received, copy)?;
         let exporter = Exporter::adopt(slot.clone(), geometry, &head, snapshot.lsr);
-        Ok((Self { exporter, slot, received, lost: false }, snapshot))
+        // Nor did what its first application here sends while it swallows.
+        slot.store(OUTPUT_KEPT, 0);
+        Ok((Self { exporter, slot, received, lost: false, keeps_output: false }, snapshot))
     }
 
     /// Makes `lws` the newest snapshot; input before `lsr` is forgotten. No system call, no allocation.
@@ -318,6 +325,11 @@ impl ContinuationBox {
     /// may be written to it any more.
     pub fn is_protected(&self) -> bool {
         !self.lost && self.exporter.is_ours()
+    }
+
+    /// Whether all output has to go through the send log.
+    pub fn keeps_output(&self) -> bool {
+        self.keeps_output
     }
 
     /// Bytes the log can take before the next export.

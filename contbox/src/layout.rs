@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! pool:  | header, one page | front 0 | front 1 | … | body 0 | body 1 | …      whole pages, one mapping
-//! slot:  | head 256 bytes | short LWS 0 | short LWS 1 | LWS buffer 0 | LWS buffer 1 | receive log (ring) |
-//!        |---------------- front, 512 bytes ----------|------------------- body -------------------------|
-//! ring:  the byte at stream offset o lies at log[o % log_bytes]
+//! slot:  | head 256 bytes | short LWS 0 | short LWS 1 | LWS buffer 0 | LWS buffer 1 | receive log | send log |
+//!        |---------------- front, 512 bytes ----------|------------------- body ---------------------------|
+//! logs:  rings; the byte at stream offset o lies at log[o % log_bytes], and at sent[o % send_bytes]
 //! ```
 //!
 //! Fronts lie side by side because a far reader wants all of them: eight come in a packet, and a packet costs what it
 //! costs whatever is in it. A snapshot that is short lies in the front, so that most sessions need no further read.
+//! A pool has send logs (`send_bytes` is not 0) where a spare cannot read the kernel's send queues.
 //! Inside a slot, places are offsets from its front's first byte, as if the body followed it ([`Geometry::place`]).
 //!
 //! Little-endian, no padding, everything a multiple of 8 bytes so that a writer can use whole words. A reader far
@@ -23,7 +24,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// First word of a pool. Odd and not text throughout: neither zeroes nor a string parses.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"\xcbONTBOX\x93");
 /// The layout this crate writes and reads. Any other is refused: a guess would be a corrupt session.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes before the fronts: one page.
 pub const HEADER_BYTES: u32 = 4096;
 /// Bytes of a slot's head: identity, state and both buffers' descriptions.
@@ -36,7 +37,7 @@ pub const FRONT_BYTES: u32 = SLOT_HEAD_BYTES + 2 * SHORT_LWS_BYTES;
 pub const SLOTS_MAX: u32 = 1 << 18;
 /// Longest snapshot: a session's state is light-weight or it is not for a box.
 pub const LWS_BYTES_MAX: u32 = 1 << 20;
-/// Longest receive log of one box.
+/// Longest receive log of one box, and longest send log.
 pub const LOG_BYTES_MAX: u32 = 1 << 24;
 
 /// First page of the pool.
@@ -61,10 +62,10 @@ pub struct PoolHeader {
     pub lws_bytes: U32,
     /// Capacity of the receive log in bytes.
     pub log_bytes: U32,
+    /// Capacity of the send log in bytes; 0 for none.
+    pub send_bytes: U32,
     /// CRC-32 of everything before: guards against a damaged geometry, which would shift every box.
     pub check: U32,
-    /// Zero.
-    pub reserved: U32,
 }
 
 /// What a slot is, as an odd constant: zeroed or overwritten memory is no state at all.
@@ -141,8 +142,9 @@ pub struct SlotHead {
     pub reserved: U32,
     /// Number of the newest export. The one word that publishes: the buffer `newest & 1` is whole whenever it is read.
     pub newest: U64,
-    /// Of no meaning for a connection; a channel has words here. Keeps the buffers' descriptions on cache lines of
-    /// their own.
+    /// A connection whose output is in the send log from its first byte on has [`output_kept`] in the first of these:
+    /// guards against applications that send past it. A channel has words of its own here. Keeps the buffers'
+    /// descriptions on cache lines of their own.
     pub reserved_words: [U64; 6],
     /// Buffer 0.
     pub even: BufferHead,
@@ -171,12 +173,14 @@ pub struct Geometry {
     pub lws_bytes: u32,
     /// Capacity of the receive log in bytes, a multiple of 8.
     pub log_bytes: u32,
+    /// Capacity of the send log in bytes, a multiple of 8; 0 for none.
+    pub send_bytes: u32,
 }
 
 impl Geometry {
     /// The default box: 24 KiB, of which 16 KiB log and two snapshots of up to 3840 bytes.
     pub const fn standard(slots: u32) -> Self {
-        Self { slots, slot_bytes: 24 << 10, lws_bytes: 3840, log_bytes: 16 << 10 }
+        Self { slots, slot_bytes: 24 << 10, lws_bytes: 3840, log_bytes: 16 << 10, send_bytes: 0 }
     }
 
     /// Boxes with the given capacities (rounded up to whole words), bodies rounded up to whole cache lines.
@@ -184,7 +188,14 @@ impl Geometry {
         let lws_bytes = lws_bytes.next_multiple_of(8);
         let log_bytes = log_bytes.next_multiple_of(8);
         let slot_bytes = (FRONT_BYTES + 2 * lws_bytes + log_bytes).next_multiple_of(64);
-        Self { slots, slot_bytes, lws_bytes, log_bytes }
+        Self { slots, slot_bytes, lws_bytes, log_bytes, send_bytes: 0 }
+    }
+
+    /// This geometry with a send log of so many bytes (rounded up to whole cache lines) in each box.
+    #[must_use]
+    pub const fn keeping_output(self, send_bytes: u32) -> Self {
+        let send_bytes = send_bytes.next_multiple_of(64);
+        Self { slot_bytes: self.slot_bytes - self.send_bytes + send_bytes, send_bytes, ..self }
     }
 
     /// This geometry with as many slots as fit into a mapping of `length` bytes.
@@ -200,12 +211,15 @@ impl Geometry {
 
     /// Whether the numbers describe a pool at all.
     pub const fn is_sound(&self) -> bool {
-        let need = FRONT_BYTES as u64 + 2 * self.lws_bytes as u64 + self.log_bytes as u64;
+        let logs = self.log_bytes as u64 + self.send_bytes as u64;
+        let need = FRONT_BYTES as u64 + 2 * self.lws_bytes as u64 + logs;
         0 < self.slots
             && self.slots <= SLOTS_MAX
             && self.lws_bytes <= LWS_BYTES_MAX
             && 0 < self.log_bytes
             && self.log_bytes <= LOG_BYTES_MAX
+            && self.send_bytes <= LOG_BYTES_MAX
+            && self.send_bytes.is_multiple_of(8)
             && self.lws_bytes.is_multiple_of(8)
             && self.log_bytes.is_multiple_of(8)
             && self.slot_bytes.is_multiple_of(8)
@@ -264,10 +278,17 @@ impl Geometry {
     /// The stretches of the log, as offsets inside it, that hold stream offsets `from .. to`; the second one is empty
     /// unless the range wraps. `to - from` must not exceed the log.
     pub const fn log_stretches(&self, from: u64, to: u64) -> [Range<u32>; 2] {
-        let length = (to - from) as u32;
-        let start = (from % self.log_bytes as u64) as u32;
-        let first = if length < self.log_bytes - start { length } else { self.log_bytes - start };
-        [start..start + first, 0..length - first]
+        stretches(self.log_bytes, from, to)
+    }
+
+    /// Offset of the send log inside a slot.
+    pub const fn send_offset(&self) -> u32 {
+        self.log_offset() + self.log_bytes
+    }
+
+    /// As [`Geometry::log_stretches`], of the send log, if there is one.
+    pub const fn send_stretches(&self, from: u64, to: u64) -> [Range<u32>; 2] {
+        stretches(self.send_bytes, from, to)
     }
 
     /// The header that announces this geometry.
@@ -282,12 +303,20 @@ impl Geometry {
             slot_bytes: self.slot_bytes.into(),
             lws_bytes: self.lws_bytes.into(),
             log_bytes: self.log_bytes.into(),
+            send_bytes: self.send_bytes.into(),
             check: 0.into(),
-            reserved: 0.into(),
         };
         header.check = header.computed_check().into();
         header
     }
+}
+
+/// Stretches of a ring of `bytes` for stream offsets `from .. to`.
+const fn stretches(bytes: u32, from: u64, to: u64) -> [Range<u32>; 2] {
+    let length = (to - from) as u32;
+    let start = (from % bytes as u64) as u32;
+    let first = if length < bytes - start { length } else { bytes - start };
+    [start..start + first, 0..length - first]
 }
 
 impl PoolHeader {
@@ -323,6 +352,11 @@ impl BufferHead {
         hasher.update(lws);
         hasher.finalize()
     }
+}
+
+/// What says of a box of this generation that its send log has all output.
+pub const fn output_kept(generation: u32) -> u64 {
+    0x4ee9_5a11_0000_0001 ^ (generation as u64) << 1
 }
 
 /// An address as it is stored.
@@ -373,6 +407,17 @@ mod tests {
         let lws = [(0, 128), (1, 128), (0, 129), (1, 136)].map(|(index, length)| geometry.lws_offset(index, length));
         assert_eq!(lws, [256, 384, 512, 512 + 136]);
         assert_eq!(geometry.log_offset(), 512 + 2 * 136);
+    }
+
+    #[test]
+    fn a_send_log_lies_behind_everything_else() {
+        let (without, with) = (Geometry::with(9, 136, 64), Geometry::with(9, 136, 64).keeping_output(100));
+        assert_eq!((with.send_bytes, with.slot_bytes), (128, without.slot_bytes + 128));
+        assert!(with.is_sound() && with.send_offset() + with.send_bytes <= with.slot_bytes);
+        assert_eq!(with.send_offset(), without.log_offset() + without.log_bytes);
+        assert_eq!(with.send_stretches(120, 140), [120..128, 0..12]);
+        assert_eq!(with.keeping_output(0), without);
+        assert!(!Geometry { send_bytes: 256, ..with }.is_sound());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::reader::Snapshot;
 use crate::service::{BoxClient, Handed};
 use crate::shared::{Slot, keep_syn};
 use crate::stream::{Position, RecoverableStream};
+use nix::sys::socket::{setsockopt, sockopt};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
@@ -45,6 +46,9 @@ impl Accepted {
         Self { stream, peer, resumed: None, channels: Vec::new() }
     }
 }
+
+/// What a receive buffer is set to where input is mirrored; the kernel makes it 64 KiB.
+const RECEIVE_BYTES: usize = 32 << 10;
 
 /// A TCP listener whose connections have boxes.
 #[derive(Debug)]
@@ -146,6 +150,9 @@ fn protect(socket: TcpStream, peer: SocketAddr, client: &Arc<BoxClient>) -> Acce
     };
     let stream = match continuation {
         Ok(continuation) => {
+            if continuation.keeps_output() {
+                bound(&socket, slot.geometry().send_bytes);
+            }
             RecoverableStream::protected(socket, continuation, Position::default(), Some(Arc::clone(client)))
         }
         Err(why) => {
@@ -155,6 +162,16 @@ fn protect(socket: TcpStream, peer: SocketAddr, client: &Arc<BoxClient>) -> Acce
         }
     };
     Accepted::fresh(stream, peer)
+}
+
+/// Has the kernel queue no more than what is kept outside of its queues: output in a send log of `send_bytes`, input in
+/// the ring of the target's table of connections. Half of what it is told is for overhead; a socket may exceed it by a
+/// buffer.
+fn bound(socket: &TcpStream, send_bytes: u32) {
+    let sending = setsockopt(socket, sockopt::SndBuf, &(send_bytes as usize / 4));
+    if let Err(why) = sending.and_then(|()| setsockopt(socket, sockopt::RcvBuf, &RECEIVE_BYTES)) {
+        tracing::warn!(%why, "a connection may have more in the kernel's queues than a spare can find");
+    }
 }
 
 /// Makes a stream of a reinstated socket and the box that came with it.
@@ -175,9 +192,7 @@ fn take_over(handed: Handed, client: &Arc<BoxClient>) -> Result<Accepted, String
 /// resets the client. From here on its end is what the application makes of it.
 fn end_properly(accepted: &Accepted) {
     let patient = nix::libc::linger { l_onoff: 0, l_linger: 0 };
-    if let Err(why) =
-        nix::sys::socket::setsockopt(accepted.stream.socket(), nix::sys::socket::sockopt::Linger, &patient)
-    {
+    if let Err(why) = setsockopt(accepted.stream.socket(), sockopt::Linger, &patient) {
         tracing::warn!(peer = %accepted.peer, %why, "a resumed session will end in a reset");
     }
 }

@@ -151,6 +151,7 @@ pub fn parse_pool(bytes: &[u8], region_bytes: u64) -> Result<PoolInfo, BadPool> 
         slot_bytes: header.slot_bytes.get(),
         lws_bytes: header.lws_bytes.get(),
         log_bytes: header.log_bytes.get(),
+        send_bytes: header.send_bytes.get(),
     };
     let fits = geometry.is_sound()
         && geometry.length_bytes() == header.length_bytes.get()
@@ -177,6 +178,8 @@ pub struct BoxHead {
     pub base_written: u64,
     /// What the slot has served until then, this connection included.
     pub generation: u32,
+    /// Whether all output of the connection went through its send log.
+    pub keeps_output: bool,
     pub(crate) newest: u64,
     pub(crate) buffers: [BufferHead; 2],
     /// What lies in the front behind the head.
@@ -213,6 +216,7 @@ impl BoxHead {
             base_read: head.base_read.get(),
             base_written: head.base_written.get(),
             generation: head.generation.get(),
+            keeps_output: head.reserved_words[0].get() == layout::output_kept(head.generation.get()),
             newest: head.newest.get(),
             buffers: [head.even, head.odd],
             short,
@@ -271,6 +275,19 @@ impl BoxHead {
         let log = log.map(|stretch| log_start + u64::from(stretch.start)..log_start + u64::from(stretch.end));
         let lws = candidates.iter().map(|candidate| candidate.range(geometry)).collect();
         Ok(BoxPlan { candidates, lws, log, from, copied, log_bytes: geometry.log_bytes })
+    }
+
+    /// Where the bytes lie that the application was to send at stream offsets `from .. to`; `None` if they were not
+    /// kept.
+    pub fn sent(&self, geometry: &Geometry, from: u64, to: u64) -> Option<[Range<u64>; 2]> {
+        let length = to.checked_sub(from).filter(|length| *length <= u64::from(geometry.send_bytes))?;
+        if length == 0 {
+            return Some([0..0, 0..0]);
+        }
+        let start = geometry.place(self.slot, geometry.send_offset());
+        let stretches = geometry.send_stretches(from, to);
+        let stretches = stretches.map(|stretch| start + u64::from(stretch.start)..start + u64::from(stretch.end));
+        self.keeps_output.then_some(stretches)
     }
 
     /// The published buffer and the next one, newest first, as far as their descriptions are possible.

@@ -247,6 +247,22 @@ impl Slot {
         }
     }
 
+    /// Copies `bytes` into the send log at stream offset `from`; at most one log's worth.
+    pub fn sent_fill(&self, from: u64, bytes: &[u8]) {
+        let geometry = self.geometry();
+        assert!(bytes.len() as u64 <= u64::from(geometry.send_bytes), "more than one log's worth: {}", bytes.len());
+        let stretches = geometry.send_stretches(from, from + bytes.len() as u64);
+        let mut rest = bytes;
+        for stretch in stretches.into_iter().filter(|stretch| !stretch.is_empty()) {
+            let length = stretch.end - stretch.start;
+            let (piece, after) = rest.split_at(length as usize);
+            let into = self.pointer(geometry.send_offset() + stretch.start, length);
+            // SAFETY: `pointer` vouches for `length` bytes; `piece` has as many and is no part of the mapping.
+            unsafe { std::ptr::copy_nonoverlapping(piece.as_ptr(), into.as_ptr(), piece.len()) };
+            rest = after;
+        }
+    }
+
     /// Receives up to `room` bytes from the socket straight into the log at stream offset `from`.
     ///
     /// One `recvmsg` with both stretches of the ring: the kernel advances its own position only after it has copied,

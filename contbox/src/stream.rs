@@ -9,13 +9,13 @@
 //!
 //! Reads land in the receive log first and are copied to the caller from there; an export trims the log. Writes go
 //! straight to the socket: what the kernel took is in its send queue until acknowledged, and that is where a spare
-//! finds it. A closing connection cannot be rebuilt, so a protected one shuts down only when the client has everything.
+//! finds it. Where it could not, a pool has send logs, and output is copied there before the kernel gets it. A closing connection cannot be rebuilt, so a protected one shuts down only when the client has everything.
 //! A connection without a box behaves like a plain `TcpStream`.
 
 use crate::channel::Place;
 use crate::continuation::{ContinuationBox, ExportError};
 use crate::service::BoxClient;
-use crate::shared;
+use crate::shared::{self, Slot};
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
@@ -25,12 +25,16 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 /// How long a shutdown waits for a client that acknowledges nothing: longer than a take-over of its server lasts.
 const ACKNOWLEDGE_PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at the send queue of a connection that shuts down.
 const ACKNOWLEDGE_LOOK: Duration = Duration::from_millis(10);
+
+/// Between two looks whether the client has acknowledged enough for the send log to take more. Rarely needed: a socket
+/// takes less than the log.
+const ROOM_LOOK: Duration = Duration::from_millis(2);
 
 /// What to do when the log is full and the application has not exported.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -69,6 +73,8 @@ struct Shared {
     kept_for: Option<Duration>,
     /// A reader that waits for room in the log.
     waiting: Option<Waker>,
+    /// Stream offset up to which the client is known to have everything.
+    acknowledged: u64,
 }
 
 impl Session {
@@ -130,6 +136,8 @@ pub struct RecoverableStream {
     session: Session,
     service: Option<Arc<BoxClient>>,
     closing: Option<Closing>,
+    /// Until the next look for room in the send log.
+    look: Option<Pin<Box<Sleep>>>,
 }
 
 /// A shutdown that waits for the client to acknowledge what was sent.
@@ -162,8 +170,9 @@ impl RecoverableStream {
         service: Option<Arc<BoxClient>>,
     ) -> Self {
         let when_full = WhenFull::default();
-        let shared = Shared { continuation, position, when_full, kept_for: None, waiting: None };
-        Self { socket, session: Session { shared: Arc::new(Mutex::new(shared)) }, service, closing: None }
+        let shared = Shared { continuation, position, when_full, kept_for: None, waiting: None, acknowledged: 0 };
+        let session = Session { shared: Arc::new(Mutex::new(shared)) };
+        Self { socket, session, service, closing: None, look: None }
     }
 
     /// The session, for exports.
@@ -315,6 +324,23 @@ impl Shared {
         self.position.read += count as u64;
     }
 
+    /// The slot into which output has to go before the kernel gets it, if there is one.
+    fn keeping_output(&self) -> Option<Slot> {
+        let continuation = self.continuation.as_ref().filter(|it| it.keeps_output() && it.is_protected())?;
+        Some(continuation.slot().clone())
+    }
+
+    /// Bytes of the `wanted` ones that a send log of `capacity` can take: what the client has acknowledged may go. The
+    /// kernel is asked how much that is only where what is known does not do.
+    fn output_room(&mut self, capacity: u32, wanted: usize, socket: &TcpStream) -> usize {
+        let (capacity, written) = (u64::from(capacity), self.position.written);
+        if capacity - (written - self.acknowledged) < capacity.min(wanted as u64) {
+            let waiting = shared::unacknowledged(socket.as_fd()).map_or(u64::MAX, |count| count as u64);
+            self.acknowledged = self.acknowledged.max(written.saturating_sub(waiting));
+        }
+        (capacity - (written - self.acknowledged)).min(wanted as u64) as usize
+    }
+
     /// Takes up to `offered` bytes of output that the client has already, or 0 if there are none to swallow.
     fn swallow(&mut self, offered: usize) -> usize {
         let swallowed = self.position.discard.min(offered as u64);
@@ -340,7 +366,32 @@ impl AsyncWrite for RecoverableStream {
         if swallowed > 0 {
             return Poll::Ready(Ok(swallowed));
         }
-        let count = ready!(Pin::new(&mut this.socket).poll_write_vectored(cx, slices))?;
+        let count = match shared.keeping_output() {
+            None => ready!(Pin::new(&mut this.socket).poll_write_vectored(cx, slices))?,
+            Some(slot) => {
+                ready!(this.socket.poll_write_ready(cx))?;
+                let (capacity, wanted) = (slot.geometry().send_bytes, slices.iter().map(|slice| slice.len()).sum());
+                let room = loop {
+                    match shared.output_room(capacity, wanted, &this.socket) {
+                        0 if wanted > 0 => {
+                            let look = this.look.get_or_insert_with(|| Box::pin(sleep(ROOM_LOOK)));
+                            ready!(look.as_mut().poll(cx));
+                            this.look = None;
+                        }
+                        room => break room,
+                    }
+                };
+                let first = slices.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
+                let first = [IoSlice::new(&first[..first.len().min(room)])];
+                let slices = if room < wanted { &first } else { slices };
+                let mut end = shared.position.written;
+                for slice in slices {
+                    slot.sent_fill(end, slice);
+                    end += slice.len() as u64;
+                }
+                ready!(Pin::new(&mut this.socket).poll_write_vectored(cx, slices))?
+            }
+        };
         shared.position.written += count as u64;
         Poll::Ready(Ok(count))
     }

@@ -44,6 +44,10 @@ pub struct Config {
     /// Routing table for the copy of the main table with a raised initial window.
     #[serde(default = "route_table")]
     pub route_table: u32,
+    /// Read sessions out of their tables also where a target's memory could be read: for tests of what targets without
+    /// raw memory give.
+    #[serde(default)]
+    pub only_tables: bool,
     /// How long the application may take to accept its sessions, in milliseconds.
     #[serde(default = "application_ms")]
     pub application_ms: u64,

@@ -161,16 +161,16 @@ impl Prepared {
         }
         let silent = Duration::from_millis(evacuation.silent_ms);
         let token = &evacuation.token;
-        let (mut survey, pool) = self.source.survey(token, &filter(&self.assignment, &part))?;
+        let mut survey = self.source.survey(token, &filter(&self.assignment, &part))?;
         stages.end("extract");
         // From here on clients' packets come to us.
         let ours = || self.addresses.iter().filter(|address| part.contains(&address.address()));
         for address in ours() {
             named("announcing the address", address.announce())?;
         }
-        let connections: Vec<_> = survey.sockets.iter().map(|socket| session::unread(socket, silent)).collect();
-        let settled: Vec<_> = survey.sockets.iter().map(session::is_settled).collect();
-        let wanted: Vec<_> = survey.sockets.iter().map(|socket| session::rebuildable(socket).is_ok()).collect();
+        let connections: Vec<_> = survey.sockets().iter().map(|socket| session::unread(socket, silent)).collect();
+        let settled: Vec<_> = survey.sockets().iter().map(session::is_settled).collect();
+        let wanted: Vec<_> = survey.sockets().iter().map(|socket| session::rebuildable(socket).is_ok()).collect();
         let neighbours = &mut self.neighbours;
         let again = || {
             ours().for_each(|address| drop(address.announce()));
@@ -184,7 +184,7 @@ impl Prepared {
             let who = Asked { connections: &connections, settled: &settled, absent: &evacuation.absent };
             let asking = scope.spawn(|| (ask(prober, who, order, patience, again, tell), order.elapsed()));
             let building = scope.spawn(|| sockets.build(told, |number| wanted[number]));
-            let extracted = source.pair(&mut survey, token, pool.as_ref(), silent);
+            let extracted = source.pair(&mut survey, token, silent);
             stages.end("boxes");
             let (verdicts, heard) = joined(asking);
             stages.note("probe", stages.of("extract"), heard);

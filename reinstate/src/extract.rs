@@ -32,6 +32,7 @@ use crate::{
     resume::{Keeper, keepers},
     session::{self, Loss, Session},
     snapshot::Snapshot,
+    tables::{OutOfSight, Tables},
 };
 
 /// Sentences about damage one report may hold.
@@ -144,6 +145,22 @@ pub fn pair_all(
     pair(memory, &Dead { kernel, ram }, pool, mem::take(&mut survey.sockets), silent, words)
 }
 
+/// As [`pair_all`], of the connections in a machine's tables, which are left without them.
+///
+/// # Errors
+/// [`LinkError`] if the path to the memory failed.
+pub fn pair_tables(
+    memory: &mut dyn RemoteRead,
+    pool: Option<&Region>,
+    tables: &mut Tables,
+    silent: Duration,
+) -> Result<Extracted, LinkError> {
+    let (sockets, words) = (mem::take(&mut tables.sockets), mem::take(&mut tables.damage));
+    let extracted = pair(memory, &OutOfSight, pool, sockets, silent, words)?;
+    tables.locate(&extracted);
+    Ok(extracted)
+}
+
 /// Finds the box of each socket and puts both together, and with them the channels to other processes.
 fn pair(
     memory: &mut dyn RemoteRead,
@@ -205,6 +222,19 @@ impl Fronts {
     /// What all boxes said, address by address, also those whose sessions are lost.
     pub fn testaments(&self) -> Vec<Testament> {
         testament::read(&self.geometry, &self.bytes)
+    }
+
+    /// Where the output of sessions lies that waits to be sent or acknowledged, by their numbers; of those that kept it.
+    pub fn sent(&self, sessions: &[Session]) -> HashMap<usize, [Range<u64>; 2]> {
+        let heads = self.bytes.iter().enumerate().filter_map(|(slot, bytes)| BoxHead::parse(slot as u32, bytes).ok());
+        let heads: HashMap<Addresses, BoxHead> =
+            heads.map(|head| ((canonical(head.local), canonical(head.peer)), head)).collect();
+        let of = |session: &Session| {
+            let head = heads.get(&(canonical(session.snapshot.local), canonical(session.snapshot.peer)))?;
+            let from = session.written.checked_sub(session.snapshot.queued() as u64)?;
+            Some((session.number, head.sent(&self.geometry, from, session.written)?))
+        };
+        sessions.iter().filter_map(of).collect()
     }
 }
 
@@ -325,7 +355,7 @@ fn read_plans(
 
 /// Reads lists of stretches of the pool in one batch; `None` for a list of which something could not be read. Only
 /// snapshots have checksums: what was not read must not be taken for zeroes.
-fn read_parts(
+pub(crate) fn read_parts(
     memory: &mut dyn RemoteRead,
     pool: Option<&Region>,
     wanted: &[Vec<Range<u64>>],

@@ -5,6 +5,8 @@
 //!   pair          boxes, and what lies between processes                who goes on, and how
 //!   read_queues   send queues, the short ones first                     each session can speak as its bytes come
 //! ```
+//! Of a target without a region `ram`, connections come out of the table that its kernel keeps ([`crate::tables`]), and
+//! send queues out of its boxes.
 
 use std::{net::IpAddr, sync::mpsc::Sender, time::Duration};
 
@@ -14,7 +16,7 @@ use control::{
 };
 use introspect::{
     Extent, Kernel,
-    linux::tcp::{self, Survey, TcpFilter},
+    linux::tcp::{self, Survey, TcpFilter, TcpSocket},
 };
 use link::{Link, Options};
 use remote_memory::{Region, RemoteKey};
@@ -22,6 +24,7 @@ use remote_memory::{Region, RemoteKey};
 use crate::{
     config::Config,
     extract::{self, Extracted},
+    tables::{self, Tables},
 };
 
 /// Send queues are read in groups of about this many bytes: some hundred packets, so that a round trip does not count,
@@ -35,6 +38,13 @@ const GROUP_SESSIONS: usize = 48;
 /// and other sessions have begun to go on.
 const LINK_TRIES: u32 = 3;
 
+/// All memory of a target, and the table in which its kernel keeps connections.
+const RAM: &str = "ram";
+const TABLE: &str = tcptable::layout::NAME;
+
+/// Nobody does that: a source is one or the other for its life.
+const CHANGED: &str = "extraction: what can be read of the target has changed";
+
 /// A target's memory and what is known of its kernel.
 #[derive(Debug)]
 pub struct Source {
@@ -42,7 +52,47 @@ pub struct Source {
     incarnation: u64,
     /// How often it had been reset when its kernel was found: each reset makes another one.
     resets: u64,
-    kernel: Kernel,
+    sight: Sight,
+}
+
+/// What of the target can be read.
+#[derive(Debug)]
+enum Sight {
+    /// All memory, with this kernel in it.
+    Memory(Box<Kernel>),
+    /// What was registered.
+    Tables,
+}
+
+/// The connections of a target, with the places of what they had still to send.
+#[derive(Debug)]
+pub struct Surveyed {
+    /// Where its boxes are, if it registered any.
+    pool: Option<Region>,
+    found: Connections,
+}
+
+#[derive(Debug)]
+enum Connections {
+    Walked(Survey),
+    Kept(Tables),
+}
+
+impl Surveyed {
+    /// The connections, until they are paired with their boxes.
+    pub fn sockets(&self) -> &[TcpSocket] {
+        match &self.found {
+            Connections::Walked(survey) => &survey.sockets,
+            Connections::Kept(tables) => &tables.sockets,
+        }
+    }
+
+    fn queued_bytes(&self, number: usize) -> usize {
+        match &self.found {
+            Connections::Walked(survey) => survey.queued_bytes(number),
+            Connections::Kept(tables) => tables.queued_bytes(number),
+        }
+    }
 }
 
 /// Send queues that have been read: the number of each in the survey, and its bytes if all of them could be.
@@ -54,7 +104,7 @@ fn named<T, E: std::fmt::Display>(what: &str, result: Result<T, E>) -> Result<T,
 
 /// The kernel that lives, and how often the target had been reset before.
 fn discover(link: &mut Link) -> Result<(Kernel, u64), String> {
-    let ram = named("backdoor", link.region("ram"))?;
+    let ram = named("backdoor", link.region(RAM))?;
     let resets = named("backdoor", link.stats())?.resets;
     let (key, extents) = (RemoteKey::new(ram.key), extents(&ram));
     let found = match resets {
@@ -81,13 +131,26 @@ impl Source {
         if welcome.target != assignment.target {
             return Err(format!("the backdoor at {} serves {}", assignment.backdoor, welcome.target));
         }
-        let (kernel, resets) = discover(&mut link)?;
-        Ok(Self { incarnation: welcome.incarnation, resets, link, kernel })
+        let regions = named("backdoor", link.regions(None))?;
+        let is_there = |name: &str| regions.iter().any(|region| region.name == name);
+        let (sight, resets) = if config.only_tables || !is_there(RAM) {
+            if !is_there(TABLE) {
+                return Err(format!("{} has registered neither its memory nor a table of connections", welcome.target));
+            }
+            (Sight::Tables, named("backdoor", link.stats())?.resets)
+        } else {
+            let (kernel, resets) = discover(&mut link)?;
+            (Sight::Memory(Box::new(kernel)), resets)
+        };
+        Ok(Self { incarnation: welcome.incarnation, resets, link, sight })
     }
 
-    /// The target's kernel release.
+    /// The target's kernel release, as far as it can be seen.
     pub fn kernel(&self) -> &str {
-        &self.kernel.release
+        match &self.sight {
+            Sight::Memory(kernel) => &kernel.release,
+            Sight::Tables => "out of sight: its table of connections is read",
+        }
     }
 
     /// Looks whether the link and what was learned still stand while the target is healthy. A target that was started
@@ -99,28 +162,45 @@ impl Source {
         named("backdoor", self.link.ping())?;
         let incarnation = self.link.welcome().incarnation;
         let resets = named("backdoor", self.link.stats())?.resets;
-        let ram = named("backdoor", self.link.region("ram"))?;
-        let surveyed = tcp::survey(&self.kernel, self.link.memory(), RemoteKey::new(ram.key), filter);
+        let is_another = (incarnation, resets) != (self.incarnation, self.resets);
+        let Sight::Memory(kernel) = &mut self.sight else {
+            let table = Region::from(named("backdoor", self.link.region(TABLE))?);
+            let tables = named("table of connections", tables::survey(self.link.memory(), &table, filter))?;
+            let tables = named("table of connections", tables)?;
+            (self.incarnation, self.resets) = (incarnation, resets);
+            return Ok(tables.sockets.iter().map(|socket| socket.peer.ip()).collect());
+        };
+        let ram = named("backdoor", self.link.region(RAM))?;
+        let surveyed = tcp::survey(kernel, self.link.memory(), RemoteKey::new(ram.key), filter);
         let survey = named("sockets of the target", surveyed)?;
         // A busy machine tears a chain now and then; a rebooted one has nothing where it was.
-        let is_another = (incarnation, resets) != (self.incarnation, self.resets);
         if is_another || (survey.sockets.is_empty() && !survey.damage.is_empty()) {
-            (self.kernel, self.resets) = discover(&mut self.link)?;
+            (**kernel, self.resets) = discover(&mut self.link)?;
             self.incarnation = incarnation;
         }
         Ok(survey.sockets.iter().map(|socket| socket.peer.ip()).collect())
     }
 
-    /// Surveys the connections of the fenced target. Also says where its boxes are, if it registered any.
+    /// Surveys the connections of the fenced target.
     ///
     /// # Errors
     /// A sentence for people.
-    pub fn survey(&mut self, token: &FenceToken, filter: &TcpFilter) -> Result<(Survey, Option<Region>), String> {
+    pub fn survey(&mut self, token: &FenceToken, filter: &TcpFilter) -> Result<Surveyed, String> {
         let regions = named("regions under the fence", self.link.regions(Some(token)))?;
-        let pool = regions.iter().find(|region| region.name == "cb").cloned().map(Region::from);
-        let ram = RemoteKey::new(token.ram_key);
-        let survey = named("extraction", tcp::survey(&self.kernel, self.link.memory(), ram, filter))?;
-        Ok((survey, pool))
+        let named_so = |name: &str| regions.iter().find(|region| region.name == name).cloned().map(Region::from);
+        let found = match &self.sight {
+            Sight::Memory(kernel) => {
+                let ram = RemoteKey::new(token.ram_key);
+                let survey = tcp::survey(kernel, self.link.memory(), ram, filter);
+                Connections::Walked(named("extraction", survey)?)
+            }
+            Sight::Tables => {
+                let table = named_so(TABLE).ok_or("extraction: the table of connections is not registered any more")?;
+                let tables = named("extraction", tables::survey(self.link.memory(), &table, filter))?;
+                Connections::Kept(named("extraction", tables)?)
+            }
+        };
+        Ok(Surveyed { pool: named_so("cb"), found })
     }
 
     /// Finds the boxes of the surveyed connections, and the channels of their sessions; takes their sockets out of the
@@ -128,27 +208,50 @@ impl Source {
     ///
     /// # Errors
     /// A sentence for people.
-    pub fn pair(
+    pub fn pair(&mut self, surveyed: &mut Surveyed, token: &FenceToken, silent: Duration) -> Result<Extracted, String> {
+        let (memory, pool) = (self.link.memory(), surveyed.pool.as_ref());
+        let paired = match (&self.sight, &mut surveyed.found) {
+            (Sight::Memory(kernel), Connections::Walked(survey)) => {
+                extract::pair_all(kernel, memory, RemoteKey::new(token.ram_key), pool, survey, silent)
+            }
+            (_, Connections::Kept(tables)) => extract::pair_tables(memory, pool, tables, silent),
+            (Sight::Tables, Connections::Walked(_)) => return Err(CHANGED.to_owned()),
+        };
+        named("extraction", paired)
+    }
+
+    fn read_queued(
         &mut self,
-        survey: &mut Survey,
+        surveyed: &Surveyed,
         token: &FenceToken,
-        pool: Option<&Region>,
-        silent: Duration,
-    ) -> Result<Extracted, String> {
-        let ram = RemoteKey::new(token.ram_key);
-        named("extraction", extract::pair_all(&self.kernel, self.link.memory(), ram, pool, survey, silent))
+        numbers: &[usize],
+    ) -> Result<Vec<Option<Vec<u8>>>, String> {
+        let memory = self.link.memory();
+        let read = match (&self.sight, &surveyed.found) {
+            (Sight::Memory(kernel), Connections::Walked(survey)) => {
+                survey.read_queued(kernel, memory, RemoteKey::new(token.ram_key), numbers)
+            }
+            (_, Connections::Kept(tables)) => tables.read_queued(memory, surveyed.pool.as_ref(), numbers),
+            (Sight::Tables, Connections::Walked(_)) => return Err(CHANGED.to_owned()),
+        };
+        read.map_err(|error| error.to_string())
     }
 
     /// Reads the send queues of the connections `numbers`, the short ones first, until all are read or nobody takes
     /// them any more.
-    pub fn read_queues(&mut self, survey: &Survey, token: &FenceToken, mut numbers: Vec<usize>, taker: &Sender<Group>) {
-        let ram = RemoteKey::new(token.ram_key);
+    pub fn read_queues(
+        &mut self,
+        survey: &Surveyed,
+        token: &FenceToken,
+        mut numbers: Vec<usize>,
+        taker: &Sender<Group>,
+    ) {
         numbers.sort_by_key(|number| survey.queued_bytes(*number));
         let mut tries = LINK_TRIES;
         for group in groups(&numbers, |number| survey.queued_bytes(number)) {
             let mut queues = None;
             while tries > 0 && queues.is_none() {
-                match survey.read_queued(&self.kernel, self.link.memory(), ram, group) {
+                match self.read_queued(survey, token, group) {
                     Ok(read) => queues = Some(read),
                     Err(error) => {
                         tries -= 1;

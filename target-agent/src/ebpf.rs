@@ -15,7 +15,7 @@ use sensorbox::layout::checksum;
 use tracing::{debug, info, warn};
 
 use crate::census::TICK_HERTZ;
-use crate::pins::Pins;
+use crate::pins::{PROGRAMS, Pins};
 use crate::shared::cpu_clock;
 
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sensors.bpf.o"));
@@ -62,23 +62,19 @@ pub struct Maps<'a>(pub &'a [(&'a str, BorrowedFd<'a>)]);
 /// If the kernel refuses the programs or a timer. A tracepoint that this kernel lacks is only logged.
 pub fn attach(pins: &Pins, maps: Maps<'_>, cpus: &[u32]) -> Result<Placed> {
     libbpf_rs::set_print(Some((PrintLevel::Info, log)));
-    let place = pins.programs(hash());
+    let place = pins.programs(PROGRAMS, hash(OBJECT));
     if Pins::is_whole(&place) {
         info!("the eBPF programs of an earlier agent are kept");
     } else {
         attach_anew(&place, maps, cpus)?;
     }
-    pins.remove_programs_except(&place).context("cannot unpin eBPF programs of another build")?;
+    pins.remove_programs_except(PROGRAMS, Some(&place)).context("cannot unpin eBPF programs of another build")?;
     let [condemned, all, stopped] = [CONDEMNED, ALL, STOPPED].map(|name| place.join(name));
     Ok(Placed { folder: place, stopped, condemned, all })
 }
 
 fn attach_anew(place: &Path, maps: Maps<'_>, cpus: &[u32]) -> Result<()> {
-    // What a killed agent left half done.
-    if place.exists() {
-        fs::remove_dir_all(place).with_context(|| format!("cannot clear {}", place.display()))?;
-    }
-    fs::create_dir(place).with_context(|| format!("cannot make {}", place.display()))?;
+    clear(place)?;
     let object = load(maps)?;
     for mut program in object.progs_mut() {
         let name = program.name().to_string_lossy().into_owned();
@@ -93,6 +89,14 @@ fn attach_anew(place: &Path, maps: Maps<'_>, cpus: &[u32]) -> Result<()> {
     Pins::mark_whole(place).with_context(|| format!("cannot complete {}", place.display()))?;
     info!(processors = cpus.len(), "eBPF programs attached");
     Ok(())
+}
+
+/// Makes the folder `place`, without what a killed agent left half done.
+pub(crate) fn clear(place: &Path) -> Result<()> {
+    if place.exists() {
+        fs::remove_dir_all(place).with_context(|| format!("cannot clear {}", place.display()))?;
+    }
+    fs::create_dir(place).with_context(|| format!("cannot make {}", place.display()))
 }
 
 fn load(maps: Maps<'_>) -> Result<Object> {
@@ -130,16 +134,16 @@ fn attach_trace(program: &ProgramMut<'_>, path: &Path) -> Result<()> {
 }
 
 /// Pins `link` and lets go of it without detaching: from here on the pin holds it.
-fn pin(mut link: Link, path: PathBuf) -> Result<()> {
+pub(crate) fn pin(mut link: Link, path: PathBuf) -> Result<()> {
     link.pin(&path).with_context(|| format!("cannot pin a link at {}", path.display()))?;
     link.disconnect();
     Ok(())
 }
 
-/// Names this build of the programs.
-fn hash() -> u64 {
+/// Names a build of programs.
+pub(crate) fn hash(object: &[u8]) -> u64 {
     let words: Vec<u64> =
-        OBJECT.chunks(8).map(|chunk| chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))).collect();
+        object.chunks(8).map(|chunk| chunk.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))).collect();
     checksum(&words)
 }
 

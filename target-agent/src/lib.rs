@@ -4,6 +4,7 @@
 //!   pins      ── bpffs ──►  maps `sb`, `cb`   kernel memory that outlives the agent
 //!   census    ── sb ──►     which sensors this machine has, and their limits
 //!   ebpf      ── links ──►  programs that move them inside the kernel
+//!   mirror    ── tcp ──►    programs that keep the table of the services' connections, where it is asked for
 //!   contbox::service ──►    hands boxes of `cb` to applications
 //!   sweep     ── iter ──►   ends those that an order of the kill table names and that never run
 //!   roster    ── iter ──►   notes those in the process table that never run
@@ -22,6 +23,7 @@ pub mod ebpf;
 pub mod fence;
 pub mod maps;
 pub mod metrics;
+pub mod mirror;
 pub mod pages;
 pub mod pins;
 pub mod port;

@@ -27,7 +27,8 @@ use target_agent::ebpf::Maps;
 use target_agent::maps::{BoxMap, CONTINUATION_BOXES, SENSOR_BOX, page_entries};
 use target_agent::pins::Pins;
 use target_agent::shared::PAGE_BYTES;
-use target_agent::{census, ebpf, fence, metrics, records, registration, roster, sweep};
+use target_agent::{census, ebpf, fence, metrics, mirror, records, registration, roster, sweep};
+use tcptable::layout::SLOT_BYTES;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
@@ -40,6 +41,9 @@ const NEEDS: [(Capability, &str); 1] =
 
 /// A map that is one box has one entry.
 const ONE: u32 = 1;
+
+/// The table of connections has its header in the place of one.
+const HEADER: u32 = 1;
 
 /// Between two advances of the agent's own sensor.
 const HEARTBEAT: Duration = Duration::from_millis(200);
@@ -72,6 +76,17 @@ struct Arguments {
     processes: u32,
     #[command(flatten)]
     guarded: fence::Guarded,
+    /// Local port of a service whose TCP connections the kernel keeps in a table, for a spare that cannot read this
+    /// machine's memory; several times for several. Connections that exist already are not kept.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    mirror_port: Vec<u16>,
+    /// Connections in that table, 68 KiB each. A table that exists keeps its size.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=16_000))]
+    mirror_slots: u32,
+    /// KiB of output that each Continuation Box keeps until its client has acknowledged it, for such a spare; 0 for
+    /// none. A pool that exists keeps its size.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=16_384))]
+    send_log_kib: u32,
     /// Serve Prometheus metrics here, at /metrics; nothing listens without it.
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
@@ -120,13 +135,16 @@ fn main() -> Result<()> {
     if arguments.guarded.is_wanted() {
         fence::guard(&sign, &placed, &arguments.guarded)?;
     }
-    let wanted = Geometry::standard(arguments.pool_slots);
+    let wanted = Geometry::standard(arguments.pool_slots).keeping_output(arguments.send_log_kib << 10);
     let boxes = BoxMap::open(&pins, CONTINUATION_BOXES, PAGE_BYTES as u32, page_entries(wanted.length_bytes()))?;
     let service = Arc::new(serve_boxes(&boxes, wanted, &arguments.box_socket)?);
     let scraped = arguments.metrics.map(|at| show_metrics(&service, at)).transpose()?;
     let mut regions = vec![registration::of(&sensor_box)?, registration::of(&boxes)?, registration::of(&processes)?];
     if !arguments.no_kill_table {
         regions.extend([registration::of_orders(&orders)?, registration::of(&answers)?]);
+    }
+    if let Some(table) = mirror_connections(&pins, &arguments)? {
+        regions.push(registration::of(&table)?);
     }
     sweep::protect();
     thread::Builder::new().name("sweep".into()).spawn(move || sweep::keep(ledger, &placed.condemned))?;
@@ -172,6 +190,17 @@ fn serve_boxes(boxes: &BoxMap, wanted: Geometry, socket: &Path) -> Result<BoxSer
     }
     BoxService::start(socket, pool, boxes.descriptor()?)
         .with_context(|| format!("cannot serve boxes at {}", socket.display()))
+}
+
+/// Has the connections of services kept, where that is asked for.
+fn mirror_connections(pins: &Pins, arguments: &Arguments) -> Result<Option<BoxMap>> {
+    if arguments.mirror_port.is_empty() {
+        mirror::give_up(pins)?;
+        return Ok(None);
+    }
+    let table = BoxMap::open(pins, tcptable::layout::NAME, SLOT_BYTES, arguments.mirror_slots + HEADER)?;
+    mirror::keep(pins, &table, &arguments.mirror_port)?;
+    Ok(Some(table))
 }
 
 fn make_pool(boxes: &BoxMap, wanted: Geometry) -> Result<Arc<Pool>> {

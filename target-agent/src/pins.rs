@@ -5,6 +5,9 @@
 //!   PIN_DIR/cb               pool of Continuation Boxes
 //!   PIN_DIR/programs-HASH/   links of one build of the eBPF programs
 //!   PIN_DIR/programs-HASH/whole/   made last: all links are there
+//!   PIN_DIR/tcp              table of TCP connections
+//!   PIN_DIR/tcp_socks        what mirrored sockets bear
+//!   PIN_DIR/mirror-HASH/     links of one build of the programs that mirror
 //! ```
 
 use std::fs;
@@ -18,7 +21,10 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 /// Where bpffs is mounted if the pin folder is in none.
 const BPFFS: &str = "/sys/fs/bpf";
 
-const PROGRAMS: &str = "programs-";
+/// Sets of programs, each with builds of its own: sensors and hooks.
+pub const PROGRAMS: &str = "programs-";
+/// The mirror of connections.
+pub const MIRROR: &str = "mirror-";
 const WHOLE: &str = "whole";
 
 /// The pin folder, inside a mounted bpffs.
@@ -47,9 +53,9 @@ impl Pins {
         self.folder.join(name)
     }
 
-    /// Where the links of the programs with this hash are pinned.
-    pub fn programs(&self, hash: u64) -> PathBuf {
-        self.folder.join(format!("{PROGRAMS}{hash:016x}"))
+    /// Where the links of the programs of a set with this hash are pinned.
+    pub fn programs(&self, set: &str, hash: u64) -> PathBuf {
+        self.folder.join(format!("{set}{hash:016x}"))
     }
 
     /// Whether every link was pinned in `programs`.
@@ -65,15 +71,15 @@ impl Pins {
         fs::create_dir(programs.join(WHOLE))
     }
 
-    /// Unpins, and so detaches, the links of every build but the one in `keep`.
+    /// Unpins, and so detaches, the links of every build of a set but the one in `keep`.
     ///
     /// # Errors
     /// If a pin cannot be removed: two builds would then count twice.
-    pub fn remove_programs_except(&self, keep: &Path) -> io::Result<()> {
+    pub fn remove_programs_except(&self, set: &str, keep: Option<&Path>) -> io::Result<()> {
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
-            let programs = entry.file_name().to_string_lossy().starts_with(PROGRAMS);
-            if programs && entry.path() != keep {
+            let programs = entry.file_name().to_string_lossy().starts_with(set);
+            if programs && keep != Some(&entry.path()) {
                 fs::remove_dir_all(entry.path())?;
             }
         }

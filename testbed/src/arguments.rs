@@ -408,6 +408,9 @@ pub struct HangDownload {
     /// Continuation Boxes in the guest; enough for the sessions if it is not said.
     #[arg(long)]
     pub pool_slots: Option<u32>,
+    /// The spare reads the guest's tables only, as of a target whose memory cannot be read; with pools of 64 boxes.
+    #[arg(long, conflicts_with_all = ["pool_slots", "saved"])]
+    pub tables: bool,
     /// A guest saved by `save-guest` with the same kernel, vCPUs and pool; it is booted without one.
     #[arg(long)]
     pub saved: Option<PathBuf>,

@@ -122,7 +122,11 @@ fn run_hang_download(arguments: HangDownload) -> Result<ExitCode> {
     order.wire = wire;
     order.spare_dies = arguments.spare_dies.map(|stage| (stage, seed));
     order.saved = arguments.saved;
-    order.pool_slots = arguments.pool_slots.unwrap_or_else(|| scenario::pool_for(sessions));
+    order.only_tables = arguments.tables;
+    order.pool_slots = match arguments.tables {
+        true => scenario::MIRRORED_SLOTS,
+        false => arguments.pool_slots.unwrap_or_else(|| scenario::pool_for(sessions)),
+    };
     ensure!(idle <= sessions, "--idle says how many of the {sessions} sessions are idle");
     let (sessions, idle) = (usize::from(sessions), usize::from(idle));
     let busy = arguments.kinds.iter().copied().cycle().take(sessions - idle);

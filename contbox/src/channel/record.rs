@@ -266,6 +266,7 @@ impl EndPlan {
             base_read: 0,
             base_written: 0,
             generation: raw.generation.get(),
+            keeps_output: false,
             newest: raw.newest.get(),
             buffers: [raw.even, raw.odd],
             short,

@@ -171,10 +171,14 @@ pub(super) fn file_server(boxes: &Path, files: &Path) -> Vec<String> {
 }
 
 /// What runs in the guest from its boot on.
-pub(super) fn guest_services(pool_slots: u32) -> Vec<Service> {
+pub(super) fn guest_services(pool_slots: u32, mirrored: bool) -> Vec<Service> {
+    let mirror = match mirrored {
+        true => format!(" --mirror-port {FILE_PORT} --mirror-slots 128 --send-log-kib 256"),
+        false => String::new(),
+    };
     vec![Service {
         name: "target-agent".to_owned(),
-        command: format!("/bin/target-agent --box-socket {GUEST_BOXES} --pool-slots {pool_slots}"),
+        command: format!("/bin/target-agent --box-socket {GUEST_BOXES} --pool-slots {pool_slots}{mirror}"),
         ready_path: Some(GUEST_BOXES.to_owned()),
     }]
 }

@@ -73,6 +73,8 @@ pub struct Order {
     pub spare_dies: Option<(Stage, u64)>,
     /// Continuation Boxes in the guest's pool.
     pub pool_slots: u32,
+    /// The guest's connections are mirrored, and the spare reads nothing of it but its tables.
+    pub only_tables: bool,
     /// Connections that the guest's server takes at a time, if it has a limit; the spare's has none.
     pub connections_max: Option<usize>,
     /// How the clients' cable treats packets while it is bad.
@@ -97,6 +99,7 @@ impl Order {
             relay: None,
             swap_mib: 0,
             pool_slots: POOL_SLOTS,
+            only_tables: false,
             connections_max: None,
             wire: Wire::Good,
             seed: 0,
@@ -118,6 +121,14 @@ const SPARE_SLOTS: u32 = 1024;
 const GUEST_MIB: u32 = 256;
 const SLOTS_IN_GUEST: u32 = 3_000;
 const KIB_FOR_SLOT: u32 = 96;
+
+/// Boxes of a guest whose boxes keep their output: they are larger.
+pub const MIRRORED_SLOTS: u32 = 64;
+
+fn spare_configuration(order: &Order, boxes: &Path, slots: u32) -> String {
+    let keys = if order.only_tables { "only_tables = true\n" } else { "" };
+    keys.to_owned() + &configuration::reinstate("spare", SPARE, boxes, slots)
+}
 
 /// A pool for so many sessions: some of them connect anew all the time, and an ended connection keeps its box until the
 /// server has seen its end.
@@ -249,7 +260,7 @@ impl Installation {
         self.daemons.push(Daemon::start(&topology.hypervisor, "backdoor", backdoor, &folder)?);
         // A spare has more boxes than any of its targets: those that its application has in stock are nobody's.
         let slots = order.pool_slots.max(SPARE_SLOTS);
-        let reinstate = configured(&folder, "reinstate", &configuration::reinstate("spare", SPARE, &boxes, slots))?;
+        let reinstate = configured(&folder, "reinstate", &spare_configuration(order, &boxes, slots))?;
         let level = self.second.as_ref().map(|_| "debug");
         let spare = Daemon::start_logging(&topology.spare, "reinstate", "reinstate", reinstate, &folder, level)?;
         self.daemons.push(spare);
@@ -463,7 +474,7 @@ fn image(kernel: &Kernel, order: &Order) -> Result<PathBuf> {
         for name in ["target-agent", if order.relay.is_some() { "relay" } else { "file-server" }] {
             image = image.program(name, &program(name)?);
         }
-        for service in configuration::guest_services(order.pool_slots) {
+        for service in configuration::guest_services(order.pool_slots, order.only_tables) {
             image = image.service(service);
         }
     }

@@ -24,6 +24,6 @@ pub use configuration::BACKDOOR_CONTROL;
 pub use daemon::{Daemon, make_urgent, may_be_urgent, program};
 pub use dying::Stage;
 pub use hang_download::Run;
-pub use installation::{Installation, Order, pool_for, save_guest};
+pub use installation::{Installation, MIRRORED_SLOTS, Order, pool_for, save_guest};
 pub use progress::Progress;
 pub use verdict::{Host, Verdict};

@@ -11,21 +11,6 @@ const IPPROTO_TCP: u64 = 6;
 /// Bit number of SOCK_DEAD in `sk_flags`.
 const SOCK_DEAD: u64 = 1 << 0;
 
-/// The state, if it is one whose data is worth saving.
-pub(crate) fn state(raw: u64) -> Option<State> {
-    Some(match raw {
-        1 => State::Established,
-        // A sock for the instructions between its request and ESTABLISHED; with TCP Fast Open for longer.
-        3 => State::SynReceived,
-        4 => State::FinWait1,
-        5 => State::FinWait2,
-        8 => State::CloseWait,
-        9 => State::LastAck,
-        11 => State::Closing,
-        _ => return None,
-    })
-}
-
 /// Reads the members; `None` if the sock is not TCP.
 pub(crate) fn socket(
     layout: &SockLayout,

@@ -43,6 +43,23 @@ pub enum State {
     Closing,
 }
 
+impl State {
+    /// The state that the kernel numbers so, if it is one of these. A request sock has a number of its own (12).
+    pub fn from_kernel(raw: u64) -> Option<Self> {
+        Some(match raw {
+            1 => Self::Established,
+            // A sock for the instructions between its request and ESTABLISHED; with TCP Fast Open for longer.
+            3 => Self::SynReceived,
+            4 => Self::FinWait1,
+            5 => Self::FinWait2,
+            8 => Self::CloseWait,
+            9 => Self::LastAck,
+            11 => Self::Closing,
+            _ => return None,
+        })
+    }
+}
+
 /// A stretch of the send queue: one skb, cut to what is not acknowledged.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Segment {

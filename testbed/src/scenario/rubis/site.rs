@@ -291,7 +291,7 @@ fn image(kernel: &Kernel, machines: &Machines, clients: u32) -> Result<PathBuf> 
     for name in ["target-agent", "auction"] {
         image = image.program(name, &program(name)?);
     }
-    for service in configuration::guest_services(pool_for(u16::try_from(clients).unwrap_or(u16::MAX))) {
+    for service in configuration::guest_services(pool_for(u16::try_from(clients).unwrap_or(u16::MAX)), false) {
         image = image.service(service);
     }
     if machines.crash.needs_module() {

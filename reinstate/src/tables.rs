@@ -1,0 +1,247 @@
+//! Connections of a machine whose memory cannot be read, out of the table that its own kernel kept while it lived
+//! (`tcptable`): the same [`TcpSocket`]s that a walk through its memory gives.
+//!
+//! ```text
+//!   header ── one read ──► tails of all slots ── one round ──► rings of those with unread input ── one round ──►
+//!   boxes (crate::extract) ──► where in the send logs what waits to be sent lies ──► one round for each group
+//! ```
+//! **What a record stands for.** The connection at one moment between two updates by its kernel, not later than when the
+//! last segment left: no client has heard of anything that came after it. So it is never torn, and where the kernel had
+//! gone on, harmlessly: input that came since was not acknowledged, and its client sends it again; output that was
+//! written since has not left, and its application, which has not been told that it was taken, produces it again; what
+//! was acknowledged since, its client says when it is asked.
+//!
+//! Two numbers change after the last look, inside of the path that sends: `rcv_wup`, which becomes `rcv_nxt`, and the
+//! window that is offered with it. Both are taken for what they may have become at most.
+//!
+//! Nothing in the table is trusted. Stream offsets are held against the numbers with which the streams began; a slot
+//! that does not hold together costs its session.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use introspect::linux::channel::Descriptor;
+use introspect::linux::tcp::{Segment, State, TcpFilter, TcpSocket};
+use remote_memory::{KernelVirt, LinkError, Region, RemoteRead};
+use tcptable::layout::{flag, region_bytes};
+use tcptable::{BadTable, Connection, Table, reader};
+
+use crate::channels::{Between, Found};
+use crate::extract::{Extracted, read_parts};
+use crate::session::Session;
+
+/// The most that a client can have been promised: a mirrored socket's buffer is bounded, and the window in the answer
+/// to a SYN is not scaled.
+const PROMISED_BYTES: u32 = u16::MAX as u32;
+
+/// Where the output of a session lies in the pool of boxes.
+type Stretches = [Range<u64>; 2];
+
+/// The connections of a machine, out of its table.
+#[derive(Debug, Default)]
+pub struct Tables {
+    /// The connections. Segments of send queues have their numbers and no bytes.
+    pub sockets: Vec<TcpSocket>,
+    /// What was wrong, in words.
+    pub damage: Vec<String>,
+    /// By number of the socket, once their boxes are known.
+    sent: HashMap<usize, Stretches>,
+}
+
+/// Reads the connections that `filter` lets through, with what their applications have not read.
+///
+/// # Errors
+/// [`LinkError`] if the path to the memory failed; [`BadTable`] if there is no table.
+pub fn survey(
+    memory: &mut dyn RemoteRead,
+    region: &Region,
+    filter: &TcpFilter,
+) -> Result<Result<Tables, BadTable>, LinkError> {
+    let mut header = vec![0; reader::HEADER_BYTES];
+    if let Some(at) = region.at(0, header.len() as u64) {
+        let _ = memory.read_one(at, &mut header)?; // what could not be read parses as no table
+    }
+    let table = match Table::parse(&header, region.len) {
+        Ok(table) => table,
+        Err(why) => return Ok(Err(why)),
+    };
+    let slots: Vec<u32> = table.connections().collect();
+    let heads: Vec<_> = slots.iter().map(|slot| vec![table.head(*slot)]).collect();
+    let heads = read_parts(memory, Some(region), &heads)?;
+    let mut tables = Tables::default();
+    let mut connections = Vec::new();
+    let mut ends: HashMap<(SocketAddr, SocketAddr), usize> = HashMap::new();
+    for (slot, head) in slots.into_iter().zip(heads) {
+        let bytes = head.unwrap_or_default().concat();
+        match Connection::parse(slot, &bytes) {
+            Ok(Some(connection)) if filter.admits(connection.local) => {
+                *ends.entry((connection.local, connection.peer)).or_default() += 1;
+                connections.push(connection);
+            }
+            Ok(_) => {}
+            Err(why) => tables.damage.push(format!("slot {slot} of the table of connections: {why}")),
+        }
+    }
+    let mut seen = HashSet::new();
+    connections.retain(|connection| seen.insert((connection.local, connection.peer)));
+    for connection in &connections {
+        let Some(mut socket) = socket(connection) else { continue };
+        let claims = ends.get(&(socket.local, socket.peer)).copied().unwrap_or(1);
+        if claims > 1 {
+            tables.damage.push(format!("{claims} slots of the table claim the connection of {}", socket.peer));
+            socket.send_queue_complete = false;
+        }
+        tables.sockets.push(socket);
+    }
+    fill(memory, region, &connections, &mut tables.sockets)?;
+    Ok(Ok(tables))
+}
+
+/// A record as a walk would have found the socket, without its input; `None` if its state is none that is worth saving.
+fn socket(connection: &Connection) -> Option<TcpSocket> {
+    let Connection { local, peer, first_received, first_sent, record, .. } = *connection;
+    let state = State::from_kernel(record.state.into())?;
+    let fin_received = matches!(state, State::CloseWait | State::LastAck | State::Closing);
+    let fin_queued = matches!(state, State::FinWait1 | State::FinWait2 | State::LastAck | State::Closing);
+    let orphaned = record.has(flag::ORPHANED);
+    let promised = record.rcv_wup.wrapping_add(record.rcv_wnd).wrapping_sub(record.rcv_nxt);
+    let promised = u32::try_from(promised as i32).unwrap_or(0).max(PROMISED_BYTES);
+    let acked = record.snd_una.wrapping_sub(first_sent) == record.bytes_acked as u32;
+    let in_order = |low: u32, high: u32| high.wrapping_sub(low) <= i32::MAX as u32;
+    let waiting = record.snd_una != record.write_seq;
+    let segment = Segment {
+        seq: record.snd_una,
+        end_seq: record.write_seq,
+        bytes: Vec::new(),
+        sent: true,
+        fin: fin_queued && waiting,
+    };
+    Some(TcpSocket {
+        address: KernelVirt::new(region_bytes(connection.slot)),
+        local,
+        peer,
+        inet6_socket: record.is_inet6(),
+        state,
+        accepted: connection.accepted || orphaned,
+        orphaned,
+        in_init_net: record.has(flag::INIT_NET),
+        bound_device: record.bound_device,
+        snd_una: record.snd_una,
+        snd_nxt: record.snd_nxt,
+        write_seq: record.write_seq,
+        rcv_nxt: record.rcv_nxt,
+        copied_seq: record.copied_seq,
+        rcv_wup: record.rcv_nxt,
+        rcv_wnd: promised,
+        snd_wl1: record.snd_wl1,
+        snd_wnd: record.snd_wnd,
+        max_window: record.max_window,
+        snd_cwnd: record.snd_cwnd,
+        mss_cache: record.mss_cache,
+        mss_clamp: record.mss_clamp,
+        timestamps: record.has(flag::TIMESTAMPS),
+        window_scaling: record.has(flag::SCALING),
+        sack: record.has(flag::SACK),
+        snd_wscale: record.snd_wscale,
+        rcv_wscale: record.rcv_wscale,
+        tsoffset: record.tsoffset,
+        timestamps_in_us: record.has(flag::MICROSECONDS),
+        ts_recent: record.ts_recent,
+        tcp_mstamp_us: record.tcp_mstamp_us,
+        tcp_wstamp_ns: record.tcp_wstamp_ns,
+        bytes_acked: record.bytes_acked,
+        bytes_received: record.bytes_received,
+        read_offset_certain: record.rcv_nxt.wrapping_sub(first_received) == record.bytes_received as u32,
+        lock_held: false,
+        shutdown: record.shutdown,
+        urgent: record.has(flag::URGENT),
+        repair: record.has(flag::REPAIR),
+        has_ulp: record.has(flag::UPPER_LAYER),
+        is_mptcp: record.has(flag::MPTCP),
+        send_queue: if waiting { vec![segment] } else { Vec::new() },
+        receive_queue: Vec::new(),
+        fin_queued,
+        fin_received,
+        send_queue_complete: acked && in_order(record.snd_una, record.write_seq),
+        receive_queue_complete: false,
+        damage: Vec::new(),
+    })
+}
+
+/// How many bytes of the client's are in the ring, if these are all that its application has not read.
+fn unread(connection: &Connection, socket: &TcpSocket) -> Option<u32> {
+    let record = &connection.record;
+    if record.copied_seq == record.rcv_nxt {
+        return Some(0);
+    }
+    let end = record.rcv_nxt.wrapping_sub(socket.fin_received.into());
+    let is_whole = record.taken == end || record.taken == record.rcv_nxt;
+    let length = connection.unread_bytes(socket.read_offset())?;
+    (is_whole && length == end.wrapping_sub(record.copied_seq)).then_some(length)
+}
+
+/// Gives each socket its receive queue.
+fn fill(
+    memory: &mut dyn RemoteRead,
+    region: &Region,
+    connections: &[Connection],
+    sockets: &mut [TcpSocket],
+) -> Result<(), LinkError> {
+    let by_ends: HashMap<_, _> = connections.iter().map(|it| ((it.local, it.peer), it)).collect();
+    let whole = |socket: &TcpSocket| {
+        let connection = by_ends.get(&(socket.local, socket.peer))?;
+        Some(connection.unread(unread(connection, socket)?).to_vec())
+    };
+    let wanted: Vec<Option<Vec<Range<u64>>>> = sockets.iter().map(whole).collect();
+    let stretches: Vec<_> = wanted.iter().map(|wanted| wanted.clone().unwrap_or_default()).collect();
+    let parts = read_parts(memory, Some(region), &stretches)?;
+    for ((socket, wanted), parts) in sockets.iter_mut().zip(wanted).zip(parts) {
+        let bytes = wanted.and(parts);
+        socket.receive_queue_complete = bytes.is_some();
+        socket.receive_queue = bytes.unwrap_or_default().concat();
+    }
+    Ok(())
+}
+
+impl Tables {
+    /// Says where the output of what was paired lies.
+    pub fn locate(&mut self, extracted: &Extracted) {
+        let sent = extracted.fronts.as_ref().map(|fronts| fronts.sent(&extracted.sessions)).unwrap_or_default();
+        let nothing = |(number, queued): (usize, usize)| (queued == 0).then_some((number, [0..0, 0..0]));
+        let sessions = extracted.sessions.iter().map(|session: &Session| (session.number, session.snapshot.queued()));
+        let ending = extracted.ending.iter().map(|(number, snapshot)| (*number, snapshot.queued()));
+        self.sent = sessions.chain(ending).filter_map(nothing).chain(sent).collect();
+    }
+
+    /// Bytes in the send queue of socket `number`.
+    pub fn queued_bytes(&self, number: usize) -> usize {
+        let stretches = self.sent.get(&number).into_iter().flatten();
+        stretches.map(|stretch| (stretch.end - stretch.start) as usize).sum()
+    }
+
+    /// Reads the send queues of the sockets `numbers` out of `pool`, in one round; `None` for one that is nowhere.
+    ///
+    /// # Errors
+    /// [`LinkError`] if the path to the memory failed.
+    pub fn read_queued(
+        &self,
+        memory: &mut dyn RemoteRead,
+        pool: Option<&Region>,
+        numbers: &[usize],
+    ) -> Result<Vec<Option<Vec<u8>>>, LinkError> {
+        let stretches = |number: &usize| self.sent.get(number).cloned().unwrap_or([0..0, 0..0]).to_vec();
+        let parts = read_parts(memory, pool, &numbers.iter().map(stretches).collect::<Vec<_>>())?;
+        let known = numbers.iter().map(|number| self.sent.contains_key(number));
+        Ok(parts.into_iter().zip(known).map(|(parts, known)| Some(parts?.concat()).filter(|_| known)).collect())
+    }
+}
+
+/// A machine of which nothing between its processes can be seen: sessions that span them are lost.
+pub(crate) struct OutOfSight;
+
+impl Between for OutOfSight {
+    fn waiting(&self, _: &mut dyn RemoteRead, wanted: &[Descriptor]) -> Result<Found, LinkError> {
+        Ok((vec![None; wanted.len()], Vec::new()))
+    }
+}
