@@ -24,6 +24,34 @@ pub enum Carrier {
     },
 }
 
+/// Longest name of an adapter, in bytes. Source: IB_DEVICE_NAME_MAX.
+const DEVICE_BYTES_MAX: usize = 63;
+
+impl Carrier {
+    /// What the keys `carrier`, `device` and `device_port` of a configuration mean together.
+    ///
+    /// # Errors
+    /// The key at fault, and what is wrong with it.
+    pub fn configured(
+        is_verbs: bool,
+        device: Option<String>,
+        port: Option<u8>,
+    ) -> Result<Self, (&'static str, &'static str)> {
+        if device.as_ref().is_some_and(|name| name.is_empty() || name.len() > DEVICE_BYTES_MAX) {
+            return Err(("device", "no name of an RDMA adapter; `rdma link` shows them"));
+        }
+        match (is_verbs, device, port) {
+            (true, _, Some(0)) => Err(("device_port", "ports of adapters are counted from 1")),
+            (true, device, port) => Ok(Self::Verbs { device, port }),
+            (false, None, None) => Ok(Self::Soft),
+            (false, Some(_), _) => Err(("device", ADAPTERS_ONLY)),
+            (false, None, Some(_)) => Err(("device_port", ADAPTERS_ONLY)),
+        }
+    }
+}
+
+const ADAPTERS_ONLY: &str = "has a meaning with carrier = \"verbs\" only; set that or leave this out";
+
 /// A queue on one of the carriers.
 #[derive(Debug)]
 pub enum Carried {
@@ -103,5 +131,26 @@ impl Queue for Carried {
 
     fn is_broken(&self) -> bool {
         each!(self, queue => queue.is_broken())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_of_an_adapter_and_ports_begin_with_1() {
+        let configured = |is_verbs, device: Option<&str>, port| {
+            Carrier::configured(is_verbs, device.map(str::to_owned), port).map_err(|(key, _)| key)
+        };
+        assert_eq!(configured(false, None, None), Ok(Carrier::Soft));
+        assert_eq!(configured(true, None, None), Ok(Carrier::Verbs { device: None, port: None }));
+        let whole = Carrier::Verbs { device: Some("mlx5_0".into()), port: Some(2) };
+        assert_eq!(configured(true, Some("mlx5_0"), Some(2)), Ok(whole));
+        assert_eq!(configured(true, Some(""), None), Err("device"));
+        assert_eq!(configured(true, Some(&"x".repeat(64)), None), Err("device"));
+        assert_eq!(configured(true, None, Some(0)), Err("device_port"));
+        assert_eq!(configured(false, Some("rxe0"), Some(1)), Err("device"));
+        assert_eq!(configured(false, None, Some(1)), Err("device_port"));
     }
 }

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use control::backdoor::{
     Afterwards, FenceState, FenceToken, LockHolder, LockToken, RegionEntry, Reply, Request, Stats,
 };
-use remote_memory::{AccessError, RemoteAddr, RemoteKey, RemoteRead};
+use remote_memory::{AccessError, RemoteAddr, RemoteKey, RemoteRead, Rights};
 
 pub use carrier::{Carried, Carrier};
 use conversation::Conversation;
@@ -90,7 +90,7 @@ pub struct Link {
     conversation: Arc<Mutex<Conversation>>,
     memory: Memory,
     paired: pair::PairedOn,
-    /// Where a ping reads: the first bytes of the target's memory.
+    /// Where a ping reads: the first bytes of the target's memory, or of what it shows of it.
     probe: Option<RemoteAddr>,
     /// Names this link's fence, so that a fence whose answer was lost can be asked for again.
     claim: u64,
@@ -123,9 +123,12 @@ impl Link {
     pub fn regions(&mut self, token: Option<&FenceToken>) -> Result<Vec<RegionEntry>, LinkFailure> {
         match self.ask(&Request::Regions { token: token.cloned() })? {
             Reply::Regions { regions, .. } => {
-                self.probe = regions.iter().find(|region| region.name == "ram").map(|ram| {
-                    let start = ram.extents.first().map_or(ram.base, |extent| extent.start);
-                    RemoteAddr::new(RemoteKey::new(ram.key), start)
+                // A machine of its own shows its boxes and not all of its memory.
+                let is_readable = |region: &&RegionEntry| Rights::from_bits(region.rights).covers(Rights::READ);
+                let ram = regions.iter().find(|region| region.name == "ram");
+                self.probe = ram.or_else(|| regions.iter().find(is_readable)).map(|region| {
+                    let start = region.extents.first().map_or(region.base, |extent| extent.start);
+                    RemoteAddr::new(RemoteKey::new(region.key), start)
                 });
                 Ok(regions)
             }
