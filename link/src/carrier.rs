@@ -72,6 +72,14 @@ macro_rules! each {
 }
 
 impl Carried {
+    /// The queue on UDP, if it is one: it counts its packets.
+    pub fn soft(&self) -> Option<&SoftQueue> {
+        match self {
+            Self::Soft(queue) => Some(queue),
+            Self::Verbs(_) => None,
+        }
+    }
+
     /// Dials anew: the peer has given up what it had for us.
     pub(crate) fn replace(&mut self) -> Result<(), LinkError> {
         match self {
@@ -89,10 +97,7 @@ impl Carried {
 
     /// How often requests had to be sent again. Adapters do not say.
     pub(crate) fn repetitions(&self) -> u64 {
-        match self {
-            Self::Soft(queue) => queue.counters().go_backs,
-            Self::Verbs(_) => 0,
-        }
+        self.soft().map_or(0, |queue| queue.counters().go_backs)
     }
 }
 

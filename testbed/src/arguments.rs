@@ -8,6 +8,7 @@ use testbed::{
     bench,
     client::Kind,
     fault::Fault,
+    interop::{self, matrix::Direction},
     scenario::{
         Aim, Order, Stage, drown, hang_download,
         rubis::{Peers, TierFault},
@@ -142,8 +143,36 @@ pub enum Scenario {
     RepairSeries(RepairSeries),
     /// A healthy guest under a load must not be taken for one that hangs; at the end it does hang, and must be.
     Soak(SoakArguments),
+    /// Our RoCEv2 and Linux' rxe work on each other's memory, over good paths and bad ones; every byte is checked. One
+    /// line for each cell of the matrix.
+    Interop(Interop),
     /// Clients of an auction in three tiers: every reply must be its request's own, the database what they were told.
     Rubis(Rubis),
+}
+
+#[derive(Args)]
+pub struct Interop {
+    /// Line of guest kernels, as scripts/setup fetches them.
+    #[arg(long, default_value = "6.1", value_parser = ["6.1", "6.12", "6.1-rt"])]
+    pub kernel: String,
+    /// Who asks whom.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Direction::ALL)]
+    pub directions: Vec<Direction>,
+    /// What the path does to packets.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = interop::matrix::Path::ALL)]
+    pub paths: Vec<interop::matrix::Path>,
+    /// Path MTUs in bytes; all of them if none is said.
+    #[arg(long, value_delimiter = ',')]
+    pub mtus: Vec<u16>,
+    /// A part of the matrix that takes moments, drawn by the seed.
+    #[arg(long)]
+    pub slice: bool,
+    /// Everything random follows from it.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Where the lines are left.
+    #[arg(long, default_value = "out/interop")]
+    pub out: PathBuf,
 }
 
 #[derive(Args)]

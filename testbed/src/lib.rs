@@ -10,6 +10,7 @@ pub mod client;
 pub mod demo;
 pub mod fault;
 pub mod guest;
+pub mod interop;
 pub mod pair;
 pub mod plot;
 pub mod sandbox;

@@ -19,7 +19,7 @@ use testbed::{
     fault::Fault,
     sandbox,
     scenario::{
-        self, Order, Progress, Run, drown, hang_download,
+        self, Order, Progress, Run, drown, hang_download, interop,
         relay::{self, Relay},
         rubis::{self, Machines, TierFault, Tiers},
         series,
@@ -31,7 +31,7 @@ use testbed::{
 };
 
 use arguments::{
-    Action, Arguments, CampaignArguments, Drowning, Forkbomb, HangDownload, Memhog, RelayArguments,
+    Action, Arguments, CampaignArguments, Drowning, Forkbomb, HangDownload, Interop, Memhog, RelayArguments,
     RepairCampaignArguments, RepairSeries, RescueAndReturn, Rubis, RubisCampaignArguments, Scenario, SoakArguments,
 };
 
@@ -83,6 +83,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Action::Run { scenario: Scenario::Relay(arguments) } => run_relay(arguments),
         Action::Run { scenario: Scenario::Soak(arguments) } => run_soak(arguments),
         Action::Run { scenario: Scenario::Rubis(arguments) } => run_rubis(arguments),
+        Action::Run { scenario: Scenario::Interop(arguments) } => run_interop(arguments),
         Action::SaveGuest { file, pool_slots, guest } => {
             let order = Order { pool_slots, lockup_module: true, ..guest.order() };
             scenario::save_guest(&order, &file, Progress::begin())?;
@@ -211,6 +212,15 @@ fn run_rubis(arguments: Rubis) -> Result<ExitCode> {
     let length = Duration::try_from_secs_f64(seconds).context("--seconds")?;
     let run = rubis::Run { fault, clients, mix, length, slow_down, items, tiers, seed, out };
     let verdict = rubis::run(&run, Progress::begin())?;
+    println!("{}", serde_json::to_string(&verdict)?);
+    Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_interop(arguments: Interop) -> Result<ExitCode> {
+    let Interop { kernel, directions, paths, mtus, slice, seed, out } = arguments;
+    let order = interop::Order { kernel, directions, paths, mtus, slice, seed, out };
+    let (verdict, table) = interop::run(&order, Progress::begin())?;
+    eprint!("\n{table}");
     println!("{}", serde_json::to_string(&verdict)?);
     Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

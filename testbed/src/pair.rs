@@ -55,6 +55,20 @@ impl RdmaGuest {
         folder: &Path,
         change: impl Fn(&mut VmSpec),
     ) -> Result<[Self; COUNT]> {
+        Self::boot_apart(topology, image, folder, |_| false, change)
+    }
+
+    /// The same, with the guests that `is_far` names by their numbers in the far half of the RDMA network.
+    ///
+    /// # Errors
+    /// See [`Self::boot`].
+    pub fn boot_apart<const COUNT: usize>(
+        topology: &Topology,
+        image: ImageSpec,
+        folder: &Path,
+        is_far: impl Fn(u8) -> bool,
+        change: impl Fn(&mut VmSpec),
+    ) -> Result<[Self; COUNT]> {
         let image = image.soft_roce()?;
         let built = image.build(folder)?;
         let mut guests = Vec::new();
@@ -64,7 +78,11 @@ impl RdmaGuest {
             change(&mut spec);
             guests.push(Self { vm: Vm::start(spec)?, number });
             topology.plug_tap(&tap(number))?;
-            topology.plug_rdma_tap(&rdma_tap(number))?;
+            if is_far(number) {
+                topology.plug_far_tap(&rdma_tap(number))?;
+            } else {
+                topology.plug_rdma_tap(&rdma_tap(number))?;
+            }
         }
         for guest in &mut guests {
             guest.vm.wait_ready(BOOT_BOUND)?;
@@ -77,6 +95,11 @@ impl RdmaGuest {
     /// Its address on the RDMA network.
     pub fn address(&self) -> Ipv4Addr {
         rdma_v4(self.number)
+    }
+
+    /// Its address on the service network, where nothing is lost.
+    pub fn service_address(&self) -> Ipv4Addr {
+        service_v4(self.number)
     }
 }
 

@@ -29,7 +29,7 @@ use anyhow::{Context, Result};
 pub use addresses::*;
 pub use place::Place;
 use rough::RoughCable;
-pub use rough::{Weather, Wire};
+pub use rough::{Harm, Weather, Wire};
 use wires::Network;
 pub use wires::RDMA_MTU;
 
@@ -46,7 +46,12 @@ pub struct Topology {
     pub client: Place,
     /// The clients' cable, if it is one that can be bad.
     rough: Option<RoughCable>,
+    /// The cable between the halves of the RDMA network, if it has two.
+    between_halves: Option<RoughCable>,
 }
+
+/// The ends of that cable, in the near half and in the far one.
+const BETWEEN_HALVES: [&str; 2] = ["rough-near", "rough-far"];
 
 /// Brings up the loopback of the namespace that the caller is in; a new one has it down.
 ///
@@ -77,6 +82,7 @@ impl Topology {
             monitor: Place::new("monitor")?,
             client: Place::new("client")?,
             rough: None,
+            between_halves: None,
         };
         for place in [&topology.hypervisor, &topology.spare, &topology.monitor, &topology.client] {
             place.run(wires::no_duplicate_address_detection).with_context(|| format!("sysctl of {}", place.name()))?;
@@ -129,6 +135,30 @@ impl Topology {
         self.rough.as_ref().map(RoughCable::weather)
     }
 
+    /// Gives the RDMA network a far half, at the end of a cable that can be made to treat packets badly; the
+    /// generator of their fates has this seed. [`Self::plug_far_tap`] plugs machines in.
+    ///
+    /// # Errors
+    /// When the kernel refuses an interface; names it.
+    pub fn add_far_half(&mut self, seed: u64) -> Result<Arc<Weather>> {
+        wires::netlink(wires::bridge(Network::FarRdma))?;
+        let cable = self.between_halves.insert(RoughCable::lay_here(BETWEEN_HALVES, seed)?);
+        let weather = cable.weather();
+        for (network, end) in [Network::Rdma, Network::FarRdma].into_iter().zip(BETWEEN_HALVES) {
+            wires::netlink(wires::plug_tap(network, end)).with_context(|| format!("plugging in {end}"))?;
+        }
+        Ok(weather)
+    }
+
+    /// Plugs a tap device that exists in the hypervisor's namespace into the far half of the RDMA network.
+    ///
+    /// # Errors
+    /// When there is no such device or no such half.
+    pub fn plug_far_tap(&self, tap: &str) -> Result<()> {
+        let plug = wires::netlink(wires::plug_tap(Network::FarRdma, tap));
+        plug.with_context(|| format!("plugging {tap} into the far half of the RDMA network"))
+    }
+
     /// Plugs a tap device that exists in the hypervisor's namespace into the service network.
     ///
     /// # Errors
@@ -170,6 +200,7 @@ impl Topology {
 impl Drop for Topology {
     fn drop(&mut self) {
         drop(self.rough.take());
+        drop(self.between_halves.take());
         let cables = self.ends().map(|(place, _, network)| network.cable(place.name()));
         // What cannot be removed goes with the sandbox.
         let _ = wires::netlink(wires::remove(&cables));

@@ -9,6 +9,7 @@ mod dying;
 pub mod hang_download;
 pub mod incident;
 mod installation;
+pub mod interop;
 mod progress;
 mod queued;
 pub mod relay;

@@ -3,6 +3,7 @@
 //! ```text
 //!   client's machine   service0 (tap) ══ two tasks of the testbed ══ (tap) service-client   bridge
 //!                                         lose, double, delay
+//!   bridge rdma0       rough-near (tap) ═══════════════════════════ (tap) rough-far         bridge rdma1
 //! ```
 //!
 //! In place of the veth pair there are two taps, and what comes out of one is written into the other. Both directions
@@ -12,8 +13,8 @@
 use std::{
     io,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -42,6 +43,18 @@ pub enum Wire {
     Rough,
 }
 
+/// What happens to packets of a direction: one in so many is lost, late by some milliseconds so that others overtake
+/// it, or comes twice; none where it is 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Harm {
+    /// Is lost.
+    pub lost: u32,
+    /// Is late.
+    pub late: u32,
+    /// Comes twice.
+    pub twice: u32,
+}
+
 /// A packet's fate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
@@ -59,8 +72,8 @@ const TWICE: u32 = 50;
 /// By how many milliseconds a packet is late.
 const LATE_MS: std::ops::Range<u64> = 1..12;
 
-/// More than any frame of the service network.
-const FRAME_BYTES_MAX: usize = 2048;
+/// More than any frame of either network.
+const FRAME_BYTES_MAX: usize = 10_240;
 
 impl Wire {
     /// Its name on the command line and in results.
@@ -73,35 +86,59 @@ impl Wire {
         }
     }
 
+    /// What it does while it is bad.
+    fn harm(self) -> Harm {
+        let lost = if matches!(self, Self::Lossy | Self::Rough) { LOST } else { 0 };
+        let (late, twice) = if matches!(self, Self::Shuffled | Self::Rough) { (LATE, TWICE) } else { (0, 0) };
+        Harm { lost, late, twice }
+    }
+}
+
+impl Harm {
+    /// None.
+    pub const NONE: Self = Self { lost: 0, late: 0, twice: 0 };
+
     fn fate(self, random: &mut StdRng) -> Fate {
-        let one_in = |random: &mut StdRng, many: u32| random.random_range(0..many) == 0;
-        if matches!(self, Self::Lossy | Self::Rough) && one_in(random, LOST) {
-            return Fate::IsLost;
+        let mut one_in = |many: u32| many > 0 && random.random_range(0..many) == 0;
+        if one_in(self.lost) {
+            Fate::IsLost
+        } else if one_in(self.late) {
+            Fate::IsLate(Duration::from_millis(random.random_range(LATE_MS)))
+        } else if one_in(self.twice) {
+            Fate::ComesTwice
+        } else {
+            Fate::Passes
         }
-        if matches!(self, Self::Shuffled | Self::Rough) {
-            if one_in(random, LATE) {
-                return Fate::IsLate(Duration::from_millis(random.random_range(LATE_MS)));
-            }
-            if one_in(random, TWICE) {
-                return Fate::ComesTwice;
-            }
-        }
-        Fate::Passes
     }
 }
 
 /// What the cable is doing and has done.
 #[derive(Debug, Default)]
 pub struct Weather {
-    bad: AtomicBool,
+    /// While it is bad.
+    usual: Harm,
+    now: Mutex<Harm>,
     /// Packets that were lost, late or doubled.
     pub harmed: AtomicU64,
 }
 
 impl Weather {
+    fn of(wire: Wire) -> Self {
+        Self { usual: wire.harm(), ..Self::default() }
+    }
+
     /// Turns the cable bad or good.
     pub fn turn(&self, bad: bool) {
-        self.bad.store(bad, Ordering::Relaxed);
+        self.set(if bad { self.usual } else { Harm::NONE });
+    }
+
+    /// From now on the cable does this.
+    pub fn set(&self, harm: Harm) {
+        *self.now.lock().unwrap_or_else(PoisonError::into_inner) = harm;
+    }
+
+    fn now(&self) -> Harm {
+        *self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -116,17 +153,28 @@ pub(super) struct RoughCable {
 impl RoughCable {
     /// Lays it between the caller's namespace and `place`: the ends are named as a veth's would be.
     pub(super) fn lay(network: Network, place: &Place, wire: Wire, seed: u64) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = runtime()?;
         let near = tap(&runtime, &network.cable(place.name()))?;
         let far = place.run(|| tap(&runtime, network.interface()))?;
-        let weather = Arc::new(Weather::default());
+        Self::between(runtime, [near, far], wire, seed)
+    }
+
+    /// Lays it between two taps in the caller's namespace, with these names.
+    pub(super) fn lay_here(names: [&str; 2], seed: u64) -> Result<Self> {
+        let runtime = runtime()?;
+        let ends = [tap(&runtime, names[0])?, tap(&runtime, names[1])?];
+        Self::between(runtime, ends, Wire::Good, seed)
+    }
+
+    fn between(runtime: Runtime, [near, far]: [Tun; 2], wire: Wire, seed: u64) -> Result<Self> {
+        let weather = Arc::new(Weather::of(wire));
         let (stop, stopped) = oneshot::channel();
         let shared = Arc::clone(&weather);
         let carrier = thread::Builder::new().name("rough cable".to_owned()).spawn(move || {
             let (near, far) = (Arc::new(near), Arc::new(far));
             runtime.block_on(async {
-                let there = carry(&far, &near, wire, seed.wrapping_mul(2), &shared);
-                let back = carry(&near, &far, wire, seed.wrapping_mul(2) + 1, &shared);
+                let there = carry(&far, &near, seed.wrapping_mul(2), &shared);
+                let back = carry(&near, &far, seed.wrapping_mul(2) + 1, &shared);
                 tokio::select! {
                     ended = there => complain(&ended),
                     ended = back => complain(&ended),
@@ -156,6 +204,10 @@ fn complain(ended: &io::Result<()>) {
     eprintln!("the rough cable ended: {ended:?}");
 }
 
+fn runtime() -> Result<Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
 /// A tap in the caller's namespace, not yet up.
 fn tap(runtime: &Runtime, name: &str) -> Result<Tun> {
     let _entered = runtime.enter();
@@ -164,7 +216,7 @@ fn tap(runtime: &Runtime, name: &str) -> Result<Tun> {
 }
 
 /// Carries frames until an end is gone.
-async fn carry(from: &Arc<Tun>, to: &Arc<Tun>, wire: Wire, seed: u64, weather: &Arc<Weather>) -> io::Result<()> {
+async fn carry(from: &Arc<Tun>, to: &Arc<Tun>, seed: u64, weather: &Arc<Weather>) -> io::Result<()> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut frame = vec![0; FRAME_BYTES_MAX];
     loop {
@@ -177,7 +229,7 @@ async fn carry(from: &Arc<Tun>, to: &Arc<Tun>, wire: Wire, seed: u64, weather: &
             }
             Err(error) => return Err(error),
         };
-        let fate = if weather.bad.load(Ordering::Relaxed) { wire.fate(&mut random) } else { Fate::Passes };
+        let fate = weather.now().fate(&mut random);
         weather.harmed.fetch_add(u64::from(fate != Fate::Passes), Ordering::Relaxed);
         match fate {
             Fate::IsLost => {}
@@ -208,7 +260,7 @@ mod tests {
 
     fn fates(wire: Wire, seed: u64) -> Vec<Fate> {
         let mut random = StdRng::seed_from_u64(seed);
-        (0..4000).map(|_| wire.fate(&mut random)).collect()
+        (0..4000).map(|_| wire.harm().fate(&mut random)).collect()
     }
 
     #[test]

@@ -16,11 +16,12 @@ use super::{HYPERVISOR, PREFIX_V4, PREFIX_V6, rdma_v4, service_v4, service_v6};
 /// Frames of the RDMA network: a path MTU of 4096 and room for headers.
 pub const RDMA_MTU: u32 = 9000;
 
-/// One of the two networks.
+/// One of the two networks, of which the second may have a far half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Network {
     Service,
     Rdma,
+    FarRdma,
 }
 
 impl Network {
@@ -29,13 +30,14 @@ impl Network {
         match self {
             Self::Service => super::SERVICE_INTERFACE,
             Self::Rdma => super::RDMA_INTERFACE,
+            Self::FarRdma => "rdma1",
         }
     }
 
     fn mtu(self) -> u32 {
         match self {
             Self::Service => 1500,
-            Self::Rdma => RDMA_MTU,
+            Self::Rdma | Self::FarRdma => RDMA_MTU,
         }
     }
 
@@ -43,7 +45,7 @@ impl Network {
     pub(super) fn cable(self, place: &str) -> String {
         match self {
             Self::Service => format!("service-{}", &place[..place.len().min(7)]),
-            Self::Rdma => format!("rdma-{place}"),
+            Self::Rdma | Self::FarRdma => format!("rdma-{place}"),
         }
     }
 
@@ -53,6 +55,8 @@ impl Network {
                 vec![(service_v4(number).into(), PREFIX_V4), (service_v6(number).into(), PREFIX_V6)]
             }
             Self::Rdma => vec![(rdma_v4(number).into(), PREFIX_V4)],
+            // The hypervisor has its address on the near half.
+            Self::FarRdma => vec![],
         }
     }
 }
@@ -89,15 +93,19 @@ pub(super) async fn loopback_up() -> Result<()> {
 
 /// Makes both bridges, with the hypervisor's addresses on them.
 pub(super) async fn bridges() -> Result<()> {
-    let handle = handle()?;
     for network in [Network::Service, Network::Rdma] {
-        let bridge = LinkBridge::new(network.interface()).mtu(network.mtu()).mcast_snooping(false).up().build();
-        handle.link().add(bridge).execute().await.with_context(|| format!("bridge {}", network.interface()))?;
+        bridge(network).await?;
     }
     for network in [Network::Service, Network::Rdma] {
         configure(network, HYPERVISOR).await?;
     }
     Ok(())
+}
+
+/// Makes the bridge of `network`.
+pub(super) async fn bridge(network: Network) -> Result<()> {
+    let bridge = LinkBridge::new(network.interface()).mtu(network.mtu()).mcast_snooping(false).up().build();
+    handle()?.link().add(bridge).execute().await.with_context(|| format!("bridge {}", network.interface()))
 }
 
 /// Lays a cable from the bridge of `network` into the namespace of `place`.
@@ -141,7 +149,7 @@ pub(super) async fn unplug_tap(tap: &str) -> Result<()> {
 /// Takes cables and bridges away, those that are there.
 pub(super) async fn remove(cables: &[String]) -> Result<()> {
     let handle = handle()?;
-    let bridges = [Network::Service, Network::Rdma].map(Network::interface);
+    let bridges = [Network::Service, Network::Rdma, Network::FarRdma].map(Network::interface);
     for interface in cables.iter().map(String::as_str).chain(bridges) {
         if let Ok(index) = index(interface) {
             handle.link().del(index).execute().await.with_context(|| format!("removing {interface}"))?;

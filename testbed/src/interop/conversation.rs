@@ -1,0 +1,35 @@
+//! What the two ends say to each other over TCP: where the memory is, queue pairs, and sums of what is there.
+
+use control::backdoor::QueuePair;
+use rdma::QpAttributes;
+use serde::{Deserialize, Serialize};
+
+/// The active end asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Ask {
+    /// Fill the first so many bytes of the memory with the pattern of this seed, and say where it is.
+    Fill { seed: u64, len: u64 },
+    /// A queue pair for this one.
+    Connect(QueuePair),
+    /// The checksum of so many bytes.
+    Sum { offset: u64, len: u64 },
+}
+
+/// The passive end answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    Filled { base: u64, key: u32 },
+    Connected(QueuePair),
+    Sum(u32),
+    Failed(String),
+}
+
+pub fn to_message(pair: QpAttributes) -> QueuePair {
+    let QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight } = pair;
+    QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight }
+}
+
+pub fn from_message(pair: QueuePair) -> QpAttributes {
+    let QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight } = pair;
+    QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight }
+}
