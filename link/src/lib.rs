@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   Link::connect ──► control (TCP 4790)   hello, connect, regions, fence, release, stats
-//!                └──► memory  (UDP 4791)   READ, WRITE, CMP_SWAP, FETCH_ADD
+//!                └──► memory  (UDP 4791)   READ, WRITE, CMP_SWAP, FETCH_ADD, by our own packets or an adapter's
 //! ```
 //!
 //! Used by the monitor, by spares and by the testbed. It decides nothing: whether a target is ill is the monitor's
@@ -14,6 +14,7 @@
 //! background; a request whose answer was lost is not repeated silently (asking [`Link::fence`] again is safe: the
 //! same link gets the same fence); an answer from a backdoor that was started anew is never mixed with keys of before.
 
+mod carrier;
 mod conversation;
 mod failure;
 pub mod lock;
@@ -29,6 +30,7 @@ use control::backdoor::{
 };
 use remote_memory::{AccessError, RemoteAddr, RemoteKey, RemoteRead, Rights};
 
+pub use carrier::{Carried, Carrier};
 use conversation::Conversation;
 pub use conversation::Welcome;
 pub use failure::{Half, LinkFailure};
@@ -54,6 +56,8 @@ pub struct Options {
     pub hub: Option<rdma::soft::Hub>,
     /// Operations that may be on the way at the same time; what is kept for them is allocated beforehand.
     pub depth: usize,
+    /// What carries them.
+    pub carrier: Carrier,
 }
 
 impl Options {
@@ -68,6 +72,7 @@ impl Options {
             spin: rdma::soft::Options::default().spin,
             hub: None,
             depth: rdma::soft::Options::default().depth,
+            carrier: Carrier::default(),
         }
     }
 }
@@ -286,7 +291,7 @@ impl Link {
 
     /// How often requests to the memory had to be sent again so far: the path lost a packet, or an end was busy.
     pub fn repetitions(&self) -> u64 {
-        self.memory.queue().counters().go_backs
+        self.memory.queue().repetitions()
     }
 
     /// Asks both halves for a sign of life: the way to tell a lost path from a dead target. A target that is dead or

@@ -87,6 +87,26 @@ fn a_gap_is_reported_once_and_again_only_after_an_expected_packet() {
     assert_eq!(bench.responder.counters().writes, 1);
 }
 
+/// rxe gave up WRITEs of 64 packets over a path that loses every twentieth: it counts NAKs, and only an ACK ends that.
+#[test]
+fn a_gap_inside_a_long_write_is_reported_behind_an_acknowledgement_of_what_came() {
+    let mut bench = Bench::new();
+    let send = |bench: &mut Bench, opcode, psn, extension: &[u8]| {
+        let header = bth::Repr::new(opcode, 18, Psn::new(FIRST).plus(psn)); // asks for no acknowledgement
+        let mut out = [0; packet::LEN_MAX];
+        let (_, len) = packet::begin(&mut out, header, &[extension], MTU);
+        bench.responder.receive(&bench.ram, &out[..len]);
+    };
+    send(&mut bench, Opcode::WRITE_FIRST, 0, &reth(ALL, 0, 8 * MTU));
+    send(&mut bench, Opcode::WRITE_MIDDLE, 1, &[]);
+    send(&mut bench, Opcode::WRITE_MIDDLE, 3, &[]);
+    send(&mut bench, Opcode::WRITE_MIDDLE, 4, &[]);
+    assert_eq!(bench.answers(), [ack(1, 0x1f), ack(2, 0x60)]);
+    send(&mut bench, Opcode::WRITE_MIDDLE, 2, &[]);
+    send(&mut bench, Opcode::WRITE_MIDDLE, 5, &[]);
+    assert_eq!(bench.answers(), [ack(2, 0x1f), ack(3, 0x60)]);
+}
+
 #[test]
 fn acknowledgements_that_wait_are_merged_and_never_overtake_a_read() {
     let mut bench = Bench::new();

@@ -7,9 +7,10 @@
 //! ```text
 //!          behind expected: duplicate             expected        ahead: something was lost
 //!   ... ---------------------------------------------|------------------------------------- ...
-//!   WRITE   acknowledged again, not executed      executed        dropped; one NAK 0x60 carrying
-//!   READ    executed again                                        `expected`, then silence until
-//!   atomic  answered from the saved ring                          an expected packet comes
+//!   WRITE   acknowledged again, not executed      executed        dropped; an ACK for WRITEs just
+//!   READ    executed again                                        before, one NAK 0x60 carrying
+//!   atomic  answered from the saved ring                          `expected`, then silence until
+//!                                                                 an expected packet comes
 //! ```
 //!
 //! Answers leave in the order their requests came, so an ACK never overtakes a READ's data. A READ copies memory when
@@ -264,6 +265,12 @@ impl Responder {
         self.counters.out_of_order += 1;
         if !self.sequence_nak_sent {
             self.sequence_nak_sent = true;
+            // The NAK says by itself that all before it is done. But Linux' rxe counts each NAK as a try and begins to
+            // count anew only with an ACK: it would give up a long WRITE that loses a packet now and then, although it
+            // gets on. Source: Linux rxe_comp.c, reset_retry_counters.
+            if self.expected.is_after(self.writes_from) {
+                self.acknowledge(self.expected.minus(1), Syndrome::ACK);
+            }
             self.acknowledge(self.expected, Syndrome::SEQUENCE_ERROR);
         }
     }

@@ -27,8 +27,9 @@ use crate::wire::{icrc, ipv4, packet, udp};
 /// What a received packet costs of the receive buffer beyond its bytes, in bytes: the kernel's own headers.
 const KERNEL_OVERHEAD_BYTES: usize = 512;
 
-/// Bytes on the way that no window needs to exceed, in packets.
-const WINDOW_PACKETS_MAX: u32 = 1024;
+/// Packets on the way at most, as many as Linux' rxe has: a guest's rxe lost some of each longer burst, in rings that
+/// hold 256.
+const WINDOW_PACKETS_MAX: u32 = 128;
 
 /// One end's sockets with their buffers.
 pub(super) struct Socket {
