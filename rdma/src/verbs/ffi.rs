@@ -327,7 +327,6 @@ pub mod opcode {
 /// `enum ibv_send_flags`.
 pub mod send {
     use std::ffi::c_uint;
-    pub const FENCE: c_uint = 1;
     pub const SIGNALED: c_uint = 1 << 1;
     pub const INLINE: c_uint = 1 << 3;
 }

@@ -7,6 +7,12 @@
 //! A completion ends its operation and all before it. Each connection has its own generation, which its operations
 //! carry in their names: what comes late of an earlier one changes nothing.
 //!
+//! Operations take effect in the order in which they are posted, as everywhere. An adapter may take a READ's data, or take
+//! them again, when WRITEs behind it have been carried out; so what changes memory is not taken before the READs ahead
+//! of it have ended. The fence flag of verbs would say the same, but Linux' rxe (6.1) counts the fenced operation's own
+//! claim, and those of READs and atomics behind it, among what a repetition waits for: one lost packet, and it waits for
+//! ever.
+//!
 //! A refused access ends the connection, a lost peer as well: [`Queue::reconnect`] goes on with one that stood by, if
 //! there is one, and dials anew otherwise. A vanished adapter is let go of, so that the kernel can remove it, and looked
 //! for again by the next `reconnect`.
@@ -51,6 +57,8 @@ pub struct VerbsQueue {
     posted: u32,
     ended: u32,
     taken: u32,
+    /// Behind the last READ that was posted.
+    reads_end: u32,
     generation: u32,
     /// Why the connection is of no more use.
     broken: Option<Broken>,
@@ -100,6 +108,7 @@ impl VerbsQueue {
             posted: 0,
             ended: 0,
             taken: 0,
+            reads_end: 0,
             generation: 0,
             broken: None,
             is_armed: false,
@@ -182,7 +191,7 @@ impl VerbsQueue {
 
     fn begin(&mut self, joined: Joined) {
         self.generation = self.generation.wrapping_add(1);
-        (self.posted, self.ended, self.taken) = (0, 0, 0);
+        (self.posted, self.ended, self.taken, self.reads_end) = (0, 0, 0, 0);
         self.broken = None;
         self.connection = Some(joined);
         self.tend();
@@ -191,7 +200,7 @@ impl VerbsQueue {
     /// Ends the connection: when this returns, nothing of it reaches memory any more.
     fn retire(&mut self) {
         self.connection = None;
-        (self.posted, self.ended, self.taken) = (0, 0, 0);
+        (self.posted, self.ended, self.taken, self.reads_end) = (0, 0, 0, 0);
         let Some(engine) = &self.engine else { return };
         let mut stale = [Wc::default(); COMPLETIONS];
         while engine.completions.poll(&mut stale).is_ok_and(|count| count == stale.len()) {}
@@ -300,7 +309,8 @@ impl VerbsQueue {
         count
     }
 
-    /// Lays out as many of `requests` as there is room for; stops before one that makes no sense.
+    /// Lays out as many of `requests` as there is room for; stops before one that makes no sense, or that has to wait for
+    /// a READ.
     fn lay_out(&mut self, requests: &[Request], depth: usize) -> Result<usize, LinkError> {
         let Some((engine, connection)) = self.engine.as_ref().zip(self.connection.as_ref()) else {
             return Err(NOT_CONNECTED);
@@ -315,6 +325,11 @@ impl VerbsQueue {
                 Ok(()) => {}
             }
             let position = self.posted.wrapping_add(self.chain.len() as u32);
+            match request.work {
+                Work::Read { .. } => self.reads_end = position.wrapping_add(1),
+                _ if self.reads_end.wrapping_sub(self.ended).cast_signed() > 0 => break, // taken when they have ended
+                _ => {}
+            }
             let place = position as usize % self.slots.len();
             let is_atomic = matches!(request.work, Work::CompareSwap { .. } | Work::FetchAdd { .. });
             self.slots[place] = Slot { id: request.id, is_atomic, outcome: Err(AccessError::Flushed) };

@@ -20,8 +20,6 @@ pub struct Chain {
     requests: Vec<SendWr>,
     places: Vec<Sge>,
     len: usize,
-    /// A READ was added, and nothing behind it that waits for it.
-    is_read_open: bool,
 }
 
 // SAFETY: the pointers are between the lists of the value itself and mean something only inside `Chain::first`'s user.
@@ -41,7 +39,7 @@ impl Chain {
             wr: Remote { atomic: Atomic { remote_addr: 0, compare_add: 0, swap: 0, rkey: 0 } },
             rest: [0; 7],
         };
-        Self { requests: vec![blank; depth], places: vec![Sge::default(); depth], len: 0, is_read_open: false }
+        Self { requests: vec![blank; depth], places: vec![Sge::default(); depth], len: 0 }
     }
 
     /// Begins a chain anew.
@@ -56,12 +54,7 @@ impl Chain {
 
     /// Adds `work`, which is called `id` and whose answer, if it is an atomic, goes to answer `slot`.
     pub fn push(&mut self, id: u64, work: &Work, slot: usize, landing: &Landing, local_key: u32, inline_bytes: u32) {
-        // Operations take effect in the order in which they are posted, but a READ's data may be taken, or taken again,
-        // when what is behind it has been carried out: unless that waits for the READ. Source: InfiniBand Architecture
-        // Specification, volume 1, "Work request operation ordering". It may wait for one of an earlier chain as well.
-        let is_read = matches!(work, Work::Read { .. });
-        let mut flags = if self.is_read_open && !is_read { send::FENCE } else { 0 };
-        self.is_read_open = is_read;
+        let mut flags = 0;
         let rdma = |at: &remote_memory::RemoteAddr| Remote { rdma: Rdma { remote_addr: at.addr, rkey: at.key.raw() } };
         let (code, remote, place) = match work {
             Work::Read { at, len, landing: offset } => (opcode::RDMA_READ, rdma(at), (landing.address(*offset), *len)),
@@ -185,7 +178,7 @@ mod tests {
         let (requests, places, landing) = chain(&[read, swap, add], 0);
         assert_eq!(requests.iter().map(|one| one.wr_id).collect::<Vec<_>>(), [100, 101, 102]);
         assert_eq!(requests.iter().map(|one| one.opcode).collect::<Vec<_>>(), [4, 5, 6]);
-        assert_eq!(requests.iter().map(|one| one.send_flags).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(requests.iter().map(|one| one.send_flags).collect::<Vec<_>>(), [0, 0, 2]);
         assert_eq!(requests.iter().map(|one| one.next.is_null()).collect::<Vec<_>>(), [false, false, true]);
         assert_eq!((places[0].addr, places[0].length, places[0].lkey), (landing.address(128), 64, 5));
         assert_eq!((places[2].addr, places[2].length), (landing.answer_address(2), 8));
@@ -201,15 +194,6 @@ mod tests {
         let (requests, _, _) = chain(&[write(64), write(65), write(0), Work::Read { at: AT, len: 8, landing: 0 }], 64);
         assert_eq!(requests.iter().map(|one| one.send_flags & send::INLINE).collect::<Vec<_>>(), [8, 0, 8, 0]);
         assert_eq!(requests.iter().map(|one| one.num_sge).collect::<Vec<_>>(), [1, 1, 0, 1]);
-    }
-
-    #[test]
-    fn what_changes_memory_waits_for_reads_before_it() {
-        let read = Work::Read { at: AT, len: 64, landing: 128 };
-        let (write, add) = (Work::Write { at: AT, len: 8, landing: 0 }, Work::FetchAdd { at: AT, add: 9 });
-        let (requests, _, _) = chain(&[write, add, read, read, write, add, read, add], 0);
-        let fenced = requests.iter().map(|one| one.send_flags & send::FENCE != 0);
-        assert_eq!(fenced.collect::<Vec<_>>(), [false, false, false, false, true, false, false, true]);
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub fn cells(path: Path, mtu: u16, seed: u64) -> Vec<Cell> {
     for kind in [Kind::Read, Kind::Write, Kind::CmpSwap, Kind::FetchAdd, Kind::Mixed] {
         for size in sizes(kind, path, mtu.into()) {
             let (bytes, most) = if path == Path::Good { GOOD } else { BAD };
-            let count = if size == 0 { most } else { (bytes / size).clamp(1, most) };
+            let count = bytes.checked_div(size).map_or(most, |count| count.clamp(1, most));
             cells.push(Cell { kind, size, count, mtu, seed: random.random() });
         }
     }
