@@ -148,7 +148,7 @@ impl Patient {
     /// Whether the client gets an answer to a ping of an address.
     fn answers(&mut self, address: &str) -> bool {
         self.vm.run(&format!("nip netns exec c ping -c 1 -W 1 {address} >/dev/null 2>&1; echo $?")).unwrap().text()
-            == "0\n"
+            == "0"
     }
 
     /// Packets that the client's end has received.
