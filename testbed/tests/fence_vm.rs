@@ -1,6 +1,6 @@
-//! The lock of real guests, taken through their RAM as over a link: what a client beside the guest can reach, what leaves
-//! it, who of it runs. The client is a network namespace of the same guest, at the other end of a pair of interfaces.
-//! Slow.
+//! The lock of real guests, taken through their RAM as over a link: what a client beside the guest can reach, what
+//! leaves it, who of it runs. The client is a network namespace of the same guest, at the other end of a pair of
+//! interfaces. Slow.
 
 mod port;
 
@@ -217,10 +217,17 @@ fn a_look_silences_the_service_and_nothing_else(patient: &mut Patient) {
     // RoCEv2 to the same address, from a client that knows where it is.
     patient.vm.run("nip -n c neigh replace 10.9.0.1 lladdr $(cat /sys/class/net/v0/address) dev v1").unwrap();
     let (dropped, strangers) = (patient.locked().dropped_in, patient.strangers());
-    patient.send(4791);
-    assert_eq!((patient.locked().dropped_in, patient.strangers()), (dropped, strangers + 1));
-    patient.send(4792);
-    assert_eq!((patient.locked().dropped_in > dropped, patient.strangers()), (true, strangers + 1));
+    patient.until("a packet of RoCEv2 has come through", |patient| {
+        patient.send(4791);
+        patient.strangers() > strangers
+    });
+    assert_eq!(patient.locked().dropped_in, dropped);
+    let strangers = patient.strangers();
+    patient.until("another one has not", |patient| {
+        patient.send(4792);
+        patient.locked().dropped_in > dropped
+    });
+    assert_eq!(patient.strangers(), strangers);
     assert!(matches!(patient.by(8, Goal::Take(Mode::Look, 100)), Err(LockFailure::Unlocked(Unlocked::Busy { .. }))));
     assert_eq!(patient.by(7, Goal::Release).unwrap(), None);
     patient.until("the service goes on", |patient| patient.states(USER) == "R");
