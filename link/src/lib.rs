@@ -213,8 +213,8 @@ impl Link {
         }
     }
 
-    /// As [`Link::fence_as`], of a target without a hypervisor: by its lock word, and held. `None` if it has a hypervisor
-    /// or no lock word. Neither its user space nor the control connection is needed.
+    /// As [`Link::fence_as`], of a target without a hypervisor: by its lock word, and held. `None` if it has a
+    /// hypervisor or no lock word. Neither its user space nor the control connection is needed.
     ///
     /// # Errors
     /// See [`lock::LockFailure`].

@@ -1,8 +1,8 @@
-//! The lock of a target without a hypervisor, taken through its memory: compare-and-swap of the lock word that its agent
-//! registered, and looks at what its kernel answers.
+//! The lock of a target without a hypervisor, taken through its memory: compare-and-swap of the lock word that its
+//! agent registered, and looks at what its kernel answers.
 //!
-//! What is done next is decided by [`locktable::Taking`]; here it is carried out. Nothing of this needs the target's user
-//! space, nor the control connection: [`Place`] is known since the target was healthy.
+//! What is done next is decided by [`locktable::Taking`]; here it is carried out. Nothing of this needs the target's
+//! user space, nor the control connection: [`Place`] is known since the target was healthy.
 
 use std::time::{Duration, Instant};
 
@@ -152,8 +152,8 @@ pub fn attain(
 /// handed over. Asked again under the same claim, the fence that stands is the one that is answered.
 ///
 /// # Errors
-/// See [`LockFailure`]. After [`Unlocked::Unknown`] and a failed path the fence may stand, held or for its lease: to ask
-/// again tells.
+/// See [`LockFailure`]. After [`Unlocked::Unknown`] and a failed path the fence may stand, held or for its lease: to
+/// ask again tells.
 pub fn fence(
     memory: &mut dyn RemoteWrite,
     place: &Place,

@@ -4,8 +4,8 @@
  * machine it runs on and holds the two together, with words of garbage too.
  *
  * The lock word is written by remote CMP_SWAP and by nobody else: an adapter's atomics need not be atomic to the
- * processors beside it, so the target only reads it. What stands is one word as well, and is changed by compare-and-swap
- * of the target's processors only, from what was seen: who was held up meanwhile changes nothing.
+ * processors beside it, so the target only reads it. What stands is one word as well, and is changed by
+ * compare-and-swap of the target's processors only, from what was seen: who was held up meanwhile changes nothing.
  */
 #ifndef LOCKTABLE_H
 #define LOCKTABLE_H
@@ -81,7 +81,7 @@ struct lk_locked {
 	lk_u64 reserved_for_agent[5];
 	lk_u64 marks[LK_MARKS];
 	lk_u64 reserved_too[24];
-	/* The kernel's: the number that stood when this processor was last seen outside of the way out to the network. */
+	/* The kernel's: the number that stood when a processor was last seen off the way out to the network. */
 	lk_u64 settled[LK_PROCESSORS];
 	lk_u64 reserved_page[384];
 };

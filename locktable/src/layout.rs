@@ -62,7 +62,8 @@ pub mod answer {
     pub const STOPPED: usize = 15;
     /// Bits 0..16 interfaces guarded both ways, 16..32 those of them by XDP too, 32..48 service addresses.
     pub const GUARDS: usize = 16;
-    /// When the agent last looked, in nanoseconds of the target's monotonic clock: who stops must be let go by somebody.
+    /// When the agent last looked, in nanoseconds of the target's monotonic clock: who stops must be let go by
+    /// somebody.
     pub const AGENT_BEAT_NS: usize = 17;
     /// The agent's process.
     pub const AGENT_PID: usize = 18;

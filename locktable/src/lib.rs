@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   lock     1 page   others write      one word: number, mode, lease, check
-//!   locked   1 page   the target writes what stands, until when │ packets dropped, processes stopped │ which interfaces
+//!   locked   1 page   the target writes what stands, until when │ packets dropped, processes stopped │ which
+//! interfaces
 //!                                       are guarded │ which processors have settled since
 //!
 //!   free ──look──► looked at ──lease, release──► free
@@ -15,9 +16,9 @@
 //! and stops the processes of its service. A look and a fence end by themselves, so that who took them may die. A fence
 //! that is *held* does not: only then may another machine answer for the addresses.
 //!
-//! [`layout`] is the contract, `include/locktable.h` says the same in C and decides (in the kernel), [`reference`] decides
-//! the same in Rust. [`locked`] is both ends of the answers, [`taking`] how the lock is taken, as a function of what was
-//! read and of the time.
+//! [`layout`] is the contract, `include/locktable.h` says the same in C and decides (in the kernel), [`reference`]
+//! decides the same in Rust. [`locked`] is both ends of the answers, [`taking`] how the lock is taken, as a function of
+//! what was read and of the time.
 //!
 //! Invariants: garbage in the lock word takes no lock and ends no held one; a machine that was started anew takes no
 //! word of before; nothing in either region makes its reader panic.

@@ -1,5 +1,5 @@
-//! `include/locktable.h`, which decides in the kernel, against the Rust reference; and what must hold of both. The header
-//! is compiled for this machine and asked over a pipe.
+//! `include/locktable.h`, which decides in the kernel, against the Rust reference; and what must hold of both. The
+//! header is compiled for this machine and asked over a pipe.
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -15,8 +15,8 @@ use proptest::test_runner::{Config, TestRunner};
 const INCLUDE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/include");
 const TARGET: u64 = 0x1234_5678_9abc;
 
-/// Takes what stands, a word, the machine and the time; says what stands then, and the verdict. Or, if the machine is 0:
-/// process, user, cgroup and answers; says whether it is marked.
+/// Takes what stands, a word, the machine and the time; says what stands then, and the verdict. Or, if the machine is
+/// 0: process, user, cgroup and answers; says whether it is marked.
 const PROGRAM: &str = r#"
 #include <stdio.h>
 #include <stdlib.h>

@@ -9,15 +9,15 @@
  *                      ▲                        │
  *                      └────────── begin ───────┘
  *
- * Writers: whoever has brought the word to `writing` writes the words of who the process is, then the check over the new
- * sequence and these words, then `live`. Who finds `writing` leaves the record alone: another one says the same at this
- * moment, and what is missed is made up for at the process's next tick. A process that ends meanwhile takes the word
- * away from its writer; the words are then of a dead process. Two words stand outside of the check, each written whole:
- * the life, and the memory.
+ * Writers: whoever has brought the word to `writing` writes the words of who the process is, then the check over the
+ * new sequence and these words, then `live`. Who finds `writing` leaves the record alone: another one says the same at
+ * this moment, and what is missed is made up for at the process's next tick. A process that ends meanwhile takes the
+ * word away from its writer; the words are then of a dead process. Two words stand outside of the check, each written
+ * whole: the life, and the memory.
  *
- * Readers believe a record only if its state is live or exiting and the check holds over the sequence that stands there:
- * so neither half-written words nor those of two moments are believed, in whatever order a read brought them. What was
- * torn is read again.
+ * Readers believe a record only if its state is live or exiting and the check holds over the sequence that stands
+ * there: so neither half-written words nor those of two moments are believed, in whatever order a read brought them.
+ * What was torn is read again.
  */
 #ifndef PROCTABLE_H
 #define PROCTABLE_H
@@ -117,7 +117,8 @@ PT_INLINE pt_u64 pt_check(pt_u64 name, pt_u64 family, pt_u64 start_ns, pt_u64 cg
 	return PT_FNV(PT_FNV(PT_FNV(PT_FNV(sum, cgroup), comm), comm_too), low) >> 32;
 }
 
-/* Where the search for a process begins. Ids are given out one after the other, so neighbours take neighbouring places. */
+/* Where the search for a process begins. Ids are given out one after the other, so neighbours take neighbouring places.
+ */
 PT_INLINE pt_u32 pt_home(pt_u32 pid, pt_u32 capacity)
 {
 	return pid & (capacity - 1);
@@ -127,7 +128,9 @@ PT_INLINE pt_u64 pt_memory(pt_u64 rss_pages, pt_u64 swap_pages, pt_u32 does)
 {
 	const pt_u64 most = (1ULL << 28) - 1;
 
-	return (rss_pages < most ? rss_pages : most) | (swap_pages < most ? swap_pages : most) << 28 | (pt_u64)does << 56;
+	rss_pages = rss_pages < most ? rss_pages : most;
+	swap_pages = swap_pages < most ? swap_pages : most;
+	return rss_pages | swap_pages << 28 | (pt_u64)does << 56;
 }
 
 PT_INLINE pt_u64 pt_family(const struct pt_who *who)

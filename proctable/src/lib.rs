@@ -17,8 +17,8 @@
 //! What it does not have: threads, and anything of a process that is not needed to judge it.
 //!
 //! Invariants: a record is believed only if its check holds, so zeroed or random memory holds no process and a torn
-//! record is none; nothing in the table makes its reader panic, loop or allocate beyond its length; a table that has not
-//! all processes says so.
+//! record is none; nothing in the table makes its reader panic, loop or allocate beyond its length; a table that has
+//! not all processes says so.
 
 pub mod keeper;
 pub mod layout;

@@ -1,5 +1,5 @@
-//! `include/proctable.h`, which writes in the kernel, against the Rust reader: the same bytes; and several writers at the
-//! same records, while a reader reads at any moment. The header is compiled for this machine.
+//! `include/proctable.h`, which writes in the kernel, against the Rust reader: the same bytes; and several writers at
+//! the same records, while a reader reads at any moment. The header is compiled for this machine.
 
 use std::fs::File;
 use std::io::Write;

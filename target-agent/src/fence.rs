@@ -5,9 +5,9 @@
 //!           ──► interfaces ──► tc both ways, XDP           attached here; they stay when the agent goes
 //!   nothing stands any more ──► whom the lock has stopped ──► SIGCONT
 //! ```
-//! A lock is taken, answered and ended without the agent. Only who was stopped by one that has ended waits for it: so the
-//! kernel stops nobody for what ends by itself unless the agent has said within a second that it is at its place. Who
-//! was stopped by a fence that was held stays so when that is released: its sessions may live elsewhere by now.
+//! A lock is taken, answered and ended without the agent. Only who was stopped by one that has ended waits for it: so
+//! the kernel stops nobody for what ends by itself unless the agent has said within a second that it is at its place.
+//! Who was stopped by a fence that was held stays so when that is released: its sessions may live elsewhere by now.
 
 use std::fs;
 use std::net::IpAddr;

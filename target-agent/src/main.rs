@@ -76,7 +76,8 @@ struct Arguments {
     /// Take no orders: monitors are not shown the kill table.
     #[arg(long)]
     no_kill_table: bool,
-    /// Processes that the process table has room for, a power of two; 64 bytes each. A table that exists keeps its size.
+    /// Processes that the process table has room for, a power of two; 64 bytes each. A table that exists keeps its
+    /// size.
     #[arg(long, default_value_t = 4096, value_parser = power_of_two)]
     processes: u32,
     #[command(flatten)]

@@ -1,9 +1,9 @@
 //! Goes through all processes, so that the process table has those that were there before the eBPF programs, and what
 //! changed of those that sleep.
 //!
-//! The kernel's iterator notes each of them itself (`list_all`); to read it to its end is all that is done here. Whoever
-//! runs is noted without this: an agent that is dead or stopped leaves the table behind by what sleepers lost to the
-//! swap, and by whom they were adopted.
+//! The kernel's iterator notes each of them itself (`list_all`); to read it to its end is all that is done here.
+//! Whoever runs is noted without this: an agent that is dead or stopped leaves the table behind by what sleepers lost
+//! to the swap, and by whom they were adopted.
 
 use std::io;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! What the agent's eBPF programs cost a context switch and a fork: in a guest with one processor, without an agent and with each
-//! of the agents named, by turns. Under software emulation only the ratios mean anything.
+//! What the agent's eBPF programs cost a context switch and a fork: in a guest with one processor, without an agent and
+//! with each of the agents named, by turns. Under software emulation only the ratios mean anything.
 //!
 //! ```sh
 //! cargo run -p testbed --example switch_cost -- target/release/target-agent OLDER-AGENT…

@@ -1,5 +1,5 @@
-//! A target as its ward knows it: the link to it, and what is looked at of it: the kernel that lives in its memory, or the
-//! process table of its agent.
+//! A target as its ward knows it: the link to it, and what is looked at of it: the kernel that lives in its memory, or
+//! the process table of its agent.
 
 use std::time::{Duration, Instant};
 

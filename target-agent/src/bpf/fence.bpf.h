@@ -3,9 +3,9 @@
  *
  * The word is looked at 200 times a second on each processor, from an interrupt, and at every packet of a guarded
  * interface: so it is answered while no process gets to run. While a lock stands, packets to service addresses are
- * dropped as they come (XDP where the driver takes it, tc ingress) and those from them as they leave (tc egress), ARP and
- * neighbour discovery for them included; not RoCEv2, which has a port of its own. Processes of the service are stopped
- * by SIGSTOP in their own context, as the kill table ends them.
+ * dropped as they come (XDP where the driver takes it, tc ingress) and those from them as they leave (tc egress), ARP
+ * and neighbour discovery for them included; not RoCEv2, which has a port of its own. Processes of the service are
+ * stopped by SIGSTOP in their own context, as the kill table ends them.
  *
  * While nothing stands and the word is free this costs each packet two loads, and a context switch nothing.
  */
@@ -20,8 +20,8 @@ enum { XDP_DROP = 1, XDP_PASS = 2, TC_ACT_UNSPEC = -1, TC_ACT_SHOT = 2 };
 
 enum { ROCE_PORT = 4791, VLAN_TAGS = 2 };
 
-/* Bits of a processor's preempt_count that say that it is on the way out to the network, among other things: softirqs run
- * or are held off. Source: include/linux/preempt.h. */
+/* Bits of a processor's preempt_count that say that it is on the way out to the network, among other things: softirqs
+ * run or are held off. Source: include/linux/preempt.h. */
 enum { SOFTIRQ_MASK = 0xff00 };
 
 /* The agent beats five times a second. */

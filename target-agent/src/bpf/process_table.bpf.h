@@ -5,7 +5,7 @@
  * |---|---|---|
  * | a child | fork | all of it, before the child runs |
  * | who becomes another program | exec | all of it |
- * | who runs when a timer fires | tick, 200 Hz for each processor | its memory; all of it if it is not there or says otherwise |
+ * | who runs when a timer fires | tick, 200 Hz | its memory; all of it if that is not there or says otherwise |
  * | whose last thread ends | exit | that it is exiting |
  * | who is buried | sched_process_free | that its place is free |
  * | everybody | the agent's iterator, once a second | as at a tick |

@@ -3,8 +3,9 @@
  *
  * Each processor writes only its own records, with plain stores: no lock, no atomic, nothing shared with another
  * processor. Counters that belong to the whole machine are advanced atomically. Sensors look into no kernel structure,
- * the tables (kill_table.bpf.h, process_table.bpf.h, fence.bpf.h) into members that are placed when the programs are loaded, so one object serves
- * every kernel; the three kernel variables that are read are found by name and may be absent.
+ * the tables (kill_table.bpf.h, process_table.bpf.h, fence.bpf.h) into members that are placed when the programs are
+ * loaded, so one object serves every kernel; the three kernel variables that are read are found by name and may be
+ * absent.
  *
  * The record numbers come from src/records.rs through build.rs.
  */

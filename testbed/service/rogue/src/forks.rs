@@ -1,5 +1,5 @@
-//! What a process costs that does nothing: a shell's fork, the child's exit, and the parent's wait for it. No program is
-//! started anew, so what hangs on a fork and an exit, eBPF programs for one, is not lost in what an exec costs.
+//! What a process costs that does nothing: a shell's fork, the child's exit, and the parent's wait for it. No program
+//! is started anew, so what hangs on a fork and an exit, eBPF programs for one, is not lost in what an exec costs.
 
 use std::process::Command;
 use std::time::Instant;
