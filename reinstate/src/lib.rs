@@ -37,6 +37,6 @@ pub mod routes;
 pub mod session;
 pub mod snapshot;
 pub mod source;
-pub mod tcp_repair;
 pub mod tables;
+pub mod tcp_repair;
 mod tell;

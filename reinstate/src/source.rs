@@ -208,12 +208,7 @@ impl Source {
     ///
     /// # Errors
     /// A sentence for people.
-    pub fn pair(
-        &mut self,
-        surveyed: &mut Surveyed,
-        token: &FenceToken,
-        silent: Duration,
-    ) -> Result<Extracted, String> {
+    pub fn pair(&mut self, surveyed: &mut Surveyed, token: &FenceToken, silent: Duration) -> Result<Extracted, String> {
         let (memory, pool) = (self.link.memory(), surveyed.pool.as_ref());
         let paired = match (&self.sight, &mut surveyed.found) {
             (Sight::Memory(kernel), Connections::Walked(survey)) => {
@@ -244,7 +239,13 @@ impl Source {
 
     /// Reads the send queues of the connections `numbers`, the short ones first, until all are read or nobody takes
     /// them any more.
-    pub fn read_queues(&mut self, survey: &Surveyed, token: &FenceToken, mut numbers: Vec<usize>, taker: &Sender<Group>) {
+    pub fn read_queues(
+        &mut self,
+        survey: &Surveyed,
+        token: &FenceToken,
+        mut numbers: Vec<usize>,
+        taker: &Sender<Group>,
+    ) {
         numbers.sort_by_key(|number| survey.queued_bytes(*number));
         let mut tries = LINK_TRIES;
         for group in groups(&numbers, |number| survey.queued_bytes(number)) {

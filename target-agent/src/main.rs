@@ -22,11 +22,11 @@ use sensorbox::Sensor;
 use service::capabilities::{self, Capability};
 use service::metrics::{Endpoint, text_of};
 use target_agent::ebpf::Maps;
-use tcptable::layout::SLOT_BYTES;
 use target_agent::maps::{BoxMap, CONTINUATION_BOXES, SENSOR_BOX, page_entries};
 use target_agent::pins::Pins;
 use target_agent::shared::PAGE_BYTES;
 use target_agent::{census, ebpf, metrics, mirror, records, registration, sweep};
+use tcptable::layout::SLOT_BYTES;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 

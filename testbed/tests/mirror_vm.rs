@@ -20,11 +20,11 @@ use control::agent::Registration;
 use introspect::Kernel;
 use introspect::linux::tcp::{self, State, TcpFilter, TcpSocket};
 use port::BackdoorEnd;
-use rand::{Rng, SeedableRng, rngs::StdRng};
 use ram::Ram;
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use reinstate::tables;
 use remote_memory::{AccessError, LinkError, Read, Region, RemoteKey, RemoteRead, Rights};
-use tcptable::layout::NAME;
+use tcptable::layout::{NAME, RING_BYTES};
 use testbed::guest::{self, ImageSpec, Service};
 use testbed::vm::{Vm, VmSpec};
 
@@ -112,8 +112,7 @@ impl Target {
     }
 
     fn mirrored(&mut self) -> (Vec<TcpSocket>, Vec<String>) {
-        let region =
-            Region { name: NAME.into(), base: 0, len: self.table.region.len, key: KEY, rights: Rights::READ };
+        let region = Region { name: NAME.into(), base: 0, len: self.table.region.len, key: KEY, rights: Rights::READ };
         let tables = tables::survey(&mut self.table, &region, &Self::filter()).unwrap().unwrap();
         (tables.sockets, tables.damage)
     }
@@ -143,7 +142,9 @@ impl Target {
         for address in ["127.0.0.1", "[::1]"] {
             self.spawn(&format!("while :; do wget -q -O /dev/null http://{address}:8080/big; done"));
             self.spawn(&format!("while :; do wget -q -O /dev/null http://{address}:8080/small; done"));
-            self.spawn(&format!("while :; do wget -q -O /dev/null --post-file /tmp/up http://{address}:8080/up; done"));
+            let head = r"PUT /up HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 300000\r\n\r\n";
+            let host = address.trim_matches(['[', ']']);
+            self.spawn(&format!("while :; do (printf '{head}'; cat /tmp/up) | nc {host} 8080; done"));
         }
         // A reader that is stopped again and again.
         self.spawn("while :; do pkill -STOP file-server; sleep 0.4; pkill -CONT file-server; sleep 0.6; done");
@@ -174,8 +175,13 @@ fn compare(kept: &TcpSocket, walked: &TcpSocket, seen: &mut Seen) -> Result<(), 
     };
     let check = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
     check(settled(kept) == settled(walked), "settled once")?;
-    check(kept.receive_queue_complete && kept.send_queue_complete, "not whole")?;
     check(kept.read_offset_certain, "read offset")?;
+    if walked.receive_queue.len() > RING_BYTES as usize {
+        // Reported, and never taken for whole.
+        *seen.entry("beyond the ring").or_default() += 1;
+        return check(!kept.receive_queue_complete, "more than a ring holds");
+    }
+    check(kept.receive_queue_complete && kept.send_queue_complete, "not whole")?;
     let clock_us = kept.tcp_mstamp_us.max(kept.tcp_wstamp_ns / 1000);
     // What has left has no later time.
     check(clock_us >= walked.tcp_wstamp_ns / 1000 || walked.lock_held, "time")?;
@@ -248,14 +254,16 @@ fn holds_against_the_walk(line: &str) {
     println!("{line}: {seen:?}");
     let shown: Vec<_> = trouble.iter().take(5).map(|it| it.chars().take(6000).collect::<String>()).collect();
     assert!(trouble.is_empty(), "{} of {seen:?}:\n{}", trouble.len(), shown.join("\n"));
-    for (what, least) in [("walked", 5 * STOPS), ("at rest", STOPS), ("held", 3), ("with input", STOPS / 2), ("with much input", 3)] {
+    for (what, least) in
+        [("walked", 5 * STOPS), ("at rest", STOPS), ("held", 3), ("with input", STOPS / 2), ("with much input", 3)]
+    {
         assert!(seen.get(what).copied().unwrap_or_default() >= least, "too few {what}: {seen:?}");
     }
 }
 
 #[test]
 fn what_is_kept_is_what_a_walk_finds() {
-    holds_against_the_walk("6.1");
+    holds_against_the_walk(&std::env::var("L").unwrap_or("6.1".into()));
 }
 
 /// Times the same work is done with and without the mirror, in turn.
@@ -283,7 +291,10 @@ fn mirroring_costs_a_file_server_little() {
         target.vm.run("rm -r /sys/fs/bpf/backdoors/mirror-*").unwrap();
         without.push(time(&mut target));
         // The agent is started again, and attaches what is missing.
-        target.vm.run("pkill -9 target-agent; until ls -d /sys/fs/bpf/backdoors/mirror-*/whole; do sleep 0.1; done").unwrap();
+        target
+            .vm
+            .run("pkill -9 target-agent; until ls -d /sys/fs/bpf/backdoors/mirror-*/whole; do sleep 0.1; done")
+            .unwrap();
     }
     for times in [&mut with, &mut without] {
         times.sort_by(f64::total_cmp);

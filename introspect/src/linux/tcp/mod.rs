@@ -93,7 +93,8 @@ pub fn survey(
     let mut memory = Memory::new(mem, ram, &kernel.space.extents);
     let mut damage = Vec::new();
     let members = tables::members(kernel, &mut memory, filter, &mut damage)?;
-    let wanted: Vec<_> = members.iter().filter_map(|member| Some((State::from_kernel(member.state)?, member))).collect();
+    let wanted: Vec<_> =
+        members.iter().filter_map(|member| Some((State::from_kernel(member.state)?, member))).collect();
     let addresses: Vec<_> = wanted.iter().map(|(_, member)| member.address).collect();
     let bytes = kernel.space.fetch_equal(&mut memory, &addresses, kernel.tcp.sock.span())?;
     let init_net = kernel.symbols.get("init_net").copied();
