@@ -60,6 +60,8 @@ pub struct RecoverableListener {
 #[derive(Debug)]
 struct Service {
     client: Arc<BoxClient>,
+    /// Whether the listener was told how much its connections may queue.
+    bounded: bool,
     handed: UnboundedReceiver<Handed>,
     /// Sessions handed over, taken and not yet given out.
     taken: VecDeque<Accepted>,
@@ -73,7 +75,7 @@ impl RecoverableListener {
 
     /// A listener with what [`BoxClient::connect`] returned.
     pub fn new(listener: TcpListener, client: Arc<BoxClient>, handed: UnboundedReceiver<Handed>) -> Self {
-        Self::with(listener, Some(Service { client, handed, taken: VecDeque::new() }))
+        Self::with(listener, Some(Service { client, bounded: false, handed, taken: VecDeque::new() }))
     }
 
     fn with(listener: TcpListener, service: Option<Service>) -> Self {
@@ -96,6 +98,10 @@ impl RecoverableListener {
             if let Some(accepted) = service.taken.pop_front() {
                 end_properly(&accepted);
                 return Ok(accepted);
+            }
+            if let Some(geometry) = service.client.geometry().filter(|_| !service.bounded) {
+                bound(&self.listener, geometry.send_bytes);
+                service.bounded = true;
             }
             // Handed sessions first: their clients have waited for longer.
             tokio::select! {
@@ -150,9 +156,6 @@ fn protect(socket: TcpStream, peer: SocketAddr, client: &Arc<BoxClient>) -> Acce
     };
     let stream = match continuation {
         Ok(continuation) => {
-            if continuation.keeps_output() {
-                bound(&socket, slot.geometry().send_bytes);
-            }
             RecoverableStream::protected(socket, continuation, Position::default(), Some(Arc::clone(client)))
         }
         Err(why) => {
@@ -164,12 +167,15 @@ fn protect(socket: TcpStream, peer: SocketAddr, client: &Arc<BoxClient>) -> Acce
     Accepted::fresh(stream, peer)
 }
 
-/// Has the kernel queue no more than what is kept outside of its queues: output in a send log of `send_bytes`, input in
-/// the ring of the target's table of connections. Half of what it is told is for overhead; a socket may exceed it by a
-/// buffer.
-fn bound(socket: &TcpStream, send_bytes: u32) {
-    let sending = setsockopt(socket, sockopt::SndBuf, &(send_bytes as usize / 4));
-    if let Err(why) = sending.and_then(|()| setsockopt(socket, sockopt::RcvBuf, &RECEIVE_BYTES)) {
+/// Has the kernel queue no more for each connection that `listener` accepts than is kept outside of its queues: output
+/// in a send log of `send_bytes`, input in the ring of the target's table of connections. Half of what it is told is for
+/// overhead; a socket may exceed it by a buffer. Without send logs nothing is kept, and nothing bounded.
+fn bound(listener: &TcpListener, send_bytes: u32) {
+    if send_bytes == 0 {
+        return;
+    }
+    let sending = setsockopt(listener, sockopt::SndBuf, &(send_bytes as usize / 4));
+    if let Err(why) = sending.and_then(|()| setsockopt(listener, sockopt::RcvBuf, &RECEIVE_BYTES)) {
         tracing::warn!(%why, "a connection may have more in the kernel's queues than a spare can find");
     }
 }

@@ -245,3 +245,150 @@ impl Between for OutOfSight {
         Ok((vec![None; wanted.len()], Vec::new()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use remote_memory::{RemoteKey, Rights, image::Image};
+    use tcptable::layout::{MAGIC, OPEN, RING_BYTES, SLOT_BYTES, VERSION, checksum, header, record, tail};
+
+    use super::*;
+    use crate::session;
+
+    const FIRST_RECEIVED: u32 = u32::MAX - 9;
+    const FIRST_SENT: u32 = 5000;
+
+    fn halves(low: u32, high: u32) -> u64 {
+        u64::from(low) | u64::from(high) << 32
+    }
+
+    /// A table of three slots of which those in `words` are given: the words of their tails.
+    fn table(tails: &[(u32, Vec<u64>)]) -> (Image, Region) {
+        let mut bytes = vec![0; 4 * SLOT_BYTES as usize];
+        let head = [MAGIC, halves(VERSION, SLOT_BYTES), halves(4, RING_BYTES)];
+        let mut put = |at: usize, words: &[u64]| {
+            words.iter().enumerate().for_each(|(index, word)| {
+                bytes[at + 8 * index..][..8].copy_from_slice(&word.to_le_bytes());
+            });
+        };
+        put(0, &head);
+        put(8 * header::CHECK, &[checksum(MAGIC, &head)]);
+        for (slot, words) in tails {
+            put((slot * SLOT_BYTES + RING_BYTES) as usize, words);
+        }
+        for (slot, _) in tails {
+            let ring = &mut bytes[(slot * SLOT_BYTES) as usize..][..RING_BYTES as usize];
+            ring.iter_mut().enumerate().for_each(|(at, byte)| *byte = at as u8);
+        }
+        let mut image = Image::new();
+        image.write_at(0, &bytes);
+        let len = bytes.len() as u64;
+        (image, Region { name: "tcp".into(), key: RemoteKey::new(1), base: 0, len, rights: Rights::READ })
+    }
+
+    /// A connection that has received 100 bytes, of which 80 are read, and sent 50, of which 20 are acknowledged.
+    fn connection(change: impl Fn(&mut [u64; record::WORDS])) -> Vec<u64> {
+        let received = |offset: u32| FIRST_RECEIVED.wrapping_add(offset);
+        let mut words = vec![0; 48];
+        words[tail::STATE] = OPEN;
+        words[tail::GENERATION] = 3;
+        words[tail::LOCAL + 1] = 0x0100_000a_ffff_0000;
+        words[tail::PEER + 1] = 0x0200_000a_ffff_0000;
+        words[tail::PORTS] = 80 | 4000 << 16;
+        words[tail::FIRST] = halves(FIRST_RECEIVED, FIRST_SENT);
+        words[tail::IDENTITY_CHECK] = checksum(MAGIC, &words[tail::GENERATION..tail::IDENTITY_CHECK]);
+        words[tail::ACCEPTED] = 1;
+        let mut it = [0; record::WORDS];
+        it[record::NUMBER] = 8;
+        it[record::SND_UNA_NXT] = halves(FIRST_SENT + 20, FIRST_SENT + 50);
+        it[record::WRITE_SEQ_RCV_NXT] = halves(FIRST_SENT + 50, received(100));
+        it[record::COPIED_SEQ_RCV_WUP] = halves(received(80), received(60));
+        it[record::RCV_WND_SND_WL1] = halves(70_000, received(60));
+        it[record::BYTES_ACKED] = 20;
+        it[record::BYTES_RECEIVED] = 100;
+        it[record::TAKEN_MSS_SCALES] = u64::from(received(100)) | 1460 << 32;
+        it[record::STATE_FLAGS_DEVICE] = 1;
+        change(&mut it);
+        it[record::CHECK] = checksum(3, &it[..record::CHECK]);
+        words[tail::RECORDS..tail::RECORDS + record::WORDS].copy_from_slice(&it);
+        words
+    }
+
+    fn found(tails: &[(u32, Vec<u64>)]) -> Tables {
+        let (mut image, region) = table(tails);
+        survey(&mut image, &region, &TcpFilter::default()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_record_becomes_the_socket_that_a_walk_would_find() {
+        let mut tables = found(&[(2, connection(|_| ()))]);
+        let socket = tables.sockets.remove(0);
+        assert_eq!((socket.local, socket.peer), ("10.0.0.1:80".parse().unwrap(), "10.0.0.2:4000".parse().unwrap()));
+        assert_eq!((socket.state, socket.accepted, socket.mss_clamp), (State::Established, true, 1460));
+        assert_eq!((socket.read_offset(), socket.written_offset()), (80, 50));
+        assert_eq!(socket.receive_queue, (80..100).collect::<Vec<u8>>());
+        // What has left may have acknowledged all, and moved the promise.
+        assert_eq!((socket.rcv_wup, socket.rcv_wnd), (socket.rcv_nxt, 69_960));
+        assert_eq!(session::rebuildable(&socket), Ok(()));
+        assert_eq!((session::counted(&socket), session::values(&socket, Default::default()).queued()), (Ok(()), 30));
+    }
+
+    #[test]
+    fn what_does_not_hold_together_costs_its_session_and_no_other() {
+        let check = |change: fn(&mut [u64; record::WORDS]), expected: &str| {
+            let tables = found(&[(1, connection(change))]);
+            let socket = &tables.sockets[0];
+            let judged = session::rebuildable(socket).and_then(|()| session::counted(socket));
+            assert_eq!(judged.unwrap_err().to_string(), expected);
+        };
+        check(|it| it[record::BYTES_ACKED] = 21, "its send queue is not whole in the dead memory");
+        check(|it| it[record::BYTES_RECEIVED] = 101, "its count of received bytes is not whole in the dead memory");
+        check(|it| it[record::TAKEN_MSS_SCALES] -= 1, "its receive queue is not whole in the dead memory");
+        check(|it| it[record::WRITE_SEQ_RCV_NXT] ^= 1 << 31, "its send queue is not whole in the dead memory");
+        let overwritten = |words: Vec<u64>| {
+            let mut words = words;
+            words[tail::OVERWRITTEN] = 81;
+            found(&[(1, words)]).sockets.remove(0)
+        };
+        assert!(!overwritten(connection(|_| ())).receive_queue_complete);
+        let mut torn = connection(|_| ());
+        torn[tail::RECORDS + 4] ^= 1;
+        let tables = found(&[(1, torn), (3, connection(|_| ()))]);
+        assert_eq!((tables.sockets.len(), tables.damage.len()), (1, 1));
+    }
+
+    #[test]
+    fn two_slots_that_claim_a_connection_lose_it() {
+        let tables = found(&[(1, connection(|_| ())), (3, connection(|_| ()))]);
+        assert_eq!((tables.sockets.len(), tables.damage.len()), (1, 1));
+        assert!(session::rebuildable(&tables.sockets[0]).is_err());
+    }
+
+    #[test]
+    fn a_closed_end_counts_as_in_a_walk() {
+        // The client's FIN follows the last byte; ours is queued.
+        let closing = connection(|it| {
+            it[record::STATE_FLAGS_DEVICE] = 9;
+            it[record::BYTES_RECEIVED] += 1;
+            it[record::WRITE_SEQ_RCV_NXT] = halves(FIRST_SENT + 51, FIRST_RECEIVED.wrapping_add(101));
+        });
+        let socket = found(&[(1, closing)]).sockets.remove(0);
+        assert!(socket.fin_received && socket.fin_queued && socket.receive_queue_complete);
+        assert_eq!((socket.receive_queue.len(), socket.read_offset(), socket.written_offset()), (20, 80, 50));
+        assert_eq!(session::rebuildable(&socket), Ok(()));
+    }
+
+    proptest! {
+        #[test]
+        fn no_words_make_a_panic(words in proptest::collection::vec(any::<u64>(), 48)) {
+            let mut tail = connection(|it| {
+                it[1..15].copy_from_slice(&words[..14]);
+                it[record::STATE_FLAGS_DEVICE] = words[13] << 8 | words[20] % 13;
+            });
+            tail[tail::OVERWRITTEN] = words[30];
+            for socket in found(&[(1, tail)]).sockets {
+                let _ = (session::rebuildable(&socket), session::counted(&socket), socket.written_offset());
+            }
+        }
+    }
+}

@@ -24,7 +24,7 @@ use ram::Ram;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use reinstate::tables;
 use remote_memory::{AccessError, LinkError, Read, Region, RemoteKey, RemoteRead, Rights};
-use tcptable::layout::NAME;
+use tcptable::layout::{NAME, RING_BYTES};
 use testbed::guest::{self, ImageSpec, Service};
 use testbed::vm::{Vm, VmSpec};
 
@@ -34,8 +34,8 @@ const PAGE: u64 = 4096;
 /// Generous: software emulation on a loaded machine.
 const BOUND: Duration = Duration::from_secs(180);
 
-/// Of the file server, and of one who does not read.
-const PORTS: [u16; 2] = [8080, 9000];
+/// Of the file server.
+const PORTS: [u16; 1] = [8080];
 
 const STOPS: usize = 40;
 
@@ -88,8 +88,8 @@ impl Target {
             .program("file-server", &server)
             .service(Service {
                 name: "agent".into(),
-                command: "/bin/target-agent --pool-slots 64 --send-log-kib 256 --mirror-slots 128 --mirror-port 8080 \
-                          --mirror-port 9000"
+                command: "/bin/target-agent --pool-slots 64 --send-log-kib 256 --mirror-slots 128 \
+                          --mirror-port 9000 --mirror-port 8080"
                     .into(),
                 ready_path: Some("/run/backdoors/box.sock".into()),
             });
@@ -142,12 +142,12 @@ impl Target {
         for address in ["127.0.0.1", "[::1]"] {
             self.spawn(&format!("while :; do wget -q -O /dev/null http://{address}:8080/big; done"));
             self.spawn(&format!("while :; do wget -q -O /dev/null http://{address}:8080/small; done"));
-            self.spawn(&format!("while :; do wget -q -O /dev/null --post-file /tmp/up http://{address}:8080/up; done"));
+            let head = r"PUT /up HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 300000\r\n\r\n";
+            let host = address.trim_matches(['[', ']']);
+            self.spawn(&format!("while :; do (printf '{head}'; cat /tmp/up) | nc {host} 8080; done"));
         }
         // A reader that is stopped again and again.
-        self.spawn("while :; do nc -l -p 9000 > /dev/null; done");
-        self.spawn("while :; do cat /tmp/up /tmp/up /tmp/up | nc 127.0.0.1 9000; done");
-        self.spawn("while :; do pkill -STOP -f '^nc -l'; sleep 0.3; pkill -CONT -f '^nc -l'; sleep 0.1; done");
+        self.spawn("while :; do pkill -STOP file-server; sleep 0.4; pkill -CONT file-server; sleep 0.6; done");
         // Bytes that wait behind an unfinished request.
         self.spawn("(printf 'GET /small HTTP/1.1\\r\\nhost: x\\r\\n'; sleep 1000) | nc 127.0.0.1 8080");
     }
@@ -175,8 +175,13 @@ fn compare(kept: &TcpSocket, walked: &TcpSocket, seen: &mut Seen) -> Result<(), 
     };
     let check = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
     check(settled(kept) == settled(walked), "settled once")?;
-    check(kept.receive_queue_complete && kept.send_queue_complete, "not whole")?;
     check(kept.read_offset_certain, "read offset")?;
+    if walked.receive_queue.len() > RING_BYTES as usize {
+        // Reported, and never taken for whole.
+        *seen.entry("beyond the ring").or_default() += 1;
+        return check(!kept.receive_queue_complete, "more than a ring holds");
+    }
+    check(kept.receive_queue_complete && kept.send_queue_complete, "not whole")?;
     let clock_us = kept.tcp_mstamp_us.max(kept.tcp_wstamp_ns / 1000);
     // What has left has no later time.
     check(clock_us >= walked.tcp_wstamp_ns / 1000 || walked.lock_held, "time")?;
@@ -185,7 +190,7 @@ fn compare(kept: &TcpSocket, walked: &TcpSocket, seen: &mut Seen) -> Result<(), 
     check(is_at_most(walked.snd_nxt, kept.write_seq), "a byte has left before")?;
     check(same_input(kept, walked), "input")?;
     *seen.entry("with input").or_default() += usize::from(!kept.receive_queue.is_empty());
-    *seen.entry("with much input").or_default() += usize::from(kept.receive_queue.len() > 30_000);
+    *seen.entry("with much input").or_default() += usize::from(kept.receive_queue.len() > 10_000);
     *seen.entry("with output").or_default() += usize::from(kept.snd_una != kept.write_seq);
     if !walked.lock_held && walked.damage.is_empty() {
         *seen.entry("at rest").or_default() += 1;
@@ -249,14 +254,16 @@ fn holds_against_the_walk(line: &str) {
     println!("{line}: {seen:?}");
     let shown: Vec<_> = trouble.iter().take(5).map(|it| it.chars().take(6000).collect::<String>()).collect();
     assert!(trouble.is_empty(), "{} of {seen:?}:\n{}", trouble.len(), shown.join("\n"));
-    for (what, least) in [("walked", 5 * STOPS), ("at rest", STOPS), ("held", 3), ("with input", STOPS / 2)] {
+    for (what, least) in
+        [("walked", 5 * STOPS), ("at rest", STOPS), ("held", 3), ("with input", STOPS / 2), ("with much input", 3)]
+    {
         assert!(seen.get(what).copied().unwrap_or_default() >= least, "too few {what}: {seen:?}");
     }
 }
 
 #[test]
 fn what_is_kept_is_what_a_walk_finds() {
-    holds_against_the_walk("6.1");
+    holds_against_the_walk(&std::env::var("L").unwrap_or("6.1".into()));
 }
 
 /// Times the same work is done with and without the mirror, in turn.

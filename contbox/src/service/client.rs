@@ -8,7 +8,7 @@
 use super::channel::{Channel, ChannelError};
 use super::handed::{Handed, HandedEnd, Heir, Takers};
 use super::message::{FromApp, Held, PROTOCOL, Resume, ResumeEnd, ToApp};
-use crate::layout::SlotState;
+use crate::layout::{Geometry, SlotState};
 use crate::shared::{Pool, Slot};
 use std::collections::BTreeSet;
 use std::io;
@@ -182,6 +182,11 @@ impl BoxClient {
             }
             state = self.changed.wait_timeout(state, left).expect(HALF_CHANGED).0;
         }
+    }
+
+    /// That of the pool, once there is one.
+    pub(crate) fn geometry(&self) -> Option<Geometry> {
+        self.lock().pool.as_ref().map(|pool| pool.geometry())
     }
 
     /// A slot for a new connection and our number, or `None`: the connection then goes unprotected.

@@ -39,7 +39,7 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 enum { TCP_ESTABLISHED = 1, TCP_CLOSE = 7 };
 enum { IPPROTO_TCP = 6, AF_INET = 2, AF_INET6 = 10 };
 
-/* Bit of SOCK_DEAD in sk_flags. */
+/* Bit of SOCK_DEAD in skc_flags. */
 enum { SOCK_DEAD = 1 };
 
 /* Slots that are looked at for a free one. */
@@ -81,6 +81,7 @@ struct sock_common {
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
 	int skc_bound_dev_if;
+	unsigned long skc_flags;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
@@ -114,7 +115,6 @@ struct socket;
 struct sock {
 	struct sock_common __sk_common;
 	struct sk_buff_head sk_receive_queue;
-	unsigned long sk_flags;
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
 	struct socket *sk_socket;
@@ -188,6 +188,10 @@ struct {
 	__type(key, int);
 	__type(value, struct own);
 } tcp_socks SEC(".maps");
+
+/* Zero, which the verifier does not know. Linux before 6.7 looks at the body of a loop once, with the values that it
+ * begins with: what it then knows to be zero stays so for it, and what is done otherwise is left out. */
+static volatile __u32 unknown_zero;
 
 static __always_inline struct tt_slot *slot_at(__u32 index)
 {
@@ -355,6 +359,8 @@ static __always_inline void take(struct sock *sk, struct tcp_sock *tp, struct ow
 		return;
 	bpf_probe_read_kernel(&walk.pages, sizeof(walk.pages), &vmemmap_base);
 	bpf_probe_read_kernel(&walk.direct_map, sizeof(walk.direct_map), &page_offset_base);
+	walk.piece = unknown_zero;
+	walk.into = unknown_zero;
 	walk.first = slot->first_received;
 	walk.slot = own->slot;
 	bpf_loop(BUFFERS, back, &walk, 0);
@@ -368,11 +374,11 @@ static __always_inline __u16 flags_of(struct sock *sk, struct tcp_sock *tp)
 {
 	__u16 flags = 0;
 
-	if (BPF_CORE_READ_BITFIELD(&tp->rx_opt, tstamp_ok))
+	if (BPF_CORE_READ_BITFIELD(tp, rx_opt.tstamp_ok))
 		flags |= TT_TIMESTAMPS;
-	if (BPF_CORE_READ_BITFIELD(&tp->rx_opt, wscale_ok))
+	if (BPF_CORE_READ_BITFIELD(tp, rx_opt.wscale_ok))
 		flags |= TT_SCALING;
-	if (BPF_CORE_READ_BITFIELD(&tp->rx_opt, sack_ok))
+	if (BPF_CORE_READ_BITFIELD(tp, rx_opt.sack_ok))
 		flags |= TT_SACK;
 	if (bpf_core_field_exists(tp->tcp_usec_ts) && BPF_CORE_READ_BITFIELD(tp, tcp_usec_ts))
 		flags |= TT_MICROSECONDS;
@@ -384,7 +390,7 @@ static __always_inline __u16 flags_of(struct sock *sk, struct tcp_sock *tp)
 		flags |= TT_UPPER_LAYER;
 	if (bpf_core_field_exists(tp->is_mptcp) && BPF_CORE_READ_BITFIELD(tp, is_mptcp))
 		flags |= TT_MPTCP;
-	if (sk->sk_flags & SOCK_DEAD)
+	if (sk->__sk_common.skc_flags & SOCK_DEAD)
 		flags |= TT_ORPHANED;
 	if (sk->__sk_common.skc_family == AF_INET6)
 		flags |= TT_INET6;
@@ -399,7 +405,7 @@ static __always_inline int is_said(struct tt_record *record, struct sock *sk, st
 	return record->number && record->snd_una == tp->snd_una && record->write_seq == tp->write_seq &&
 	       record->rcv_nxt == tp->rcv_nxt && record->copied_seq == tp->copied_seq &&
 	       record->rcv_wup == tp->rcv_wup && record->snd_wnd == tp->snd_wnd && record->taken == own->taken &&
-	       record->state == sk->__sk_common.skc_state && !(sk->sk_flags & SOCK_DEAD);
+	       record->state == sk->__sk_common.skc_state && !(sk->__sk_common.skc_flags & SOCK_DEAD);
 }
 
 static __always_inline void say(struct sock *sk, struct tcp_sock *tp, struct own *own, struct tt_slot *slot, int always)
@@ -439,8 +445,8 @@ static __always_inline void say(struct sock *sk, struct tcp_sock *tp, struct own
 	record->bytes_received = tp->bytes_received;
 	record->taken = own->taken;
 	record->mss_clamp = tp->rx_opt.mss_clamp;
-	record->snd_wscale = BPF_CORE_READ_BITFIELD(&tp->rx_opt, snd_wscale);
-	record->rcv_wscale = BPF_CORE_READ_BITFIELD(&tp->rx_opt, rcv_wscale);
+	record->snd_wscale = BPF_CORE_READ_BITFIELD(tp, rx_opt.snd_wscale);
+	record->rcv_wscale = BPF_CORE_READ_BITFIELD(tp, rx_opt.rcv_wscale);
 	record->state = sk->__sk_common.skc_state;
 	record->shutdown = BPF_CORE_READ_BITFIELD(sk, sk_shutdown);
 	record->flags = flags_of(sk, tp);
@@ -492,6 +498,14 @@ int on_received_closing(__u64 *arguments)
 /* The application has written: what it may rely on from here on counts, whether it has left or not. */
 SEC("fexit/tcp_sendmsg_locked")
 int on_sent(__u64 *arguments)
+{
+	mirror((struct sock *)arguments[0], 0);
+	return 0;
+}
+
+/* The application has closed; the kernel goes on with it. */
+SEC("fexit/__tcp_close")
+int on_close(__u64 *arguments)
 {
 	mirror((struct sock *)arguments[0], 0);
 	return 0;
@@ -581,6 +595,7 @@ static __always_inline void open(struct sock *sk)
 		return;
 	if (bpf_sk_storage_get(&tcp_socks, sk, 0, 0))
 		return;
+	search.found = unknown_zero;
 	search.slots = header->slots;
 	search.at = (__u32)__sync_fetch_and_add(&header->hand, 1) % (search.slots ?: 1);
 	bpf_loop(PROBES, probe, &search, 0);
