@@ -14,6 +14,7 @@
 //! background; a request whose answer was lost is not repeated silently (asking [`Link::fence`] again is safe: the
 //! same link gets the same fence); an answer from a backdoor that was started anew is never mixed with keys of before.
 
+mod bare;
 mod carrier;
 mod conversation;
 mod failure;
@@ -96,8 +97,8 @@ pub struct Link {
     /// Names this link's fence, so that a fence whose answer was lost can be asked for again.
     claim: u64,
     fence_took: Option<Duration>,
-    /// Where a target without a hypervisor has its lock word, if it is one: known since the last look at its regions.
-    lock: Option<lock::Place>,
+    /// What is known of a target without a hypervisor, if it is one, since the last look at its regions.
+    bare: Option<bare::Bare>,
 }
 
 impl Link {
@@ -110,7 +111,7 @@ impl Link {
         let conversation = Arc::new(Mutex::new(conversation));
         let (memory, paired) = pair::open(&conversation, local, &options)?;
         let mut link =
-            Self { conversation, memory, paired, probe: None, claim: rand::random(), fence_took: None, lock: None };
+            Self { conversation, memory, paired, probe: None, claim: rand::random(), fence_took: None, bare: None };
         link.regions(None)?;
         Ok(link)
     }
@@ -125,10 +126,12 @@ impl Link {
     /// # Errors
     /// See [`LinkFailure`].
     pub fn regions(&mut self, token: Option<&FenceToken>) -> Result<Vec<RegionEntry>, LinkFailure> {
+        if let (Some(token), Some(_)) = (token, &self.bare) {
+            return self.regions_by_lock(token);
+        }
         match self.ask(&Request::Regions { token: token.cloned() })? {
             Reply::Regions { regions, .. } => {
-                let has_ram = regions.iter().any(|region| region.name == "ram");
-                self.lock = if has_ram { None } else { lock::Place::of(&regions).ok() };
+                self.bare = bare::Bare::of(&regions);
                 // A target without a hypervisor has no `ram`, but what its agent registered.
                 let ram = regions.iter().find(|region| region.name == "ram");
                 let readable = |region: &&RegionEntry| Rights::from_bits(region.rights).covers(Rights::READ);
@@ -168,6 +171,9 @@ impl Link {
     /// # Errors
     /// As [`Link::fence`].
     pub fn fence_as(&mut self, reason: &str, claim: u64) -> Result<FenceToken, LinkFailure> {
+        if let Some(place) = self.place() {
+            return self.fence_by_lock(place, claim);
+        }
         match self.ask(&Request::Fence { reason: reason.to_owned(), claim: Some(claim) })? {
             Reply::Fenced { token, took_us } => {
                 self.fence_took = Some(Duration::from_micros(took_us));
@@ -184,6 +190,9 @@ impl Link {
     /// # Errors
     /// As [`Link::fence`].
     pub fn lock(&mut self, reason: &str, claim: u64, lease_ms: u32) -> Result<LockToken, LinkFailure> {
+        if let Some(place) = self.place() {
+            return self.look_by_lock(place, claim, lease_ms);
+        }
         match self.ask(&Request::Lock { reason: reason.to_owned(), claim, lease_ms })? {
             Reply::Locked { token, .. } => Ok(token),
             other => Err(self.nonsense(&other)),
@@ -196,6 +205,9 @@ impl Link {
     /// [`LinkFailure::Refused`] if its lease has ended: what was written after that was refused; else see
     /// [`LinkFailure`].
     pub fn unlock(&mut self, token: &LockToken) -> Result<(), LinkFailure> {
+        if let Some(place) = self.place() {
+            return self.release_by_lock(place, token.inner());
+        }
         match self.ask(&Request::Unlock { token: token.clone() })? {
             Reply::Unlocked => Ok(()),
             other => Err(self.nonsense(&other)),
@@ -207,24 +219,13 @@ impl Link {
     /// # Errors
     /// See [`LinkFailure`].
     pub fn lock_holder(&mut self) -> Result<Option<LockHolder>, LinkFailure> {
+        if let Some(place) = self.place() {
+            return self.holder_by_lock(place);
+        }
         match self.ask(&Request::LockHolder)? {
             Reply::LockHolder { holder } => Ok(holder),
             other => Err(self.nonsense(&other)),
         }
-    }
-
-    /// As [`Link::fence_as`], of a target without a hypervisor: by its lock word, and held. `None` if it has a
-    /// hypervisor or no lock word. Neither its user space nor the control connection is needed.
-    ///
-    /// # Errors
-    /// See [`lock::LockFailure`].
-    pub fn fence_by_lock(&mut self, claim: u64) -> Option<Result<FenceToken, lock::LockFailure>> {
-        let place = self.lock?;
-        let target = self.welcome().target;
-        let begin = Instant::now();
-        let outcome = lock::fence(&mut self.memory, &place, (&target, claim), &mut lock::RealTime::default());
-        self.fence_took = Some(begin.elapsed());
-        Some(outcome)
     }
 
     /// How long the hypervisor took for the last fence of this link.
@@ -248,6 +249,9 @@ impl Link {
     /// # Errors
     /// See [`LinkFailure`].
     pub fn fence_state(&mut self, token: &FenceToken) -> Result<FenceState, LinkFailure> {
+        if let Some(place) = self.place() {
+            return self.state_by_lock(place, token);
+        }
         match self.ask(&Request::Standing { token: token.clone() })? {
             Reply::Standing { state } => Ok(state),
             other => Err(self.nonsense(&other)),

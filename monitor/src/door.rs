@@ -4,7 +4,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use control::backdoor::{Afterwards, FenceState, FenceToken, LockHolder};
-use link::lock::LockFailure;
 use link::{Link, LinkFailure, Options};
 use rdma::soft::Hub;
 use remote_memory::{Queue, Region, RemoteRead};
@@ -121,13 +120,7 @@ impl Door for LinkDoor {
     }
 
     fn fence(&mut self, reason: &str, claim: u64) -> Result<FenceToken, LinkFailure> {
-        let link = self.open()?;
-        match link.fence_by_lock(claim) {
-            Some(Ok(token)) => Ok(token),
-            Some(Err(LockFailure::Link(error))) => Err(LinkFailure::of_memory(self.backdoor, error)),
-            Some(Err(failure)) => Err(LinkFailure::Refused { why: failure.to_string() }),
-            None => link.fence_as(reason, claim),
-        }
+        self.open()?.fence_as(reason, claim)
     }
 
     fn fence_state(&mut self, token: &FenceToken) -> Result<FenceState, LinkFailure> {
