@@ -1,4 +1,4 @@
-//! Reliable connections of an RDMA adapter, by libibverbs: hardware, or Linux' software adapters rxe and siw's kin.
+//! Reliable connections of an RDMA adapter, by libibverbs: hardware that speaks RoCEv2, or Linux' rxe.
 //!
 //! * [`VerbsQueue`] is the asking end, a [`remote_memory::Queue`] driven by the thread that uses it.
 //! * [`VerbsServer`] is the answering end: memory registered with the least rights, and queue pairs that reach it. Once
