@@ -365,3 +365,36 @@ pub struct Stats {
     #[serde(default)]
     pub resets: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAIR: QueuePair = QueuePair {
+        number: 17,
+        first_psn: 5,
+        address: Ipv4Addr::new(10, 0, 0, 1),
+        port: 4791,
+        path_mtu: 1024,
+        reads_in_flight: 16,
+    };
+
+    #[test]
+    fn who_keeps_no_further_queue_pairs_says_and_hears_nothing_of_them() {
+        let text = r#"{"ask":"connect","number":17,"first_psn":5,"address":"10.0.0.1","port":4791,"path_mtu":1024,
+                       "reads_in_flight":16}"#;
+        let connect = Request::Connect { pair: PAIR, keep: vec![] };
+        assert_eq!(serde_json::from_str::<Request>(text).unwrap(), connect);
+        assert!(!serde_json::to_string(&connect).unwrap().contains("keep"));
+        let pair = serde_json::to_string(&PAIR).unwrap();
+        let reply: Reply = serde_json::from_str(&format!(r#"{{"reply":"connected","pair":{pair}}}"#)).unwrap();
+        assert_eq!(reply, Reply::Connected { pair: PAIR, window: None, further: 0 });
+    }
+
+    #[test]
+    fn queue_pairs_that_stay_arrive_as_sent() {
+        let connect = Request::Connect { pair: PAIR, keep: vec![18, 19] };
+        let text = serde_json::to_string(&connect).unwrap();
+        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), connect, "{text}");
+    }
+}

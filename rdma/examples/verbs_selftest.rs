@@ -1,7 +1,7 @@
 //! Both ends on one adapter, the asking one and the answering one: whether the adapter of a machine does what is needed
 //! of it, and whether we ask it properly.
 //!
-//! `verbs_selftest ADDRESS [DEVICE]` says `ok` and a name for each check and ends with status 0, or says what was wrong.
+//! `verbs_selftest ADDRESS [DEVICE]` says `ok` and a name for each check and ends with status 0, or says what is wrong.
 //! The testbed runs it in a guest with rxe; on a machine with an adapter it can be run as it is.
 
 use std::collections::HashMap;

@@ -8,8 +8,8 @@
 //! or incomprehensible is cut off and harms nobody else; who asks for what he may not gets a sentence. What a peer was
 //! given ends with its connection, because its [`Guest`] is dropped then.
 //!
-//! Deliberately absent: what is answered, which is the daemons' own; and authentication of peers, until the control plane
-//! speaks TLS: permitted are addresses, no more.
+//! Deliberately absent: what is answered, which is the daemons' own; and authentication of peers, until the control
+//! plane speaks TLS: permitted are addresses, no more.
 
 mod conversation;
 mod pairs;

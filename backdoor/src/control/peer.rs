@@ -89,12 +89,14 @@ impl Peer {
             Request::LockHolder => Ok(Reply::LockHolder { holder: self.plane.lock_holder() }),
             Request::Release { token, then } => {
                 target.release(&token, then).map_err(said)?;
-                tracing::warn!(from = %speaker.from, peer = speaker.name, ?then, epoch = token.epoch, "target released");
+                let epoch = token.epoch;
+                tracing::warn!(from = %speaker.from, peer = speaker.name, ?then, epoch, "target released");
                 Ok(Reply::Released)
             }
             Request::Reset { token } => {
                 target.reset(&token).map_err(said)?;
-                tracing::warn!(from = %speaker.from, peer = speaker.name, epoch = token.epoch, "reset behind its fence");
+                let epoch = token.epoch;
+                tracing::warn!(from = %speaker.from, peer = speaker.name, epoch, "reset behind its fence");
                 Ok(Reply::Reset)
             }
             Request::Standing { token } => Ok(Reply::Standing { state: target.fence_state(&token) }),

@@ -134,13 +134,13 @@ fn a_carrier_is_one_of_two_and_a_device_is_of_an_adapter() {
     let check = |keys: &str, expected: &str| super::tests::check("on_hang = \"evacuate\"", &with(keys), expected);
     check(
         "device = \"rxe0\"",
-        "m.toml:14: target.device: has a meaning with carrier = \"verbs\" only; set that or leave this out",
+        "m.toml:15: target.device: has a meaning with carrier = \"verbs\" only; set that or leave this out",
     );
     check(
         "carrier = \"verbs\"\ndevice_port = 0",
-        "m.toml:15: target.device_port: ports of adapters are counted from 1",
+        "m.toml:16: target.device_port: ports of adapters are counted from 1",
     );
-    check("carrier = \"udp\"", "m.toml:14: target.carrier: unknown variant `udp`, expected `soft` or `verbs`");
+    check("carrier = \"udp\"", "m.toml:15: target.carrier: unknown variant `udp`, expected `soft` or `verbs`");
 }
 
 #[test]

@@ -14,8 +14,8 @@
 //! ever.
 //!
 //! A refused access ends the connection, a lost peer as well: [`Queue::reconnect`] goes on with one that stood by, if
-//! there is one, and dials anew otherwise. A vanished adapter is let go of, so that the kernel can remove it, and looked
-//! for again by the next `reconnect`.
+//! there is one, and dials anew otherwise. A vanished adapter is let go of, so that the kernel can remove it, and
+//! looked for again by the next `reconnect`.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,4 @@
-//! The agent in the place of a backdoor, on a machine of its own: regions are registered with the machine's RDMA adapter,
+//! The agent in the place of a backdoor, on a machine of its own: regions are registered with its RDMA adapter,
 //! and whoever wants to reach them is told the keys over TCP.
 //!
 //! ```text
