@@ -100,11 +100,11 @@ fn a_conversation_out_of_order_gets_sentences() {
         QueuePair { address: [255, 255, 255, 255].into(), ..good },
         QueuePair { path_mtu: 0, ..good },
     ] {
-        let reply: Reply = channel.ask(&Request::Connect(bad)).unwrap();
+        let reply: Reply = channel.ask(&Request::Connect { pair: bad, keep: vec![] }).unwrap();
         assert!(!sentence(reply).is_empty(), "{bad:?}");
     }
     for _ in 0..100 {
-        let reply: Reply = channel.ask(&Request::Connect(good)).unwrap();
+        let reply: Reply = channel.ask(&Request::Connect { pair: good, keep: vec![] }).unwrap();
         assert!(matches!(reply, Reply::Connected { .. }));
     }
     match channel.ask(&Request::Stats).unwrap() {

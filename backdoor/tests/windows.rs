@@ -42,7 +42,7 @@ fn gather_all(link: &mut Link, key: u32, bases: &[u64], members: &[Member]) -> V
 }
 
 fn sent(link: &mut Link) -> u64 {
-    link.memory().queue().counters().sent
+    link.memory().queue().soft().unwrap().counters().sent
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn many_batches_of_every_size_come_back_right() {
             continue;
         }
         if let Err(error) = link.memory().read(&mut batch) {
-            let counters = link.memory().queue().counters();
+            let counters = link.memory().queue().soft().unwrap().counters();
             panic!("round {round}, {count} stretches: {error}; {counters:?}, {:?}", link.stats());
         }
         assert!(batch.iter().all(|read| read.outcome.is_ok()));
@@ -191,6 +191,6 @@ fn many_batches_of_every_size_come_back_right() {
             assert!(*found == pattern[*addr as usize..][..*len], "round {round}: {addr} {len}");
         }
     }
-    println!("{:?}", link.memory().queue().counters());
+    println!("{:?}", link.memory().queue().soft().unwrap().counters());
     link.release(&token, Afterwards::Resume).unwrap();
 }

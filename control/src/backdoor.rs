@@ -10,6 +10,9 @@ use crate::Hello;
 /// The default TCP port of a backdoor's control plane.
 pub const PORT: u16 = 4790;
 
+/// Queue pairs of one conversation, beside the first: those that stand by, with one that is about to go.
+pub const FURTHER_PAIRS: u16 = 3;
+
 /// The longest lease of a lock: clients of a target that stands still for longer give up.
 pub const LEASE_MS_MAX: u32 = 10_000;
 
@@ -20,8 +23,16 @@ pub enum Request {
     /// Opens the conversation; answered by [`Reply::Welcome`].
     Hello(Hello),
     /// Asks for a queue pair for the caller's end; answered by [`Reply::Connected`]. It lives as long as this control
-    /// connection, or until the caller asks for another one on it.
-    Connect(QueuePair),
+    /// connection, or until the caller asks for another one on it and does not say that this one is kept.
+    Connect {
+        /// The caller's end.
+        #[serde(flatten)]
+        pair: QueuePair,
+        /// Numbers of the caller's other ends that are still in use: connections that stand by. No more of them than
+        /// [`Reply::Connected`] has said.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        keep: Vec<u32>,
+    },
     /// Asks for the region table; answered by [`Reply::Regions`]. With a token of a standing fence, the table has the
     /// fenced memory with its writable key.
     Regions {
@@ -169,6 +180,9 @@ pub enum Reply {
         /// The pair's window, which lives as long as it does; absent where there is none.
         #[serde(default)]
         window: Option<MemoryWindow>,
+        /// Queue pairs that this conversation may have beside this one; none where nothing is said of it.
+        #[serde(default)]
+        further: u16,
     },
     /// The regions this caller may reach.
     Regions {
@@ -350,4 +364,37 @@ pub struct Stats {
     /// earlier life, also where it is still to be read.
     #[serde(default)]
     pub resets: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAIR: QueuePair = QueuePair {
+        number: 17,
+        first_psn: 5,
+        address: Ipv4Addr::new(10, 0, 0, 1),
+        port: 4791,
+        path_mtu: 1024,
+        reads_in_flight: 16,
+    };
+
+    #[test]
+    fn who_keeps_no_further_queue_pairs_says_and_hears_nothing_of_them() {
+        let text = r#"{"ask":"connect","number":17,"first_psn":5,"address":"10.0.0.1","port":4791,"path_mtu":1024,
+                       "reads_in_flight":16}"#;
+        let connect = Request::Connect { pair: PAIR, keep: vec![] };
+        assert_eq!(serde_json::from_str::<Request>(text).unwrap(), connect);
+        assert!(!serde_json::to_string(&connect).unwrap().contains("keep"));
+        let pair = serde_json::to_string(&PAIR).unwrap();
+        let reply: Reply = serde_json::from_str(&format!(r#"{{"reply":"connected","pair":{pair}}}"#)).unwrap();
+        assert_eq!(reply, Reply::Connected { pair: PAIR, window: None, further: 0 });
+    }
+
+    #[test]
+    fn queue_pairs_that_stay_arrive_as_sent() {
+        let connect = Request::Connect { pair: PAIR, keep: vec![18, 19] };
+        let text = serde_json::to_string(&connect).unwrap();
+        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), connect, "{text}");
+    }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   Link::connect ──► control (TCP 4790)   hello, connect, regions, fence, release, stats
-//!                └──► memory  (UDP 4791)   READ, WRITE, CMP_SWAP, FETCH_ADD
+//!                └──► memory  (UDP 4791)   READ, WRITE, CMP_SWAP, FETCH_ADD, by our own packets or an adapter's
 //! ```
 //!
 //! Used by the monitor, by spares and by the testbed. It decides nothing: whether a target is ill is the monitor's
@@ -14,6 +14,7 @@
 //! background; a request whose answer was lost is not repeated silently (asking [`Link::fence`] again is safe: the
 //! same link gets the same fence); an answer from a backdoor that was started anew is never mixed with keys of before.
 
+mod carrier;
 mod conversation;
 mod failure;
 mod pair;
@@ -26,8 +27,9 @@ use std::time::{Duration, Instant};
 use control::backdoor::{
     Afterwards, FenceState, FenceToken, LockHolder, LockToken, RegionEntry, Reply, Request, Stats,
 };
-use remote_memory::{AccessError, RemoteAddr, RemoteKey, RemoteRead};
+use remote_memory::{AccessError, RemoteAddr, RemoteKey, RemoteRead, Rights};
 
+pub use carrier::{Carried, Carrier};
 use conversation::Conversation;
 pub use conversation::Welcome;
 pub use failure::{Half, LinkFailure};
@@ -53,6 +55,8 @@ pub struct Options {
     pub hub: Option<rdma::soft::Hub>,
     /// Operations that may be on the way at the same time; what is kept for them is allocated beforehand.
     pub depth: usize,
+    /// What carries them.
+    pub carrier: Carrier,
 }
 
 impl Options {
@@ -67,6 +71,7 @@ impl Options {
             spin: rdma::soft::Options::default().spin,
             hub: None,
             depth: rdma::soft::Options::default().depth,
+            carrier: Carrier::default(),
         }
     }
 }
@@ -85,7 +90,7 @@ pub struct Link {
     conversation: Arc<Mutex<Conversation>>,
     memory: Memory,
     paired: pair::PairedOn,
-    /// Where a ping reads: the first bytes of the target's memory.
+    /// Where a ping reads: the first bytes of the target's memory, or of what it shows of it.
     probe: Option<RemoteAddr>,
     /// Names this link's fence, so that a fence whose answer was lost can be asked for again.
     claim: u64,
@@ -118,9 +123,12 @@ impl Link {
     pub fn regions(&mut self, token: Option<&FenceToken>) -> Result<Vec<RegionEntry>, LinkFailure> {
         match self.ask(&Request::Regions { token: token.cloned() })? {
             Reply::Regions { regions, .. } => {
-                self.probe = regions.iter().find(|region| region.name == "ram").map(|ram| {
-                    let start = ram.extents.first().map_or(ram.base, |extent| extent.start);
-                    RemoteAddr::new(RemoteKey::new(ram.key), start)
+                // A machine of its own shows its boxes and not all of its memory.
+                let is_readable = |region: &&RegionEntry| Rights::from_bits(region.rights).covers(Rights::READ);
+                let ram = regions.iter().find(|region| region.name == "ram");
+                self.probe = ram.or_else(|| regions.iter().find(is_readable)).map(|region| {
+                    let start = region.extents.first().map_or(region.base, |extent| extent.start);
+                    RemoteAddr::new(RemoteKey::new(region.key), start)
                 });
                 Ok(regions)
             }
@@ -263,7 +271,7 @@ impl Link {
 
     /// How often requests to the memory had to be sent again so far: the path lost a packet, or an end was busy.
     pub fn repetitions(&self) -> u64 {
-        self.memory.queue().counters().go_backs
+        self.memory.queue().repetitions()
     }
 
     /// Asks both halves for a sign of life: the way to tell a lost path from a dead target. A target that is dead or

@@ -1,4 +1,4 @@
-//! The memory half of a link: a software queue pair whose dialer speaks over the link's own conversation.
+//! The memory half of a link: a queue pair whose dialer speaks over the link's own conversation.
 //!
 //! A queue pair lives as long as the control connection it was asked for on. When a connection was dialled anew, the
 //! old pair is gone at the backdoor, and [`follow`] replaces it before anybody waits for its silence.
@@ -9,14 +9,16 @@ use std::sync::{Arc, Mutex};
 
 use control::backdoor::{MemoryWindow, QueuePair, Reply, Request};
 use rdma::soft::SoftQueue;
+use rdma::verbs::{Call, Choice, VerbsQueue};
 use rdma::{Dialed, QpAttributes};
-use remote_memory::{Blocking, LinkError, Queue, RemoteKey, Window};
+use remote_memory::{Blocking, LinkError, RemoteKey, Window};
 
+use crate::carrier::{Carried, Carrier};
 use crate::conversation::Conversation;
 use crate::{LinkFailure, Options, locked};
 
 /// The target's memory at the end of a link: batched reads, and writes under a warrant.
-pub type Memory = Blocking<SoftQueue>;
+pub type Memory = Blocking<Carried>;
 
 /// Which connection of the conversation the queue pair was asked for on, by its number.
 pub(crate) type PairedOn = Arc<AtomicU64>;
@@ -27,6 +29,23 @@ pub(crate) fn open(
     local: Ipv4Addr,
     options: &Options,
 ) -> Result<(Memory, PairedOn), LinkFailure> {
+    let paired = Arc::new(AtomicU64::new(0));
+    let queue = match &options.carrier {
+        Carrier::Soft => Carried::Soft(Box::new(soft(conversation, &paired, local, options)?)),
+        Carrier::Verbs { device, port } => {
+            let choice = Choice { local, device: device.clone(), port: *port };
+            Carried::Verbs(Box::new(verbs(conversation, &paired, choice, options)?))
+        }
+    };
+    Ok((Blocking::new(queue, options.memory_patience), paired))
+}
+
+fn soft(
+    conversation: &Arc<Mutex<Conversation>>,
+    paired: &PairedOn,
+    local: Ipv4Addr,
+    options: &Options,
+) -> Result<SoftQueue, LinkFailure> {
     let Options { landing_bytes, depth, spin, .. } = *options;
     let settings = rdma::soft::Options { landing_bytes, depth, spin, ..Default::default() };
     let opened = match &options.hub {
@@ -34,34 +53,60 @@ pub(crate) fn open(
         None => SoftQueue::open(local, options.port, settings),
     };
     let (mut queue, ours) = opened.map_err(|error| LinkFailure::Local(error.to_string()))?;
-    let paired = Arc::new(AtomicU64::new(0));
-    let theirs = negotiate(conversation, &paired, ours)?;
+    let theirs = negotiate(conversation, Some(paired), ours, vec![])?;
     let backdoor = locked(conversation).backdoor();
     queue.connect(theirs).map_err(|error| LinkFailure::of_memory(backdoor, error))?;
-    let (dialed, counter) = (Arc::clone(conversation), Arc::clone(&paired));
-    queue.set_dialer(Box::new(move |ours| dial(&dialed, &counter, ours)));
-    Ok((Blocking::new(queue, options.memory_patience), paired))
+    let (dialed, counter) = (Arc::clone(conversation), Arc::clone(paired));
+    queue.set_dialer(Box::new(move |ours| dial(&dialed, Some(&counter), ours, &[])));
+    Ok(queue)
+}
+
+fn verbs(
+    conversation: &Arc<Mutex<Conversation>>,
+    paired: &PairedOn,
+    choice: Choice,
+    options: &Options,
+) -> Result<VerbsQueue, LinkFailure> {
+    let Options { landing_bytes, depth, spin, .. } = *options;
+    let settings = rdma::verbs::Options { landing_bytes, depth, spin, ..Default::default() };
+    let opened = VerbsQueue::open(choice, settings);
+    let (mut queue, ours) = opened.map_err(|error| LinkFailure::Local(error.to_string()))?;
+    let theirs = negotiate(conversation, Some(paired), ours, vec![])?;
+    let backdoor = locked(conversation).backdoor();
+    queue.connect(theirs).map_err(|error| LinkFailure::of_memory(backdoor, error))?;
+    let (dialed, counter) = (Arc::clone(conversation), Arc::clone(paired));
+    queue.set_dialer(Box::new(move |call: Call| {
+        // One that stands by says nothing about the one in use: whether that is gone shows by the connection's number.
+        let counter = (!call.is_standby).then_some(&*counter);
+        dial(&dialed, counter, call.ours, &call.keep)
+    }));
+    Ok(queue)
 }
 
 /// Replaces the queue pair if the control connection it belonged to is gone. A failure is left to the next operation,
 /// which meets it again and has somebody to tell.
 pub(crate) fn follow(memory: &mut Memory, paired: &AtomicU64, conversation: &Mutex<Conversation>) {
     let stale = paired.load(Ordering::Relaxed) != locked(conversation).dials();
-    if stale && let Err(error) = memory.queue_mut().reconnect() {
-        tracing::debug!(%error, "no new queue pair yet");
+    match stale.then(|| memory.queue_mut().replace()) {
+        Some(Err(error)) => tracing::debug!(%error, "no new queue pair yet"),
+        Some(Ok(())) => {}
+        None => memory.queue().tend(),
     }
 }
 
 fn negotiate(
     conversation: &Mutex<Conversation>,
-    paired: &AtomicU64,
+    paired: Option<&AtomicU64>,
     ours: QpAttributes,
+    keep: Vec<u32>,
 ) -> Result<Dialed, LinkFailure> {
     let mut conversation = locked(conversation);
-    match conversation.ask_anyone(&Request::Connect(to_message(ours)))? {
-        Reply::Connected { pair, window } => {
-            paired.store(conversation.dials(), Ordering::Relaxed);
-            Ok(Dialed { remote: from_message(pair), window: window.map(to_window), further: 0 })
+    match conversation.ask_anyone(&Request::Connect { pair: to_message(ours), keep })? {
+        Reply::Connected { pair, window, further } => {
+            if let Some(paired) = paired {
+                paired.store(conversation.dials(), Ordering::Relaxed);
+            }
+            Ok(Dialed { remote: from_message(pair), window: window.map(to_window), further: further.into() })
         }
         other => Err(conversation.nonsense(&other)),
     }
@@ -69,10 +114,15 @@ fn negotiate(
 
 /// What the queue calls for a new connection. A backdoor that was started anew is met here with a queue pair and old
 /// keys: the guard refuses those, so nothing of before can be mistaken for now.
-fn dial(conversation: &Mutex<Conversation>, paired: &AtomicU64, ours: QpAttributes) -> Result<Dialed, LinkError> {
-    let outcome = match negotiate(conversation, paired, ours) {
+fn dial(
+    conversation: &Mutex<Conversation>,
+    paired: Option<&AtomicU64>,
+    ours: QpAttributes,
+    keep: &[u32],
+) -> Result<Dialed, LinkError> {
+    let outcome = match negotiate(conversation, paired, ours, keep.to_vec()) {
         // The connection had died unnoticed; this dials anew.
-        Err(LinkFailure::PathLost { .. }) => negotiate(conversation, paired, ours),
+        Err(LinkFailure::PathLost { .. }) => negotiate(conversation, paired, ours, keep.to_vec()),
         outcome => outcome,
     };
     outcome.map_err(|failure| {

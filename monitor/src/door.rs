@@ -51,6 +51,7 @@ impl LinkDoor {
             landing_bytes: BOX_BYTES + more_bytes,
             depth: DEPTH + more_reads,
             spin: Duration::ZERO, // a sample may come some ten microseconds later; spinning would cost more than it
+            carrier: target.carrier.clone(),
             ..Options::new(&config.name)
         };
         let Target { name, backdoor, .. } = target;

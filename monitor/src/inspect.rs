@@ -94,7 +94,7 @@ pub struct SocketLine {
 /// # Errors
 /// If there is none to be had.
 pub fn connect(config: &Config, target: &Target) -> Result<Link> {
-    let options = Options::new(format!("inspect@{}", config.name));
+    let options = Options { carrier: target.carrier.clone(), ..Options::new(format!("inspect@{}", config.name)) };
     let link = Link::connect(target.backdoor, config.local, options)?;
     let found = link.welcome().target;
     ensure!(found == target.name, "the backdoor at {} serves {found}", target.backdoor);

@@ -114,13 +114,13 @@ fn control_plane(server: ServerHandle, fences: Arc<Mutex<Vec<u64>>>) -> SocketAd
 fn answer(request: Request, server: &ServerHandle, fences: &Mutex<Vec<u64>>) -> Reply {
     match request {
         Request::Hello(_) => Reply::Welcome { version: VERSION, target: "web".into(), incarnation: 1, fenced: false },
-        Request::Connect(pair) => {
+        Request::Connect { pair, .. } => {
             let QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight } = pair;
             let theirs = QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight };
             let QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight } =
                 server.add(theirs).unwrap();
             let pair = QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight };
-            Reply::Connected { pair, window: None }
+            Reply::Connected { pair, window: None, further: 0 }
         }
         Request::Regions { .. } => {
             let len = ((CAPACITY + 1) * RECORD_WORDS * 8) as u64;

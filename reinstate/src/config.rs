@@ -8,6 +8,7 @@ use std::{
 };
 
 use contbox::Geometry;
+use link::Carrier;
 use serde::Deserialize;
 use service::config::Source;
 
@@ -53,6 +54,43 @@ pub struct Config {
     /// The boxes that resumed sessions get here.
     #[serde(default)]
     pub boxes: Boxes,
+    /// Targets that are read in another way than by RoCEv2 over UDP.
+    #[serde(default)]
+    pub target: Vec<Reached>,
+}
+
+/// How one target is read.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reached {
+    /// Its name.
+    pub name: String,
+    /// By what.
+    #[serde(default)]
+    pub carrier: CarrierName,
+    /// Name of this machine's RDMA adapter, where several have the address.
+    #[serde(default)]
+    pub device: Option<String>,
+    /// Port of the adapter, where it has several.
+    #[serde(default)]
+    pub device_port: Option<u8>,
+}
+
+/// A carrier, as the file names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CarrierName {
+    /// RoCEv2 over UDP.
+    #[default]
+    Soft,
+    /// An RDMA adapter.
+    Verbs,
+}
+
+impl Reached {
+    fn carrier(&self) -> Result<Carrier, (&'static str, &'static str)> {
+        Carrier::configured(self.carrier == CarrierName::Verbs, self.device.clone(), self.device_port)
+    }
 }
 
 /// How long to wait for clients' answers.
@@ -125,7 +163,26 @@ impl Config {
         source.check_address("listen", config.listen)?;
         source.check_daemon_ports(config.control_port, config.metrics_port, config.roce_port)?;
         config.check_limits(&source)?;
+        config.check_targets(&source)?;
         Ok(config)
+    }
+
+    /// By what the target called `name` is read.
+    pub fn carrier(&self, name: &str) -> Carrier {
+        let reached = self.target.iter().find(|target| target.name == name);
+        reached.and_then(|target| target.carrier().ok()).unwrap_or_default()
+    }
+
+    fn check_targets(&self, source: &Source<'_>) -> Result<(), ConfigError> {
+        for (index, target) in self.target.iter().enumerate() {
+            source.check_name("target.name", &target.name)?;
+            if self.target[..index].iter().any(|other| other.name == target.name) {
+                return Err(source.error_at("target", format!("{} is there twice; join the two", target.name)));
+            }
+            let wrong = |(key, what)| source.error_at(&format!("target.{key}"), format!("{}: {what}", target.name));
+            target.carrier().map_err(wrong)?;
+        }
+        Ok(())
     }
 
     fn check_limits(&self, source: &Source<'_>) -> Result<(), ConfigError> {
@@ -194,7 +251,17 @@ mod tests {
         let config = Config::read(&path).unwrap();
         assert_eq!(config.listen, Ipv4Addr::new(10, 77, 0, 2));
         let text = std::fs::read_to_string(path).unwrap();
-        for key in ["control_port", "roce_port", "metrics_port", "peers", "box_socket", "interface", "route_table"] {
+        for key in [
+            "control_port",
+            "roce_port",
+            "metrics_port",
+            "peers",
+            "box_socket",
+            "interface",
+            "route_table",
+            "carrier",
+            "device",
+        ] {
             assert!(text.contains(&format!("{key} =")), "{key} is not shown");
         }
     }

@@ -75,7 +75,8 @@ impl Source {
     /// # Errors
     /// A sentence for people.
     pub fn connect(config: &Config, assignment: &Assignment) -> Result<Self, String> {
-        let options = Options { port: config.roce_port, ..Options::new(format!("reinstate@{}", config.name)) };
+        let carrier = config.carrier(&assignment.target);
+        let options = Options { port: config.roce_port, carrier, ..Options::new(format!("reinstate@{}", config.name)) };
         let mut link = named("backdoor", Link::connect(assignment.backdoor, config.listen, options))?;
         let welcome = link.welcome();
         if welcome.target != assignment.target {

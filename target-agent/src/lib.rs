@@ -6,19 +6,21 @@
 //!   ebpf      ── links ──►  programs that move them inside the kernel
 //!   contbox::service ──►    hands boxes of `cb` to applications
 //!   sweep     ── iter ──►   ends those that an order of the kill table names and that never run
-//!   registration ── virtio-serial ──► backdoor: the physical pages of sb, cb and the kill table
+//!   registration ── virtio-serial ──► backdoor: the physical pages of sb, cb and the kill table; in a virtual machine
+//!   nic       ── libibverbs ──►  RDMA adapter: the same regions, served by this machine itself; on bare metal
 //! ```
 //!
 //! The agent is needed to set things up and for nothing after: sensors move, boxes fill and the backdoor reads when
 //! the agent is dead. A restarted or upgraded agent finds maps and programs by their pins, keeps every box and every
 //! sensor, and registers again.
 //!
-//! What it does not do: judge, or speak to the network. It has no address, unless it is asked to show `metrics`.
+//! What it does not do: judge. In a virtual machine it has no address, unless it is asked to show `metrics`.
 
 pub mod census;
 pub mod ebpf;
 pub mod maps;
 pub mod metrics;
+pub mod nic;
 pub mod pages;
 pub mod pins;
 pub mod port;
@@ -26,3 +28,16 @@ pub mod records;
 pub mod registration;
 pub mod shared;
 pub mod sweep;
+
+use std::fs::File;
+use std::io::{self, Read};
+
+/// A number that nobody can guess.
+///
+/// # Errors
+/// The kernel gives none.
+pub fn random_number() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}

@@ -1,8 +1,8 @@
 //! The agent's process: arguments, logs, threads, the signal that ends it.
 
 use std::fs;
-use std::io::{IsTerminal, Read};
-use std::net::SocketAddr;
+use std::io::IsTerminal;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,14 +18,16 @@ use contbox::shared::PoolError;
 use contbox::{Geometry, Pool};
 use killtable::layout::{ANSWERS, ANSWERS_BYTES, ORDERS, ORDERS_BYTES, SPARED_MAX};
 use nix::sys::signal::{SigSet, Signal};
+use rdma::verbs::{Adapter, Choice};
 use sensorbox::Sensor;
 use service::capabilities::{self, Capability};
 use service::metrics::{Endpoint, text_of};
 use target_agent::ebpf::Maps;
 use target_agent::maps::{BoxMap, CONTINUATION_BOXES, SENSOR_BOX, page_entries};
+use target_agent::nic::{self, Board};
 use target_agent::pins::Pins;
 use target_agent::shared::PAGE_BYTES;
-use target_agent::{census, ebpf, metrics, records, registration, sweep};
+use target_agent::{census, ebpf, metrics, random_number, records, registration, sweep};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
@@ -38,6 +40,9 @@ const NEEDS: [(Capability, &str); 1] =
 
 /// A map that is one box has one entry.
 const ONE: u32 = 1;
+
+/// What this machine calls itself.
+const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 
 /// Between two advances of the agent's own sensor.
 const HEARTBEAT: Duration = Duration::from_millis(200);
@@ -65,6 +70,27 @@ struct Arguments {
     /// Take no orders: monitors are not shown the kill table.
     #[arg(long)]
     no_kill_table: bool,
+    /// By what monitors reach this machine's memory: a backdoor on its hypervisor, or its own RDMA adapter.
+    #[arg(long, value_enum, default_value_t = Nic::Backdoor)]
+    nic: Nic,
+    /// Address of the RDMA adapter, where the control plane listens as well. With `--nic verbs`.
+    #[arg(long, value_name = "ADDRESS", required_if_eq("nic", "verbs"))]
+    listen: Option<Ipv4Addr>,
+    /// TCP port of the control plane. With `--nic verbs`.
+    #[arg(long, default_value_t = control::backdoor::PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    control_port: u16,
+    /// Address that may use the control plane; several times for several, all if there is none. With `--nic verbs`.
+    #[arg(long, value_name = "ADDRESS")]
+    peer: Vec<IpAddr>,
+    /// Name of this machine, as monitors know it; its host name without it. With `--nic verbs`.
+    #[arg(long)]
+    target: Option<String>,
+    /// Name of the RDMA adapter, where several have the address. With `--nic verbs`.
+    #[arg(long)]
+    device: Option<String>,
+    /// Port of the RDMA adapter, where it has several. With `--nic verbs`.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+    device_port: Option<u8>,
     /// Serve Prometheus metrics here, at /metrics; nothing listens without it.
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
@@ -76,11 +102,32 @@ struct Arguments {
     check: bool,
 }
 
+/// By what monitors reach this machine's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Nic {
+    /// A backdoor on the hypervisor, which is told where the boxes lie.
+    Backdoor,
+    /// This machine's own RDMA adapter.
+    Verbs,
+}
+
+impl Arguments {
+    /// Where memory is served, if it is by this machine itself.
+    fn nic(&self) -> Result<Option<nic::Settings>> {
+        let Some(local) = self.listen.filter(|_| self.nic == Nic::Verbs) else { return Ok(None) };
+        let own_name = || fs::read_to_string(HOST_NAME).map(|name| name.trim().to_owned());
+        let target = self.target.clone().map_or_else(own_name, Ok).context("--target: this machine has no name")?;
+        let choice = Choice { local, device: self.device.clone(), port: self.device_port };
+        Ok(Some(nic::Settings { target, choice, control_port: self.control_port, peers: self.peer.clone() }))
+    }
+}
+
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     start_log(arguments.log_json);
+    let nic = arguments.nic()?;
     if arguments.check {
-        return check();
+        return check(nic.as_ref());
     }
     let spared = arguments.spare_uid.len();
     ensure!(spared <= SPARED_MAX, "--spare-uid: {spared} users, the kill table has room for {SPARED_MAX}");
@@ -103,7 +150,8 @@ fn main() -> Result<()> {
     let wanted = Geometry::standard(arguments.pool_slots);
     let boxes = BoxMap::open(&pins, CONTINUATION_BOXES, PAGE_BYTES as u32, page_entries(wanted.length_bytes()))?;
     let service = Arc::new(serve_boxes(&boxes, wanted, &arguments.box_socket)?);
-    let scraped = arguments.metrics.map(|at| show_metrics(&service, at)).transpose()?;
+    let board = nic.is_some().then(Arc::<Board>::default);
+    let scraped = arguments.metrics.map(|at| show_metrics(&service, board.as_ref(), at)).transpose()?;
     let mut regions = vec![registration::of(&sensor_box)?, registration::of(&boxes)?];
     if !arguments.no_kill_table {
         regions.extend([registration::of_orders(&orders)?, registration::of(&answers)?]);
@@ -112,15 +160,18 @@ fn main() -> Result<()> {
     thread::Builder::new().name("sweep".into()).spawn(move || sweep::keep(ledger, &lister))?;
 
     let (running, stopped) = mpsc::channel();
-    let registrar =
-        thread::Builder::new().name("registration".into()).spawn(move || registration::keep(&regions, &stopped))?;
+    let registrar = thread::Builder::new().name("registration".into()).spawn(move || match (nic, board) {
+        (Some(settings), Some(board)) => nic::keep(&settings, &regions, &board, &stopped),
+        _ => registration::keep(&regions, &stopped),
+    })?;
     thread::Builder::new().name("heartbeat".into()).spawn(move || beat(heartbeat))?;
     info!(processors = cpus.len(), slots = service.pool().geometry().slots, "the agent is up");
 
     let signal = end.wait()?;
     info!(%signal, "the agent ends; sensors and boxes stay");
     drop(running);
-    // The registrar may be waiting for the host for seconds; the process need not wait for it.
+    // The registrar may be waiting for the host for seconds; the process need not wait for it. Of an adapter the kernel
+    // takes back whatever is left.
     if registrar.is_finished() {
         let _ = registrar.join();
     }
@@ -149,14 +200,13 @@ fn serve_boxes(boxes: &BoxMap, wanted: Geometry, socket: &Path) -> Result<BoxSer
 }
 
 fn make_pool(boxes: &BoxMap, wanted: Geometry) -> Result<Arc<Pool>> {
-    let mut name = [0; 8];
-    fs::File::open("/dev/urandom")?.read_exact(&mut name).context("cannot read /dev/urandom")?;
+    let name = random_number().context("cannot read /dev/urandom")?;
     let geometry = wanted.filling(boxes.mapping().len_bytes() as u64);
-    Ok(Pool::create(boxes.as_fd(), geometry, u64::from_le_bytes(name))?)
+    Ok(Pool::create(boxes.as_fd(), geometry, name)?)
 }
 
-fn show_metrics(boxes: &Arc<BoxService>, at: SocketAddr) -> Result<Endpoint> {
-    let registry = metrics::registry(boxes);
+fn show_metrics(boxes: &Arc<BoxService>, board: Option<&Arc<Board>>, at: SocketAddr) -> Result<Endpoint> {
+    let registry = metrics::registry(boxes, board);
     Endpoint::start(at, move || text_of(&registry)).with_context(|| format!("metrics cannot be served at {at}"))
 }
 
@@ -168,7 +218,11 @@ fn beat(sensor: Sensor<'static>) {
     }
 }
 
-fn check() -> Result<()> {
+fn check(nic: Option<&nic::Settings>) -> Result<()> {
+    if let Some(settings) = nic {
+        let adapter = Adapter::open(&settings.choice)?;
+        println!("memory can be served by {:?}", adapter.chosen());
+    }
     capabilities::require(&NEEDS)?;
     for (path, why) in [
         ("/sys/kernel/btf/vmlinux", "the kernel was built without BTF"),

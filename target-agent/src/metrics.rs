@@ -10,6 +10,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use crate::nic::Board;
+
 /// Looked up when it is asked for. Does not keep the service alive: its socket goes with the agent.
 #[derive(Debug)]
 struct Source(Weak<BoxService>);
@@ -61,9 +63,32 @@ fn refusals(encoder: &mut DescriptorEncoder<'_>, usage: &Usage) -> Result<(), fm
     Ok(())
 }
 
-/// All metrics of the agent that serves boxes by `service`.
-pub fn registry(service: &Arc<BoxService>) -> Registry {
+/// What is known of the adapter, where memory is served by one.
+#[derive(Debug)]
+struct Adapter(Arc<Board>);
+
+impl Collector for Adapter {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let pairs = self.0.queue_pairs();
+        for (name, help, value) in [
+            ("adapter_up", "Whether an RDMA adapter serves this machine's memory", usize::from(pairs.is_some())),
+            ("queue_pairs", "Queue pairs of monitors and spares on the adapter", pairs.unwrap_or(0)),
+        ] {
+            let gauge = ConstGauge::new(value as i64);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        let opened = ConstCounter::new(self.0.lives());
+        let help = "How often an RDMA adapter was opened: more than once, it was gone in between";
+        opened.encode(encoder.encode_descriptor("adapter_opened", help, None, opened.metric_type())?)
+    }
+}
+
+/// All metrics of the agent that serves boxes by `service`, and memory by an adapter if there is a `board`.
+pub fn registry(service: &Arc<BoxService>, board: Option<&Arc<Board>>) -> Registry {
     let mut registry = Registry::with_prefix("target_agent");
     registry.register_collector(Box::new(Source(Arc::downgrade(service))));
+    if let Some(board) = board {
+        registry.register_collector(Box::new(Adapter(Arc::clone(board))));
+    }
     registry
 }

@@ -68,7 +68,7 @@ fn a_full_pool_shows_in_the_metrics_with_whom_it_has_and_whom_it_refuses() {
     let socket = folder.0.join("box.sock");
     let (fd, pool) = Pool::memfd(Geometry::standard(2), 1).unwrap();
     let service = Arc::new(BoxService::start(&socket, pool, fd).unwrap());
-    let registry = metrics::registry(&service);
+    let registry = metrics::registry(&service, None);
     assert_eq!(shown(&registry, "target_agent_boxes ", |_| true), Some(2));
     assert_eq!(shown(&registry, "target_agent_boxes_free ", |_| true), Some(2));
 

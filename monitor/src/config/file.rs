@@ -82,7 +82,19 @@ pub(super) struct Target {
     pub repair: Option<Spanned<Repair>>,
     pub agent: Option<Spanned<bool>>,
     #[serde(default)]
+    pub carrier: Carrier,
+    pub device: Option<Spanned<String>>,
+    pub device_port: Option<Spanned<u8>>,
+    #[serde(default)]
     pub kernel_sensor: Vec<Spanned<KernelSensor>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Carrier {
+    #[default]
+    Soft,
+    Verbs,
 }
 
 #[derive(Debug, Deserialize)]

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use control::reinstate::Service;
+use link::Carrier;
 use serde::{Deserialize, Serialize};
 pub use service::config::ConfigError;
 use service::config::Source;
@@ -162,6 +163,8 @@ pub struct Target {
     pub name: String,
     /// Control address of its backdoor.
     pub backdoor: SocketAddr,
+    /// By what its memory is read.
+    pub carrier: Carrier,
     /// What is done when it hangs.
     pub on_hang: OnHang,
     /// Rules for its sensors, its own ones first.
@@ -405,6 +408,7 @@ impl Checker<'_> {
             kernel_sensors,
             name: self.name(&table.name, "target.name")?,
             backdoor: *table.backdoor.get_ref(),
+            carrier: self.carrier(table)?,
             on_hang,
             rules,
             spares: self.spares(&table.spare)?,
@@ -415,6 +419,17 @@ impl Checker<'_> {
             evacuation_patience: seconds(&table.evacuation_patience_s, "target.evacuation_patience_s", 60)?,
             after: self.after(table.after.as_ref())?,
             repair: table.repair.as_ref().map(|table| self.repair(table)).transpose()?,
+        })
+    }
+
+    fn carrier(&self, table: &file::Target) -> Result<Carrier, ConfigError> {
+        let (device, port) = (table.device.as_ref(), table.device_port.as_ref());
+        let name = device.map(|device| device.get_ref().clone());
+        let configured =
+            Carrier::configured(table.carrier == file::Carrier::Verbs, name, port.map(|one| *one.get_ref()));
+        configured.map_err(|(key, what)| {
+            let span = if key == "device" { device.map(Spanned::span) } else { port.map(Spanned::span) };
+            self.source.error(span.unwrap_or_default(), format!("target.{key}"), what)
         })
     }
 

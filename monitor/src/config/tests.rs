@@ -68,7 +68,9 @@ fn a_thread_with_many_targets_gets_the_time_for_their_samples() {
 fn the_example_file_is_valid_and_names_every_key() {
     let text = include_str!("../../monitor.example.toml");
     let config = parse(Path::new("monitor.example.toml"), text).unwrap();
-    assert_eq!(config.targets.len(), 3);
+    assert_eq!(config.targets.len(), 4);
+    let verbs = Carrier::Verbs { device: Some("mlx5_0".to_owned()), port: Some(1) };
+    assert_eq!((&config.targets[0].carrier, &config.targets[2].carrier), (&Carrier::Soft, &verbs));
     for key in [
         "name",
         "local",
@@ -116,9 +118,29 @@ fn the_example_file_is_valid_and_names_every_key() {
         "class",
         "variable",
         "floor",
+        "carrier",
+        "device",
+        "device_port",
     ] {
         assert!(text.contains(key), "the example does not show {key}");
     }
+}
+
+#[test]
+fn a_carrier_is_one_of_two_and_a_device_is_of_an_adapter() {
+    let with = |keys: &str| format!("on_hang = \"report\"\n{keys}");
+    let verbs = parsed(&GOOD.replacen("on_hang = \"evacuate\"", &with("carrier = \"verbs\""), 1)).unwrap();
+    assert_eq!(verbs.targets[0].carrier, Carrier::Verbs { device: None, port: None });
+    let check = |keys: &str, expected: &str| super::tests::check("on_hang = \"evacuate\"", &with(keys), expected);
+    check(
+        "device = \"rxe0\"",
+        "m.toml:15: target.device: has a meaning with carrier = \"verbs\" only; set that or leave this out",
+    );
+    check(
+        "carrier = \"verbs\"\ndevice_port = 0",
+        "m.toml:16: target.device_port: ports of adapters are counted from 1",
+    );
+    check("carrier = \"udp\"", "m.toml:15: target.carrier: unknown variant `udp`, expected `soft` or `verbs`");
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub struct Adapter {
     has_failed: AtomicBool,
 }
 
-// SAFETY: libibverbs may be called from any thread (ibv_* are thread safe by its manual); the context is only read here.
+// SAFETY: libibverbs may be called from any thread, by its manual; the context is only read here.
 unsafe impl Send for Adapter {}
 // SAFETY: as above.
 unsafe impl Sync for Adapter {}

@@ -1,12 +1,12 @@
-//! Reliable connections of an RDMA adapter, by libibverbs: hardware, or Linux' software adapters rxe and siw's kin.
+//! Reliable connections of an RDMA adapter, by libibverbs: hardware that speaks RoCEv2, or Linux' rxe.
 //!
 //! * [`VerbsQueue`] is the asking end, a [`remote_memory::Queue`] driven by the thread that uses it.
 //! * [`VerbsServer`] is the answering end: memory registered with the least rights, and queue pairs that reach it. Once
 //!   a queue pair is joined, no process of the answering machine takes part in anything.
 //!
-//! libibverbs is loaded when it is first needed (docs/decisions/0019-verbs.md); a machine without it, or without an adapter, gets
-//! an error that says what is missing and what there is. Which adapter is meant follows from the address to speak from
-//! ([`Choice`]). IPv4 only, as everything here.
+//! libibverbs is loaded when it is first needed (docs/decisions/0019-verbs.md); a machine without it, or without an
+//! adapter, gets an error that says what is missing and what there is. Which adapter is meant follows from the address
+//! to speak from ([`Choice`]). IPv4 only, as everything here.
 //!
 //! What is deliberately absent: SEND and receive queues, unreliable transports, the connection manager of librdmacm
 //! (a control conversation carries the few numbers), extended completion queues (broken for rxe in rdma-core 44).

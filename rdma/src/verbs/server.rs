@@ -1,8 +1,8 @@
 //! The answering end on an adapter: registered memory, and the queue pairs that reach it.
 //!
-//! After [`VerbsServer::accept`] the adapter answers by itself. What is left to do here is to take queue pairs away when
-//! nobody wants them any more, and to notice when the adapter is gone: then the whole value is dropped, and another
-//! one opened when there is an adapter again.
+//! After [`VerbsServer::accept`] the adapter answers by itself. What is left to do here is to take queue pairs away
+//! when nobody wants them any more, and to notice when the adapter is gone: then the whole value is dropped, and
+//! another one opened when there is an adapter again.
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;

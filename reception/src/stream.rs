@@ -18,9 +18,9 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 
-/// See the module.
+/// A peer's stream, see the module.
 #[derive(Debug)]
-pub(super) struct Patient {
+pub struct Patient {
     stream: TcpStream,
     deadline: Cell<Instant>,
     /// Bytes the peer may still send of this message.
@@ -28,6 +28,10 @@ pub(super) struct Patient {
 }
 
 impl Patient {
+    /// Wraps a connection that was accepted.
+    ///
+    /// # Errors
+    /// The system refuses the options of the socket.
     pub fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
@@ -38,6 +42,9 @@ impl Patient {
     }
 
     /// Waits for the first byte of a message; false if none came within `wait`.
+    ///
+    /// # Errors
+    /// The stream has failed.
     pub fn begins(&self, wait: Duration) -> io::Result<bool> {
         self.stream.set_read_timeout(Some(wait))?;
         match self.stream.peek(&mut [0]) {
