@@ -7,11 +7,11 @@
 //! A completion ends its operation and all before it. Each connection has its own generation, which its operations
 //! carry in their names: what comes late of an earlier one changes nothing.
 //!
-//! Operations take effect in the order in which they are posted, as everywhere. An adapter may take a READ's data, or take
-//! them again, when WRITEs behind it have been carried out; so what changes memory is not taken before the READs ahead
-//! of it have ended. The fence flag of verbs would say the same, but Linux' rxe (6.1) counts the fenced operation's own
-//! claim, and those of READs and atomics behind it, among what a repetition waits for: one lost packet, and it waits for
-//! ever.
+//! Operations take effect in the order in which they are posted, as everywhere. An adapter may take a READ's data, or
+//! take them again, when WRITEs behind it have been carried out; so what changes memory is not taken before the READs
+//! ahead of it have ended. The fence flag of verbs would say the same, but Linux' rxe (6.1) counts the fenced
+//! operation's own claim, and those of READs and atomics behind it, among what a repetition waits for: one lost packet,
+//! and it waits for ever.
 //!
 //! A refused access ends the connection, a lost peer as well: [`Queue::reconnect`] goes on with one that stood by, if
 //! there is one, and dials anew otherwise. A vanished adapter is let go of, so that the kernel can remove it, and
@@ -309,8 +309,8 @@ impl VerbsQueue {
         count
     }
 
-    /// Lays out as many of `requests` as there is room for; stops before one that makes no sense, or that has to wait for
-    /// a READ.
+    /// Lays out as many of `requests` as there is room for; stops before one that makes no sense, or that has to wait
+    /// for a READ.
     fn lay_out(&mut self, requests: &[Request], depth: usize) -> Result<usize, LinkError> {
         let Some((engine, connection)) = self.engine.as_ref().zip(self.connection.as_ref()) else {
             return Err(NOT_CONNECTED);

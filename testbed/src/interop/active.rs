@@ -59,8 +59,9 @@ pub struct Outcome {
 /// Bytes of the landing buffer, where messages are short.
 const LANDING_BYTES: usize = 1 << 20;
 
-/// Without the end of an operation for so long, the cell has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Without the end of an operation for so long, the cell has failed. An adapter that reads 8 MiB over a path that loses
+/// every twentieth packet asks a hundred times for all that is left: a minute and more on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// For the passive end to be there, in tries with a pause between them.
 const CONNECT_TRIES: u32 = 100;

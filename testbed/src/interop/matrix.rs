@@ -2,8 +2,8 @@
 //!
 //! Not every size goes over every path. An adapter repeats a READ from the packet that it misses, and everything behind
 //! that was sent for nothing; so a READ of N packets on a path that loses a share p of them costs about p N²/2 packets,
-//! which is gigabytes for 8 MiB in packets of 256 bytes. Over bad paths messages have up to [`BAD_PACKETS_MAX`] packets,
-//! and with the largest packets those of 8 MiB are there as well.
+//! which is gigabytes for 8 MiB in packets of 256 bytes. Over bad paths messages have up to [`BAD_PACKETS_MAX`]
+//! packets, and with the largest packets those of 8 MiB are there as well.
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use serde::{Deserialize, Serialize};
