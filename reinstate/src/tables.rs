@@ -383,7 +383,7 @@ mod tests {
         fn no_words_make_a_panic(words in proptest::collection::vec(any::<u64>(), 48)) {
             let mut tail = connection(|it| {
                 it[1..15].copy_from_slice(&words[..14]);
-                it[record::STATE_FLAGS_DEVICE] = words[13] << 8 | words[20] % 13;
+                it[record::STATE_FLAGS_DEVICE] = (words[13] << 8) | (words[20] % 13);
             });
             tail[tail::OVERWRITTEN] = words[30];
             for socket in found(&[(1, tail)]).sockets {
