@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (MIT OR Apache-2.0) OR GPL-2.0-only
 /* Keeps the table of TCP connections: for each connection of a service's port a record of the numbers that going on
- * with it elsewhere takes, and the bytes that its application has not read. tcptable.h has the layout, decision 0022 the
- * reasons.
+ * with it elsewhere takes, and the bytes that its application has not read. tcptable.h has the layout, decision 0022
+ * the reasons.
  *
  *   established ── a slot ──► tail of the slot: identity, two records that are written in turn
  *   a segment is about to leave        ─┐
