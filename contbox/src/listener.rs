@@ -168,8 +168,8 @@ fn protect(socket: TcpStream, peer: SocketAddr, client: &Arc<BoxClient>) -> Acce
 }
 
 /// Has the kernel queue no more for each connection that `listener` accepts than is kept outside of its queues: output
-/// in a send log of `send_bytes`, input in the ring of the target's table of connections. Half of what it is told is for
-/// overhead; a socket may exceed it by a buffer. Without send logs nothing is kept, and nothing bounded.
+/// in a send log of `send_bytes`, input in the ring of the target's table of connections. Half of what it is told is
+/// for overhead; a socket may exceed it by a buffer. Without send logs nothing is kept, and nothing bounded.
 fn bound(listener: &TcpListener, send_bytes: u32) {
     if send_bytes == 0 {
         return;

@@ -9,7 +9,8 @@
 //!
 //! Reads land in the receive log first and are copied to the caller from there; an export trims the log. Writes go
 //! straight to the socket: what the kernel took is in its send queue until acknowledged, and that is where a spare
-//! finds it. Where it could not, a pool has send logs, and output is copied there before the kernel gets it. A closing connection cannot be rebuilt, so a protected one shuts down only when the client has everything.
+//! finds it. Where it could not, a pool has send logs, and output is copied there before the kernel gets it.
+//! A closing connection cannot be rebuilt, so a protected one shuts down only when the client has everything.
 //! A connection without a box behaves like a plain `TcpStream`.
 
 use crate::channel::Place;

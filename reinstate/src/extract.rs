@@ -224,7 +224,8 @@ impl Fronts {
         testament::read(&self.geometry, &self.bytes)
     }
 
-    /// Where the output of sessions lies that waits to be sent or acknowledged, by their numbers; of those that kept it.
+    /// Where the output of sessions lies that waits to be sent or acknowledged, by their numbers; of those that kept
+    /// it.
     pub fn sent(&self, sessions: &[Session]) -> HashMap<usize, [Range<u64>; 2]> {
         let heads = self.bytes.iter().enumerate().filter_map(|(slot, bytes)| BoxHead::parse(slot as u32, bytes).ok());
         let heads: HashMap<Addresses, BoxHead> =

@@ -5,8 +5,8 @@
 //!   header ── one read ──► tails of all slots ── one round ──► rings of those with unread input ── one round ──►
 //!   boxes (crate::extract) ──► where in the send logs what waits to be sent lies ──► one round for each group
 //! ```
-//! **What a record stands for.** The connection at one moment between two updates by its kernel, not later than when the
-//! last segment left: no client has heard of anything that came after it. So it is never torn, and where the kernel had
+//! **What a record stands for.** The connection at one moment between two updates by its kernel, not before the last
+//! segment left: no client has heard of anything that came after it. So it is never torn, and where the kernel had
 //! gone on, harmlessly: input that came since was not acknowledged, and its client sends it again; output that was
 //! written since has not left, and its application, which has not been told that it was taken, produces it again; what
 //! was acknowledged since, its client says when it is asked.
@@ -383,7 +383,7 @@ mod tests {
         fn no_words_make_a_panic(words in proptest::collection::vec(any::<u64>(), 48)) {
             let mut tail = connection(|it| {
                 it[1..15].copy_from_slice(&words[..14]);
-                it[record::STATE_FLAGS_DEVICE] = words[13] << 8 | words[20] % 13;
+                it[record::STATE_FLAGS_DEVICE] = (words[13] << 8) | (words[20] % 13);
             });
             tail[tail::OVERWRITTEN] = words[30];
             for socket in found(&[(1, tail)]).sockets {

@@ -200,7 +200,7 @@ fn main() -> Result<()> {
     let (all, stopped) = (placed.all, placed.stopped);
     thread::Builder::new().name("roster".into()).spawn(move || roster::keep(keeper, &all))?;
     if arguments.guarded.is_wanted() {
-        regions.extend([registration::of_orders(&lock)?, registration::of(&locked)?]);
+        regions.extend([registration::of_words(&lock)?, registration::of(&locked)?]);
         thread::Builder::new().name("fence".into()).spawn(move || fence::keep(sign, &lists, &stopped))?;
     }
 

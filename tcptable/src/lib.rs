@@ -20,7 +20,7 @@
 //! What this crate does not do: read memory, or decide what becomes of a connection (`reinstate`).
 //!
 //! [`layout`] is the contract, `include/tcptable.h` says the same in C, [`reader`] takes the table apart, [`header`] is
-//! the agent's part of it. Invariants: zeroed or random memory holds no connection; nothing in it makes its reader panic.
+//! the agent's part of it. Invariants: zeroed or random memory holds no connection; nothing in it makes a reader panic.
 
 pub mod header;
 pub mod layout;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (MIT OR Apache-2.0) OR GPL-2.0-only
-/* Keeps the table of TCP connections: for each connection of a service's port a record of the numbers that going on with
- * it elsewhere takes, and the bytes that its application has not read. tcptable.h has the layout, decision 0022 the
- * reasons.
+/* Keeps the table of TCP connections: for each connection of a service's port a record of the numbers that going on
+ * with it elsewhere takes, and the bytes that its application has not read. tcptable.h has the layout, decision 0022
+ * the reasons.
  *
  *   established ── a slot ──► tail of the slot: identity, two records that are written in turn
  *   a segment is about to leave        ─┐
@@ -10,7 +10,7 @@
  *   closed ── the slot is free
  *
  * All of these are called by whoever holds the socket, between the kernel's own updates: what is read is consistent,
- * and one slot has one writer. What leaves is mirrored before: no client has heard of anything that is not in the table.
+ * and one slot has one writer. What leaves is mirrored before: no client has heard of what is not in the table.
  *
  * A program that interrupts itself on the same processor is passed over by the kernel. Each place above lies within, or
  * is followed by, one with another program, which brings the record up to date.
