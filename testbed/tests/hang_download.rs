@@ -88,12 +88,11 @@ fn every_kind_of_session_in_both_families_survives_a_hard_lockup() {
 
 #[test]
 fn a_spare_that_sees_nothing_but_tables_carries_every_kind_of_session_over() {
-    let out = Out::new("hang-download-tables");
+    let out = Out::named("hang-download-tables");
     let kinds = "paced,fast,upload,small,idle,stalled,half-closed";
     let sessions = ["--sessions", "14", "--kinds", kinds, "--ipv6", "--vcpus", "2", "--keep-logs"];
     let result = hang_download(&out, &[&["--fault", "stop", "--seed", "22", "--tables"], &sessions[..]].concat());
     check_result(&result, 14);
-    let spare = fs::read_to_string(out.0.join("reinstate.log")).expect("the spare's log");
+    let spare = out.text("reinstate.log");
     assert!(spare.contains("table of connections is read"), "{spare}");
-    fs::remove_dir_all(&out.0).expect("the results are ours");
 }
