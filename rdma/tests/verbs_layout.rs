@@ -1,9 +1,10 @@
 //! Whether our declarations of libibverbs' structures are those of its header, asked of the C compiler.
 #![cfg(feature = "verbs")]
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::mem::{offset_of, size_of};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rdma::verbs::ffi;
 
@@ -145,10 +146,14 @@ fn compile(claims: &Claims) -> Result<(), String> {
     for (expression, ours) in claims {
         let _ = writeln!(program, "_Static_assert({expression} == {ours}, \"{expression} is not {ours}\");");
     }
-    let file = std::env::temp_dir().join(format!("verbs-layout-{}-{}.c", std::process::id(), claims.len()));
-    std::fs::write(&file, program).unwrap();
-    let output = Command::new("cc").arg("-fsyntax-only").arg(&file).output().expect("cc runs: scripts/setup");
-    std::fs::remove_file(&file).unwrap();
+    let mut compiler = Command::new("cc")
+        .args(["-fsyntax-only", "-x", "c", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("cc runs: scripts/setup");
+    compiler.stdin.take().expect("it was asked for").write_all(program.as_bytes()).unwrap();
+    let output = compiler.wait_with_output().unwrap();
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
 }
 

@@ -60,8 +60,8 @@ pub struct Source {
 enum Sight {
     /// All memory, with this kernel in it.
     Memory(Box<Kernel>),
-    /// What was registered.
-    Tables,
+    /// What was registered: the table of connections, which lies here.
+    Tables(Region),
 }
 
 /// The connections of a target, with the places of what they had still to send.
@@ -135,10 +135,10 @@ impl Source {
         let regions = named("backdoor", link.regions(None))?;
         let is_there = |name: &str| regions.iter().any(|region| region.name == name);
         let (sight, resets) = if config.only_tables || !is_there(RAM) {
-            if !is_there(TABLE) {
+            let Some(table) = regions.iter().find(|region| region.name == TABLE) else {
                 return Err(format!("{} has registered neither its memory nor a table of connections", welcome.target));
-            }
-            (Sight::Tables, named("backdoor", link.stats())?.resets)
+            };
+            (Sight::Tables(table.clone().into()), named("backdoor", link.stats())?.resets)
         } else {
             let (kernel, resets) = discover(&mut link)?;
             (Sight::Memory(Box::new(kernel)), resets)
@@ -150,7 +150,7 @@ impl Source {
     pub fn kernel(&self) -> &str {
         match &self.sight {
             Sight::Memory(kernel) => &kernel.release,
-            Sight::Tables => "out of sight: its table of connections is read",
+            Sight::Tables(_) => "out of sight: its table of connections is read",
         }
     }
 
@@ -160,17 +160,15 @@ impl Source {
     /// # Errors
     /// A sentence for people.
     pub fn refresh(&mut self, filter: &TcpFilter) -> Result<Vec<IpAddr>, String> {
+        if let Sight::Tables(table) = &self.sight {
+            let table = table.clone();
+            return self.refresh_tables(table, filter);
+        }
         named("backdoor", self.link.ping())?;
         let incarnation = self.link.welcome().incarnation;
         let resets = named("backdoor", self.link.stats())?.resets;
         let is_another = (incarnation, resets) != (self.incarnation, self.resets);
-        let Sight::Memory(kernel) = &mut self.sight else {
-            let table = Region::from(named("backdoor", self.link.region(TABLE))?);
-            let tables = named("table of connections", tables::survey(self.link.memory(), &table, filter))?;
-            let tables = named("table of connections", tables)?;
-            (self.incarnation, self.resets) = (incarnation, resets);
-            return Ok(tables.sockets.iter().map(|socket| socket.peer.ip()).collect());
-        };
+        let Sight::Memory(kernel) = &mut self.sight else { return Err(CHANGED.to_owned()) };
         let ram = named("backdoor", self.link.region(RAM))?;
         let surveyed = tcp::survey(kernel, self.link.memory(), RemoteKey::new(ram.key), filter);
         let survey = named("sockets of the target", surveyed)?;
@@ -180,6 +178,20 @@ impl Source {
             self.incarnation = incarnation;
         }
         Ok(survey.sockets.iter().map(|socket| socket.peer.ip()).collect())
+    }
+
+    /// Looks at the table where it was. Only if it is not there any more the target's agent is asked: its user space may
+    /// have hung a moment ago, and an order to take over would wait until nobody answers.
+    fn refresh_tables(&mut self, table: Region, filter: &TcpFilter) -> Result<Vec<IpAddr>, String> {
+        let peers = |tables: Tables| tables.sockets.iter().map(|socket| socket.peer.ip()).collect();
+        if let Ok(Ok(tables)) = tables::survey(self.link.memory(), &table, filter) {
+            return Ok(peers(tables));
+        }
+        let table = Region::from(named("agent", self.link.region(TABLE))?);
+        let tables = named("table of connections", tables::survey(self.link.memory(), &table, filter))?;
+        let tables = named("table of connections", tables)?;
+        self.sight = Sight::Tables(table);
+        Ok(peers(tables))
     }
 
     /// Surveys the connections of the fenced target.
@@ -195,7 +207,7 @@ impl Source {
                 let survey = tcp::survey(kernel, self.link.memory(), ram, filter);
                 Connections::Walked(named("extraction", survey)?)
             }
-            Sight::Tables => {
+            Sight::Tables(_) => {
                 let table = named_so(TABLE).ok_or("extraction: the table of connections is not registered any more")?;
                 let tables = named("extraction", tables::survey(self.link.memory(), &table, filter))?;
                 Connections::Kept(named("extraction", tables)?)
@@ -216,7 +228,7 @@ impl Source {
                 extract::pair_all(kernel, memory, RemoteKey::new(token.ram_key), pool, survey, silent)
             }
             (_, Connections::Kept(tables)) => extract::pair_tables(memory, pool, tables, silent),
-            (Sight::Tables, Connections::Walked(_)) => return Err(CHANGED.to_owned()),
+            (Sight::Tables(_), Connections::Walked(_)) => return Err(CHANGED.to_owned()),
         };
         named("extraction", paired)
     }
@@ -233,7 +245,7 @@ impl Source {
                 survey.read_queued(kernel, memory, RemoteKey::new(token.ram_key), numbers)
             }
             (_, Connections::Kept(tables)) => tables.read_queued(memory, surveyed.pool.as_ref(), numbers),
-            (Sight::Tables, Connections::Walked(_)) => return Err(CHANGED.to_owned()),
+            (Sight::Tables(_), Connections::Walked(_)) => return Err(CHANGED.to_owned()),
         };
         read.map_err(|error| error.to_string())
     }

@@ -12,6 +12,7 @@ use testbed::{
     scenario::{
         Aim, Order, Stage, drown, hang_download,
         rubis::{Peers, TierFault},
+        rxe_monitor::Stop,
         series,
     },
     topology::Wire,
@@ -146,6 +147,9 @@ pub enum Scenario {
     /// Our RoCEv2 and Linux' rxe work on each other's memory, over good paths and bad ones; every byte is checked. One
     /// line for each cell of the matrix.
     Interop(Interop),
+    /// A machine without a hypervisor is watched by another through its RDMA adapter: sampled, locked, rid of a fork
+    /// bomb; then its user space stops and its clients go on with the other.
+    RxeMonitor(RxeMonitorArguments),
     /// Clients of an auction in three tiers: every reply must be its request's own, the database what they were told.
     Rubis(Rubis),
 }
@@ -172,6 +176,28 @@ pub struct Interop {
     pub seed: u64,
     /// Where the lines are left.
     #[arg(long, default_value = "out/interop")]
+    pub out: PathBuf,
+}
+
+#[derive(Args)]
+pub struct RxeMonitorArguments {
+    /// Line of guest kernels, as scripts/setup fetches them.
+    #[arg(long, default_value = "6.1", value_parser = ["6.1", "6.12", "6.1-rt"])]
+    pub kernel: String,
+    /// How its user space comes to stand still.
+    #[arg(long, value_enum, default_value = "frozen")]
+    pub stop: Stop,
+    /// Clients.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=40))]
+    pub sessions: u16,
+    /// How long its agent may be silent before it is taken for hung, in milliseconds.
+    #[arg(long, default_value_t = 3000)]
+    pub deadline_ms: u64,
+    /// What the clients do follows from it.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Where result and journal are left.
+    #[arg(long, default_value = "out/rxe-monitor")]
     pub out: PathBuf,
 }
 

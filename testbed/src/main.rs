@@ -22,7 +22,7 @@ use testbed::{
         self, Order, Progress, Run, drown, hang_download, interop,
         relay::{self, Relay},
         rubis::{self, Machines, TierFault, Tiers},
-        series,
+        rxe_monitor, series,
         soak::{self, Load, Soak},
     },
     timeline::Timeline,
@@ -32,7 +32,8 @@ use testbed::{
 
 use arguments::{
     Action, Arguments, CampaignArguments, Drowning, Forkbomb, HangDownload, Interop, Memhog, RelayArguments,
-    RepairCampaignArguments, RepairSeries, RescueAndReturn, Rubis, RubisCampaignArguments, Scenario, SoakArguments,
+    RepairCampaignArguments, RepairSeries, RescueAndReturn, Rubis, RubisCampaignArguments, RxeMonitorArguments,
+    Scenario, SoakArguments,
 };
 
 fn main() -> ExitCode {
@@ -84,6 +85,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Action::Run { scenario: Scenario::Soak(arguments) } => run_soak(arguments),
         Action::Run { scenario: Scenario::Rubis(arguments) } => run_rubis(arguments),
         Action::Run { scenario: Scenario::Interop(arguments) } => run_interop(arguments),
+        Action::Run { scenario: Scenario::RxeMonitor(arguments) } => run_rxe_monitor(arguments),
         Action::SaveGuest { file, pool_slots, guest } => {
             let order = Order { pool_slots, lockup_module: true, ..guest.order() };
             scenario::save_guest(&order, &file, Progress::begin())?;
@@ -216,6 +218,15 @@ fn run_rubis(arguments: Rubis) -> Result<ExitCode> {
     let length = Duration::try_from_secs_f64(seconds).context("--seconds")?;
     let run = rubis::Run { fault, clients, mix, length, slow_down, items, tiers, seed, out };
     let verdict = rubis::run(&run, Progress::begin())?;
+    println!("{}", serde_json::to_string(&verdict)?);
+    Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_rxe_monitor(arguments: RxeMonitorArguments) -> Result<ExitCode> {
+    let RxeMonitorArguments { kernel, stop, sessions, deadline_ms, seed, out } = arguments;
+    let run = rxe_monitor::Run { kernel, stop, sessions: sessions.into(), deadline_ms, seed, out };
+    let (verdict, timeline) = rxe_monitor::run(&run, Progress::begin())?;
+    eprint!("\n{timeline}");
     println!("{}", serde_json::to_string(&verdict)?);
     Ok(if verdict.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -15,6 +15,7 @@ mod queued;
 pub mod relay;
 pub mod rescue_and_return;
 pub mod rubis;
+pub mod rxe_monitor;
 pub mod series;
 pub mod soak;
 mod verdict;
