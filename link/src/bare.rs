@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use control::backdoor::{FenceState, FenceToken, LockHolder, LockToken, RegionEntry};
+use control::backdoor::{Afterwards, FenceState, FenceToken, LockHolder, LockToken, RegionEntry};
 use locktable::taking::Goal;
 use locktable::{Mode, Standing, Taking};
 
@@ -58,6 +58,14 @@ impl Link {
     pub(crate) fn release_by_lock(&mut self, place: Place, token: &FenceToken) -> Result<(), LinkFailure> {
         let number = u32::try_from(token.epoch).map_err(|_| refused("that is no lock of this target"))?;
         self.attain(place, number, Goal::Release).map(drop)
+    }
+
+    /// The end of a fence; nobody resets such a machine or turns it off from outside.
+    pub(crate) fn release_as(&mut self, place: Place, token: &FenceToken, then: Afterwards) -> Result<(), LinkFailure> {
+        match then {
+            Afterwards::Resume => self.release_by_lock(place, token),
+            Afterwards::Reset | Afterwards::PowerOff => Err(refused("the target has no hypervisor that could do that")),
+        }
     }
 
     pub(crate) fn state_by_lock(&mut self, place: Place, token: &FenceToken) -> Result<FenceState, LinkFailure> {

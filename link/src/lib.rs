@@ -263,6 +263,9 @@ impl Link {
     /// # Errors
     /// See [`LinkFailure`].
     pub fn release(&mut self, token: &FenceToken, then: Afterwards) -> Result<(), LinkFailure> {
+        if let Some(place) = self.place() {
+            return self.release_as(place, token, then);
+        }
         match self.ask(&Request::Release { token: token.clone(), then })? {
             Reply::Released => {
                 self.claim = rand::random();
