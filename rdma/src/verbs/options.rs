@@ -14,8 +14,9 @@ pub struct Options {
     /// Wait for an answer before the first repetition. rxe counts in ticks of its kernel, 4 ms as a rule; adapters
     /// round up as well.
     pub timeout: Duration,
-    /// Repetitions before the peer counts as lost, 6 at most. With the time-out, some 0.1 s in all: longer than a
-    /// switch that learns its tables anew, shorter than the patience of those who wait.
+    /// Repetitions before the peer counts as lost, 6 at most. With the time-out, some 0.5 s in all: longer than a
+    /// software adapter waits for a processor on a machine that drowns in processes (0.1 s was not: orders to end them
+    /// never arrived), shorter than the patience of those who wait.
     pub retries: u8,
     /// Traffic class of the packets: the six upper bits are the DSCP by which switches know traffic that must not be
     /// lost, where they are set up for it.
@@ -33,7 +34,7 @@ impl Default for Options {
             depth: 4096,
             landing_bytes: 4 << 20,
             inline_bytes: 64,
-            timeout: Duration::from_millis(16),
+            timeout: Duration::from_millis(67),
             retries: 6,
             traffic_class: 0,
             spin: Duration::from_micros(50),
