@@ -47,6 +47,9 @@ const MEMORY_MIB: u32 = 512;
 /// What dropping traffic takes of the kernel.
 const MODULES: [&str; 2] = ["sch_ingress", "cls_bpf"];
 
+/// Gives programs a priority; Debian has it in util-linux.
+const CHRT: &str = "/usr/bin/chrt";
+
 /// Processes of one user that are too many, and tasks of the machine that are worth a look: it has some 90.
 const PROCESSES_MAX: u32 = 30;
 const TASKS_MAX: u32 = 130;
@@ -72,6 +75,7 @@ impl Machines {
         for name in ["target-agent", "file-server", "rogue", "monitor", "reinstate"] {
             image = image.program(name, &program(name)?);
         }
+        let image = image.program("chrt", Path::new(CHRT));
         progress.step(format_args!("two machines with soft-RoCE boot Linux {}", kernel.release));
         let topology = Topology::build()?;
         let [target, watcher] = RdmaGuest::boot(&topology, image, &Path::new(SCRATCH).join("images"), |spec| {

@@ -76,7 +76,7 @@ impl Stop {
             Self::Frozen => "(sleep 0.3; kill -STOP -1) >/dev/null 2>&1 </dev/null &",
             Self::Starved => {
                 "(sleep 0.3; echo -1 >/proc/sys/kernel/sched_rt_runtime_us; \
-                 for cpu in $(seq $(nproc)); do chrt -f 90 sh -c 'while :; do :; done' & done) \
+                 for cpu in $(seq $(nproc)); do chrt --fifo 90 sh -c 'while :; do :; done' & done) \
                  >/dev/null 2>&1 </dev/null &"
             }
         }
