@@ -180,8 +180,8 @@ impl Source {
         Ok(survey.sockets.iter().map(|socket| socket.peer.ip()).collect())
     }
 
-    /// Looks at the table where it was. Only if it is not there any more the target's agent is asked: its user space may
-    /// have hung a moment ago, and an order to take over would wait until nobody answers.
+    /// Looks at the table where it was. Only if it is not there any more the target's agent is asked: its user space
+    /// may have hung a moment ago, and an order to take over would wait until nobody answers.
     fn refresh_tables(&mut self, table: Region, filter: &TcpFilter) -> Result<Vec<IpAddr>, String> {
         let peers = |tables: Tables| tables.sockets.iter().map(|socket| socket.peer.ip()).collect();
         if let Ok(Ok(tables)) = tables::survey(self.link.memory(), &table, filter) {

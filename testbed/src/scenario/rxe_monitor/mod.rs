@@ -1,5 +1,5 @@
-//! `rxe-monitor`: two machines with RDMA adapters and no hypervisor to help. One is watched by the other through its own
-//! adapter: sampled, locked, rid of a fork bomb; then its user space stops, and its clients go on with the other.
+//! `rxe-monitor`: two machines with RDMA adapters and no hypervisor to help. One is watched by the other through its
+//! own adapter: sampled, locked, rid of a fork bomb; then its user space stops, and its clients go on with the other.
 //!
 //! ```text
 //!   sampled ── locked: nobody reaches the service ── unlocked ── a fork bomb ── ended by orders in the kill table
