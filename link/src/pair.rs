@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use control::backdoor::{MemoryWindow, QueuePair, Reply, Request};
+use control::backdoor::{MemoryWindow, Reply, Request};
 use rdma::soft::SoftQueue;
 use rdma::verbs::{Call, Choice, VerbsQueue};
 use rdma::{Dialed, QpAttributes};
@@ -101,12 +101,12 @@ fn negotiate(
     keep: Vec<u32>,
 ) -> Result<Dialed, LinkFailure> {
     let mut conversation = locked(conversation);
-    match conversation.ask_anyone(&Request::Connect { pair: to_message(ours), keep })? {
+    match conversation.ask_anyone(&Request::Connect { pair: ours.into(), keep })? {
         Reply::Connected { pair, window, further } => {
             if let Some(paired) = paired {
                 paired.store(conversation.dials(), Ordering::Relaxed);
             }
-            Ok(Dialed { remote: from_message(pair), window: window.map(to_window), further: further.into() })
+            Ok(Dialed { remote: pair.into(), window: window.map(to_window), further: further.into() })
         }
         other => Err(conversation.nonsense(&other)),
     }
@@ -134,14 +134,4 @@ fn dial(
 fn to_window(window: MemoryWindow) -> Window {
     let MemoryWindow { list, data, pieces_max } = window;
     Window { list: RemoteKey::new(list), data: RemoteKey::new(data), pieces_max }
-}
-
-fn to_message(pair: QpAttributes) -> QueuePair {
-    let QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight } = pair;
-    QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight }
-}
-
-fn from_message(pair: QueuePair) -> QpAttributes {
-    let QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight } = pair;
-    QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use control::backdoor::QueuePair;
 use remote_memory::{LinkError, Window};
 
 use crate::random;
@@ -22,6 +23,20 @@ pub struct QpAttributes {
     pub path_mtu: u16,
     /// READs and atomics this end answers at the same time.
     pub reads_in_flight: u16,
+}
+
+impl From<QueuePair> for QpAttributes {
+    fn from(pair: QueuePair) -> Self {
+        let QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight } = pair;
+        Self { number, first_psn, address, port, path_mtu, reads_in_flight }
+    }
+}
+
+impl From<QpAttributes> for QueuePair {
+    fn from(pair: QpAttributes) -> Self {
+        let QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight } = pair;
+        Self { number, first_psn, address, port, path_mtu, reads_in_flight }
+    }
 }
 
 impl QpAttributes {

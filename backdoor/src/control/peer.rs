@@ -2,7 +2,6 @@
 
 use control::VERSION;
 use control::backdoor::{FURTHER_PAIRS, MemoryWindow, QueuePair, Reply, Request};
-use rdma::QpAttributes;
 use reception::{Guest, Pairs, Speaker};
 use remote_memory::Window;
 
@@ -107,15 +106,11 @@ impl Peer {
 
     fn connect(&mut self, theirs: &QueuePair, keep: &[u32]) -> Result<Reply, String> {
         self.pairs.make_room(theirs, keep)?;
-        let QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight } = *theirs;
-        let remote = QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight };
-        let ours = self.plane.pairs.add(remote).map_err(|error| error.to_string())?;
+        let ours = self.plane.pairs.add((*theirs).into()).map_err(|error| error.to_string())?;
         let window = self.plane.target.memory().open_window(&mut rand::rng());
         self.pairs.add(theirs, Pair { plane: self.plane.clone(), number: ours.number, window });
-        let QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight } = ours;
-        let pair = QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight };
         let Window { list, data, pieces_max } = window;
         let window = Some(MemoryWindow { list: list.raw(), data: data.raw(), pieces_max });
-        Ok(Reply::Connected { pair, window, further: FURTHER_PAIRS })
+        Ok(Reply::Connected { pair: ours.into(), window, further: FURTHER_PAIRS })
     }
 }

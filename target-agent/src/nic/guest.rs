@@ -4,7 +4,6 @@ use std::sync::{Arc, Weak};
 
 use control::VERSION;
 use control::backdoor::{FURTHER_PAIRS, QueuePair, Reply, Request, Stats};
-use rdma::QpAttributes;
 use reception::{Guest, Pairs, Speaker};
 
 use super::Life;
@@ -40,13 +39,9 @@ impl Peer {
 
     fn connect(&mut self, life: &Arc<Life>, theirs: &QueuePair, keep: &[u32]) -> Result<Reply, String> {
         self.pairs.make_room(theirs, keep)?;
-        let QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight } = *theirs;
-        let remote = QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight };
-        let ours = life.server.accept(&remote).map_err(|error| error.to_string())?;
+        let ours = life.server.accept(&(*theirs).into()).map_err(|error| error.to_string())?;
         self.pairs.add(theirs, Pair { life: Arc::downgrade(life), number: ours.number });
-        let QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight } = ours;
-        let pair = QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight };
-        Ok(Reply::Connected { pair, window: None, further: FURTHER_PAIRS })
+        Ok(Reply::Connected { pair: ours.into(), window: None, further: FURTHER_PAIRS })
     }
 }
 

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Carrier, PORT,
-    conversation::{Answer, Ask, from_message, to_message},
+    conversation::{Answer, Ask},
     plan::{Cell, Model, Step},
 };
 
@@ -162,8 +162,8 @@ impl Asking {
 fn connected(ends: &Ends, cell: &Cell, channel: &mut Channel<TcpStream>) -> Result<Asking> {
     let mut join = |ours: QpAttributes| -> Result<QpAttributes> {
         ensure!(ours.path_mtu >= cell.mtu, "this end has a path MTU of {} and no more", ours.path_mtu);
-        match ask(channel, &Ask::Connect(to_message(QpAttributes { path_mtu: cell.mtu, ..ours })))? {
-            Answer::Connected(theirs) if theirs.path_mtu == cell.mtu => Ok(from_message(theirs)),
+        match ask(channel, &Ask::Connect(QpAttributes { path_mtu: cell.mtu, ..ours }.into()))? {
+            Answer::Connected(theirs) if theirs.path_mtu == cell.mtu => Ok(theirs.into()),
             Answer::Connected(theirs) => bail!("the passive end has a path MTU of {} and no more", theirs.path_mtu),
             other => bail!("the passive end said {other:?}"),
         }

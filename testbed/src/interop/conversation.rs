@@ -1,7 +1,6 @@
 //! What the two ends say to each other over TCP: where the memory is, queue pairs, and sums of what is there.
 
 use control::backdoor::QueuePair;
-use rdma::QpAttributes;
 use serde::{Deserialize, Serialize};
 
 /// The active end asks.
@@ -22,14 +21,4 @@ pub enum Answer {
     Connected(QueuePair),
     Sum(u32),
     Failed(String),
-}
-
-pub fn to_message(pair: QpAttributes) -> QueuePair {
-    let QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight } = pair;
-    QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight }
-}
-
-pub fn from_message(pair: QueuePair) -> QpAttributes {
-    let QueuePair { number, first_psn, address, port, path_mtu, reads_in_flight } = pair;
-    QpAttributes { number, first_psn, address, port, path_mtu, reads_in_flight }
 }

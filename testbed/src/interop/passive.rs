@@ -17,7 +17,7 @@ use remote_memory::{RemoteKey, Rights};
 
 use super::{
     Carrier, PORT,
-    conversation::{Answer, Ask, from_message, to_message},
+    conversation::{Answer, Ask},
     words::{self, Served},
 };
 
@@ -83,9 +83,9 @@ fn answer(ask: Ask, words: &[AtomicU64], end: &End, numbers: &mut Vec<u32>) -> R
             Ok(Answer::Filled { base, key })
         }
         Ask::Connect(theirs) => {
-            let ours = end.accept(from_message(theirs))?;
+            let ours = end.accept(theirs.into())?;
             numbers.push(ours.number);
-            Ok(Answer::Connected(to_message(ours)))
+            Ok(Answer::Connected(ours.into()))
         }
         Ask::Sum { offset, len } => {
             if offset.checked_add(len).is_none_or(|end| end > size_of_val(words) as u64) {
