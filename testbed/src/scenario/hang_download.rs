@@ -196,7 +196,8 @@ fn sessions(run: &Run, clock: Clock) -> Vec<Session> {
     plans.map(|(number, plan)| Session { plan, server: address(number), clock: clock.zero }).collect()
 }
 
-fn crowd(sessions: Vec<Session>, signals: &Signals) -> Vec<Outcome> {
+/// Plays sessions to their ends, in the caller's machine.
+pub(super) fn crowd(sessions: Vec<Session>, signals: &Signals) -> Vec<Outcome> {
     let silent = sessions.iter().filter(|session| session.plan.kind.is_silent()).count();
     let shares = |session: &Session| session.plan.kind.is_silent() && silent > client::SILENT_ALONE_MAX;
     let (silent, others): (Vec<_>, Vec<_>) = sessions.into_iter().partition(shares);
@@ -236,7 +237,7 @@ fn direct(
     signals: &Signals,
     progress: Progress,
 ) -> Result<Broken> {
-    start(run, signals)?;
+    start(run.sessions, signals)?;
     queued::wait(&mut installation.vm, &run.kinds, run.sessions, progress)?;
     let weather = installation.topology.weather();
     let turn = |bad| weather.iter().for_each(|weather| weather.turn(bad));
@@ -270,8 +271,9 @@ fn direct(
     Ok(Broken { at_ns, place, false_takeovers, harmed, _debugger: debugger })
 }
 
-fn start(run: &Run, signals: &Signals) -> Result<()> {
-    let (begin, count) = (Instant::now(), run.sessions);
+/// Waits until `count` sessions are under way.
+pub(super) fn start(count: usize, signals: &Signals) -> Result<()> {
+    let begin = Instant::now();
     let bound = START_BOUND + START_BOUND_EACH * u32::try_from(count).unwrap_or(u32::MAX);
     while signals.under_way.load(Ordering::Relaxed) < count {
         if begin.elapsed() > bound {

@@ -5,9 +5,11 @@ use std::{
     fs::{self, File},
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use control::reinstate::{Outcome, Report};
 use monitor::journal::{Event, Line};
 
@@ -44,6 +46,30 @@ pub fn read(journal: &Path) -> Result<Vec<Line>> {
         Err(error) => return Err(error).with_context(|| format!("the journal {}", journal.display())),
     };
     parse(&text)
+}
+
+/// Between two looks at a journal that is waited for.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// The lines of `journal` as soon as `are_there`, which is called `what` in complaints.
+///
+/// # Errors
+/// As [`read`]; when they do not come within `bound`.
+pub fn wait_for(journal: &Path, what: &str, bound: Duration, are_there: impl Fn(&[Line]) -> bool) -> Result<Vec<Line>> {
+    let begin = Instant::now();
+    loop {
+        let lines = read(journal)?;
+        if are_there(&lines) {
+            return Ok(lines);
+        }
+        ensure!(begin.elapsed() < bound, "{what}: not within {bound:?}");
+        thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Whether a treatment has come to a good end.
+pub fn is_cured(lines: &[Line]) -> bool {
+    lines.iter().any(|line| matches!(line.event, Event::Cured { .. }))
 }
 
 /// A journal that is read while it grows, each line once: who waits for a recovery shares the processors with those

@@ -14,7 +14,7 @@ mod report;
 use std::{
     fs::{self, File},
     io::BufReader,
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -22,7 +22,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use monitor::{
     clock::{Clock, Monotonic},
-    journal::{Event, timeline},
+    journal::{Event, Line, timeline},
     kernel::{Listing, recipe::READY_MADE},
     recording::{self, Sample},
 };
@@ -115,7 +115,7 @@ fn carry_out(run: &Run, installation: &mut Installation, progress: Progress) -> 
             None
         }
         None => {
-            wait_for_cure(installation)?;
+            incident::wait_for(&installation.journal, "cured", BOUND, incident::is_cured)?;
             let drowned = pieces(installation)?.len();
             Some((drowned, Monotonic.now_ns()))
         }
@@ -173,17 +173,8 @@ fn look_after(installation: &mut Installation, bystanders: &Bystanders, report: 
 fn reset(installation: &mut Installation, report: &mut Report) -> Result<()> {
     installation.vm.qmp().execute("system_reset", json!({}))?;
     installation.vm.wait_ready(BOUND)?;
-    let begin = Instant::now();
-    let lines = loop {
-        let lines = incident::read(&installation.journal)?;
-        if lines.iter().any(|line| matches!(line.event, Event::Restarted { .. })) {
-            break lines;
-        }
-        if begin.elapsed() > BOUND {
-            bail!("its new life was not seen within {BOUND:?}");
-        }
-        thread::sleep(Duration::from_millis(200));
-    };
+    let is_seen = |lines: &[Line]| lines.iter().any(|line| matches!(line.event, Event::Restarted { .. }));
+    let lines = incident::wait_for(&installation.journal, "its new life is seen", BOUND, is_seen)?;
     if lines.iter().any(incident::is_act) {
         report.why.push("a guest that was reset was taken for one that hangs".to_owned());
     }
@@ -203,29 +194,12 @@ fn look_at_sensors(installation: &Installation, report: &mut Report) -> Result<(
     let file = installation.journal.with_file_name("sensors.jsonl");
     let out = file.display().to_string();
     installation.operate(&["record", "--target", TARGET, "--period-ms", "20", "--seconds", "1", "--out", &out])?;
-    let recordings = recording::read(BufReader::new(File::open(&file).context("the recording")?))?;
-    let whole = |Sample(_, _, values): &&Sample| values.as_ref().is_some_and(|all| all.iter().all(Option::is_some));
-    let samples = recordings.iter().flat_map(|one| one.samples.iter().filter(whole));
-    let took_us: Vec<f64> = samples.map(|Sample(_, took_ns, _)| *took_ns as f64 / 1e3).collect();
+    let took_us = sampled_us(&file)?;
     report.sample_us = median(&took_us);
     if took_us.is_empty() {
         report.why.push(format!("no sample of {out} has all values"));
     }
     Ok(())
-}
-
-fn wait_for_cure(installation: &Installation) -> Result<()> {
-    let begin = Instant::now();
-    loop {
-        let lines = incident::read(&installation.journal)?;
-        if lines.iter().any(|line| matches!(line.event, Event::Cured { .. })) {
-            return Ok(());
-        }
-        if begin.elapsed() > BOUND {
-            bail!("not cured within {BOUND:?}");
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// How long each piece of the useful work took so far.
@@ -252,6 +226,14 @@ fn wait_for_pieces(installation: &mut Installation, count: usize) -> Result<Vec<
         }
         thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// How long each sample of a recording took that has all values, in microseconds.
+pub(super) fn sampled_us(recording: &Path) -> Result<Vec<f64>> {
+    let recordings = recording::read(BufReader::new(File::open(recording).context("the recording")?))?;
+    let whole = |Sample(_, _, values): &&Sample| values.as_ref().is_some_and(|all| all.iter().all(Option::is_some));
+    let samples = recordings.iter().flat_map(|one| one.samples.iter().filter(whole));
+    Ok(samples.map(|Sample(_, took_ns, _)| *took_ns as f64 / 1e3).collect())
 }
 
 /// The middle one of some values.

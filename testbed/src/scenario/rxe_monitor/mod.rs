@@ -11,8 +11,7 @@
 mod machines;
 
 use std::{
-    fs::{self, File},
-    io::BufReader,
+    fs,
     net::TcpStream,
     path::PathBuf,
     sync::atomic::Ordering,
@@ -20,17 +19,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::ValueEnum;
-use monitor::{
-    journal::{Event, Line, timeline},
-    recording::{self, Sample},
-};
+use monitor::journal::{Event, Line, timeline};
 use serde::Serialize;
 
 use self::machines::{Machines, TARGET, USER, left};
 use super::{
-    Progress,
+    Progress, drown, hang_download,
     incident::{self, Incident, millis_between},
 };
 use crate::{
@@ -40,9 +36,6 @@ use crate::{
 
 /// For anything that is waited for, on machines that are emulated.
 const BOUND: Duration = Duration::from_secs(120);
-
-/// Between two looks at the journal.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How long sensors are recorded, and how often in that time, in milliseconds.
 const RECORD_S: u64 = 2;
@@ -178,33 +171,15 @@ fn carry_out(run: &Run, machines: &mut Machines, progress: Progress) -> Result<(
 }
 
 fn await_lines(machines: &Machines, what: &str, are_there: impl Fn(&[Line]) -> bool) -> Result<Vec<Line>> {
-    let begin = Instant::now();
-    loop {
-        let lines = incident::read(&machines.journal())?;
-        if are_there(&lines) {
-            return Ok(lines);
-        }
-        ensure!(begin.elapsed() < BOUND, "{what}: not within {BOUND:?}");
-        thread::sleep(LOOK_AGAIN);
-    }
-}
-
-/// Half of the values are not above it.
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
+    incident::wait_for(&machines.journal(), what, BOUND, are_there)
 }
 
 fn sample(machines: &mut Machines, verdict: &mut Verdict) -> Result<()> {
     let file = left("sensors.jsonl");
     let record = format!("record --target {TARGET} --period-ms {RECORD_PERIOD_MS} --seconds {RECORD_S} --out {file}");
     machines.operate(&record)?;
-    let file = File::open(machines.found("sensors.jsonl")).context("the recording")?;
-    let recordings = recording::read(BufReader::new(file))?;
-    let whole = |Sample(_, _, values): &&Sample| values.as_ref().is_some_and(|all| all.iter().all(Option::is_some));
-    let samples = recordings.iter().flat_map(|one| one.samples.iter().filter(whole));
-    let took_us: Vec<f64> = samples.map(|Sample(_, took_ns, _)| *took_ns as f64 / 1e3).collect();
-    (verdict.samples, verdict.sample_us) = (took_us.len(), median(took_us));
+    let took_us = drown::sampled_us(&machines.found("sensors.jsonl"))?;
+    (verdict.samples, verdict.sample_us) = (took_us.len(), drown::median(&took_us));
     if verdict.samples == 0 {
         verdict.why.push("no sample has all sensors".to_owned());
     }
@@ -234,8 +209,7 @@ fn lock(machines: &mut Machines) -> Result<()> {
 fn repair(machines: &mut Machines, verdict: &mut Verdict) -> Result<()> {
     let bomb = format!("/bin/rogue --uid {USER} bomb --variant cpu --procs {PROCESSES}");
     machines.target.run(&format!("({bomb}) </dev/null >/dev/null 2>&1 &"))?;
-    let is_cured = |lines: &[Line]| lines.iter().any(|line| matches!(line.event, Event::Cured { .. }));
-    let lines = await_lines(machines, "the bomb is ended", is_cured)?;
+    let lines = await_lines(machines, "the bomb is ended", incident::is_cured)?;
     let at = |what: &dyn Fn(&Event) -> bool| lines.iter().find(|line| what(&line.event)).map(|line| line.mono_ns);
     let noticed = at(&|event| matches!(event, Event::Suspicious { sensor, .. } if sensor == "tasks"));
     verdict.cured_ms =
@@ -256,7 +230,7 @@ fn evacuate(run: &Run, machines: &mut Machines, progress: Progress, verdict: &mu
     let (signals, zero) = (Signals { others: run.sessions.into(), ..Signals::default() }, Instant::now());
     let client = machines.topology.client.try_clone()?;
     let outcomes = thread::scope(|scope| {
-        let crowd = scope.spawn(|| client.run(|| Ok(crowd(run, &signals, zero))));
+        let crowd = scope.spawn(|| client.run(|| Ok(hang_download::crowd(sessions(run, zero), &signals))));
         let directed = direct(run, machines, &signals, progress);
         signals.finish.store(true, Ordering::Relaxed);
         let outcomes = crowd.join().map_err(|_| anyhow!("the clients panicked"))??;
@@ -288,25 +262,14 @@ fn evacuate(run: &Run, machines: &mut Machines, progress: Progress, verdict: &mu
     Ok(())
 }
 
-fn crowd(run: &Run, signals: &Signals, clock: Instant) -> Vec<Outcome> {
+fn sessions(run: &Run, clock: Instant) -> Vec<Session> {
     let kinds = [Kind::Paced, Kind::Fast, Kind::Upload, Kind::Small, Kind::Idle];
     let server = (service_v4(SERVICE), FILE_PORT).into();
-    let plans = client::mix(&kinds, run.sessions, run.seed);
-    thread::scope(|scope| {
-        let begin = |plan| scope.spawn(move || Session { plan, server, clock }.run(signals));
-        let running: Vec<_> = plans.into_iter().map(begin).collect();
-        running.into_iter().filter_map(|session| session.join().ok()).collect()
-    })
+    client::mix(&kinds, run.sessions, run.seed).into_iter().map(|plan| Session { plan, server, clock }).collect()
 }
 
 fn direct(run: &Run, machines: &mut Machines, signals: &Signals, progress: Progress) -> Result<()> {
-    let begin = Instant::now();
-    while signals.under_way.load(Ordering::Relaxed) < run.sessions {
-        if begin.elapsed() > BOUND {
-            bail!("{} clients got bytes within {BOUND:?}", signals.under_way.load(Ordering::Relaxed));
-        }
-        thread::sleep(LOOK_AGAIN);
-    }
+    hang_download::start(run.sessions, signals)?;
     thread::sleep(PAUSE);
     progress.step(format_args!("the target's user space is {:?}", run.stop));
     machines.target.run(run.stop.line())?;
