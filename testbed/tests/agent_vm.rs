@@ -4,7 +4,6 @@ mod port;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +14,7 @@ use port::BackdoorEnd;
 use sensorbox::{Class, Reading, SensorBox};
 use testbed::fault::{Fault, build_lockup_module};
 use testbed::guest::{ImageSpec, Kernel, Service};
-use testbed::vm::{Vm, VmSpec};
+use testbed::vm::Vm;
 
 const CPUS: u32 = 2;
 const PAGE: u64 = 4096;
@@ -33,12 +32,7 @@ fn boot(kernel: &str) -> Vm {
         command: "/bin/target-agent --pool-slots 64 --metrics 127.0.0.1:9793".into(),
         ready_path: Some("/run/backdoors/box.sock".into()),
     });
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guest-images");
-    let mut spec = VmSpec::new("agent-test", &image.kernel().vmlinuz, &image.build(&folder).unwrap());
-    spec.cpus = CPUS;
-    let mut vm = Vm::start(spec).unwrap();
-    vm.wait_ready(BOUND).unwrap();
-    vm
+    port::boot("agent-test", &image, CPUS)
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {

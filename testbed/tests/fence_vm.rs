@@ -109,11 +109,7 @@ impl Patient {
             command: format!("sh -c '[ -e /sys/class/net/v0 ] || sh /etc/wires; exec {agent}'"),
             ready_path: Some("/run/backdoors/box.sock".into()),
         });
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guest-images");
-        let mut spec = VmSpec::new("fence", &image.kernel().vmlinuz, &image.build(&folder).unwrap());
-        spec.cpus = 2;
-        let mut vm = Vm::start(spec).unwrap();
-        vm.wait_ready(BOUND).unwrap();
+        let mut vm = port::boot("fence", &image, 2);
         let backdoor = BackdoorEnd::of(&vm);
         let (lock, locked) = (backdoor.registration(LOCK), backdoor.registration(LOCKED));
         assert_eq!((lock.writable, locked.writable), (true, false));

@@ -6,7 +6,6 @@ mod port;
 mod ram;
 
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ use port::BackdoorEnd;
 use ram::Ram;
 use remote_memory::RemoteKey;
 use testbed::guest::{self, ImageSpec, Service};
-use testbed::vm::{Vm, VmSpec};
+use testbed::vm::Vm;
 
 const KEY: RemoteKey = RemoteKey::new(1);
 const PAGE: u64 = 4096;
@@ -58,11 +57,7 @@ impl Patient {
             command: format!("/bin/target-agent --pool-slots 64 --spare-uid 0 --spare-uid {SPARED}"),
             ready_path: Some("/run/backdoors/box.sock".into()),
         });
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guest-images");
-        let mut spec = VmSpec::new("kill-table", &image.kernel().vmlinuz, &image.build(&folder).unwrap());
-        spec.cpus = CPUS;
-        let mut vm = Vm::start(spec).unwrap();
-        vm.wait_ready(BOUND).unwrap();
+        let mut vm = port::boot("kill-table", &image, CPUS);
         let backdoor = BackdoorEnd::of(&vm);
         let (orders, answers) = (backdoor.registration(ORDERS), backdoor.registration(ANSWERS));
         assert_eq!((orders.writable, answers.writable), (true, false));

@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -26,7 +25,7 @@ use reinstate::tables;
 use remote_memory::{AccessError, LinkError, Read, Region, RemoteKey, RemoteRead, Rights};
 use tcptable::layout::{NAME, RING_BYTES};
 use testbed::guest::{self, ImageSpec, Service};
-use testbed::vm::{Vm, VmSpec};
+use testbed::vm::Vm;
 
 const KEY: RemoteKey = RemoteKey::new(1);
 const PAGE: u64 = 4096;
@@ -93,11 +92,7 @@ impl Target {
                     .into(),
                 ready_path: Some("/run/backdoors/box.sock".into()),
             });
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guest-images");
-        let mut spec = VmSpec::new("mirror", &image.kernel().vmlinuz, &image.build(&folder).unwrap());
-        spec.cpus = 2;
-        let mut vm = Vm::start(spec).unwrap();
-        vm.wait_ready(BOUND).unwrap();
+        let mut vm = port::boot("mirror", &image, 2);
         let backdoor = BackdoorEnd::of(&vm);
         let region = backdoor.registration(NAME);
         assert!(!region.writable);

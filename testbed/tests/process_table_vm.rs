@@ -6,7 +6,6 @@ mod ram;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ use proctable::layout::PROCESSES;
 use proctable::{Record, Table};
 use ram::Ram;
 use testbed::guest::{self, ImageSpec, Service};
-use testbed::vm::{Vm, VmSpec};
+use testbed::vm::Vm;
 
 const PAGE: u64 = 4096;
 
@@ -52,11 +51,7 @@ impl Patient {
                 .into(),
             ready_path: Some("/run/backdoors/box.sock".into()),
         });
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guest-images");
-        let mut spec = VmSpec::new("process-table", &image.kernel().vmlinuz, &image.build(&folder).unwrap());
-        spec.cpus = 2;
-        let mut vm = Vm::start(spec).unwrap();
-        vm.wait_ready(BOUND).unwrap();
+        let mut vm = port::boot("process-table", &image, 2);
         let backdoor = BackdoorEnd::of(&vm);
         let region = backdoor.registration(PROCESSES);
         assert!(!region.writable);

@@ -61,11 +61,7 @@ impl Guest {
             command: "/bin/target-agent --pool-slots 256".into(),
             ready_path: Some("/run/backdoors/box.sock".into()),
         });
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guest-images");
-        let mut spec = VmSpec::new("relay", &image.kernel().vmlinuz, &image.build(&folder).unwrap());
-        spec.cpus = 2;
-        let mut vm = Vm::start(spec).unwrap();
-        vm.wait_ready(BOUND).unwrap();
+        let mut vm = port::boot("relay", &image, 2);
         let pool = BackdoorEnd::of(&vm).registration("cb");
         let mut ram = Ram::of(&vm);
         let kernel = ram.kernel();

@@ -1,8 +1,10 @@
 //! Our queue pairs on an adapter of Linux: rxe in a guest, or whatever a machine has, see `BACKDOORS_ADAPTER`.
 
 mod inside;
+#[allow(dead_code, reason = "nobody plays a backdoor here")]
+mod port;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,21 +22,8 @@ const RESOURCES: &str = "rdma resource show | cut -d: -f2-";
 /// How long a path may take to be well again. Guests are emulated, and look at each other's state over serial ports.
 const RECOVERY: Duration = Duration::from_secs(5);
 
-/// Builds and finds a program of ours beside this test's own.
-fn built(arguments: &[&str], path: &str) -> PathBuf {
-    let status = Command::new(env!("CARGO")).args(["build", "--quiet"]).args(arguments).status().unwrap();
-    assert!(status.success(), "{arguments:?} does not build");
-    let program = std::env::current_exe().unwrap().ancestors().nth(3).unwrap().join("debug").join(path);
-    assert!(program.is_file(), "{} is missing", program.display());
-    program
-}
-
 fn selftest() -> PathBuf {
-    built(&["-p", "rdma", "--example", "verbs_selftest"], "examples/verbs_selftest")
-}
-
-fn images() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest-images")
+    port::built(&["-p", "rdma", "--example", "verbs_selftest"], "examples/verbs_selftest")
 }
 
 #[test]
@@ -50,7 +39,7 @@ fn both_ends_work_on_one_adapter() {
     for line in Kernel::lines().unwrap() {
         let topology = Topology::build().unwrap();
         let image = ImageSpec::new(Kernel::cached(&line).unwrap()).program("verbs_selftest", &selftest());
-        let [mut guest] = RdmaGuest::boot(&topology, image, &images(), |_| ()).unwrap();
+        let [mut guest] = RdmaGuest::boot(&topology, image, &port::images(), |_| ()).unwrap();
         let address = guest.address();
         let before = guest.run(RESOURCES).unwrap().text();
         let told = guest.run(&format!("verbs_selftest {address} 2>&1")).unwrap();
@@ -128,13 +117,13 @@ fn a_target_s_own_adapter_shows_its_sensors_and_whatever_ends_the_path_is_recove
     if inside::ran(TEST) {
         return;
     }
-    let agent = built(&["-p", "target-agent"], "target-agent");
-    let peek = built(&["-p", "link", "--example", "peek"], "examples/peek");
+    let agent = port::agent_program();
+    let peek = port::built(&["-p", "link", "--example", "peek"], "examples/peek");
     for line in Kernel::lines().unwrap() {
         let topology = Topology::build().unwrap();
         let image = ImageSpec::new(Kernel::cached(&line).unwrap());
         let image = image.program("target-agent", &agent).program("peek", &peek);
-        let [target, watcher] = RdmaGuest::boot(&topology, image, &images(), |_| ()).unwrap();
+        let [target, watcher] = RdmaGuest::boot(&topology, image, &port::images(), |_| ()).unwrap();
         let mut watched = Watched { target, watcher };
         println!("Linux {line}");
         let before = [&mut watched.target, &mut watched.watcher].map(|guest| guest.run(RESOURCES).unwrap().text());

@@ -1,8 +1,8 @@
-//! The agent for a guest, and who plays the backdoor at the host's end of its port.
+//! The agent for a guest, guests that have it, and who plays the backdoor at the host's end of its port.
 
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
@@ -10,19 +10,39 @@ use std::time::Duration;
 
 use control::agent::{FromAgent, Registration, ToAgent};
 use control::{Channel, VERSION};
-use testbed::vm::Vm;
+use testbed::guest::ImageSpec;
+use testbed::vm::{Vm, VmSpec};
 
 /// Generous: software emulation on a loaded machine.
 const BOUND: Duration = Duration::from_secs(180);
 
-/// Builds and finds the agent beside this test's own program.
+/// Builds a program of ours and finds it at `path`, beside this test's own.
+pub fn built(arguments: &[&str], path: &str) -> PathBuf {
+    let status = Command::new(env!("CARGO")).args(["build", "--quiet"]).args(arguments).status().unwrap();
+    assert!(status.success(), "{arguments:?} does not build");
+    let program = std::env::current_exe().unwrap().ancestors().nth(3).unwrap().join("debug").join(path);
+    assert!(program.is_file(), "{} is missing", program.display());
+    program
+}
+
+/// The agent.
 pub fn agent_program() -> PathBuf {
-    let built = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "target-agent"]).status().unwrap();
-    assert!(built.success(), "the agent does not build");
-    let this = std::env::current_exe().unwrap();
-    let debug = this.ancestors().nth(3).unwrap().join("debug/target-agent");
-    assert!(debug.is_file(), "{} is missing", debug.display());
-    debug
+    built(&["-p", "target-agent"], "target-agent")
+}
+
+/// Where guests' images are made.
+pub fn images() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest-images")
+}
+
+/// Boots a guest from `image` and waits until its services run.
+#[allow(dead_code, reason = "each test file uses its part")]
+pub fn boot(name: &str, image: &ImageSpec, cpus: u32) -> Vm {
+    let mut spec = VmSpec::new(name, &image.kernel().vmlinuz, &image.build(&images()).unwrap());
+    spec.cpus = cpus;
+    let mut vm = Vm::start(spec).unwrap();
+    vm.wait_ready(BOUND).unwrap();
+    vm
 }
 
 /// The other end of the port, until it is dropped; an agent that breaks the protocol fails the test then.
