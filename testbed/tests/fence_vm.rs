@@ -6,7 +6,7 @@ mod port;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use port::BackdoorEnd;
 use remote_memory::{AccessError, LinkError, Read, RemoteAddr, RemoteRead, RemoteWrite, Rights, Warrant, WriteError};
 use testbed::fault::{Fault, build_lockup_module};
 use testbed::guest::{self, ImageSpec, Service};
-use testbed::vm::{Vm, VmSpec};
+use testbed::vm::Vm;
 
 /// Generous: software emulation on a loaded machine.
 const BOUND: Duration = Duration::from_secs(180);

@@ -30,9 +30,6 @@ use testbed::vm::Vm;
 const KEY: RemoteKey = RemoteKey::new(1);
 const PAGE: u64 = 4096;
 
-/// Generous: software emulation on a loaded machine.
-const BOUND: Duration = Duration::from_secs(180);
-
 /// Of the file server.
 const PORTS: [u16; 1] = [8080];
 
@@ -92,7 +89,7 @@ impl Target {
                     .into(),
                 ready_path: Some("/run/backdoors/box.sock".into()),
             });
-        let mut vm = port::boot("mirror", &image, 2);
+        let vm = port::boot("mirror", &image, 2);
         let backdoor = BackdoorEnd::of(&vm);
         let region = backdoor.registration(NAME);
         assert!(!region.writable);

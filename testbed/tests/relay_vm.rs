@@ -10,7 +10,7 @@ mod port;
 mod ram;
 
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ use rand::{Rng, SeedableRng};
 use relay::{Answer, Front, Outside, Worker, digest_after, outside};
 use remote_memory::RemoteKey;
 use testbed::guest::{self, ImageSpec, Service};
-use testbed::vm::{Vm, VmSpec};
+use testbed::vm::Vm;
 
 const KEY: RemoteKey = RemoteKey::new(1);
 const PAGE: u64 = 4096;
@@ -61,7 +61,7 @@ impl Guest {
             command: "/bin/target-agent --pool-slots 256".into(),
             ready_path: Some("/run/backdoors/box.sock".into()),
         });
-        let mut vm = port::boot("relay", &image, 2);
+        let vm = port::boot("relay", &image, 2);
         let pool = BackdoorEnd::of(&vm).registration("cb");
         let mut ram = Ram::of(&vm);
         let kernel = ram.kernel();
