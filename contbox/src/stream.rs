@@ -176,6 +176,14 @@ impl RecoverableStream {
         Self { socket, session, service, closing: None, look: None }
     }
 
+    /// Ready when there is something to read, if only the end; otherwise the caller's task is woken then.
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.session.lock().logged_input() {
+            return Poll::Ready(());
+        }
+        self.socket.poll_read_ready(cx).map(drop)
+    }
+
     /// The session, for exports.
     pub fn session(&self) -> Session {
         self.session.clone()
@@ -293,6 +301,7 @@ impl Shared {
     fn poll_receive(&mut self, socket: &TcpStream, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<()>> {
         let continuation = self.continuation.as_mut().expect("only a session with a box logs");
         let room = continuation.log_room().min(wanted as u64);
+        let room = continuation.slot().log_run(continuation.received(), room);
         loop {
             ready!(socket.poll_read_ready(cx))?;
             let (slot, end) = (continuation.slot(), continuation.received());

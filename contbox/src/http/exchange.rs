@@ -1,5 +1,6 @@
 //! What a request handler can say and ask about the recovery of its connection.
 
+use super::date::Second;
 use crate::continuation::ExportError;
 use crate::reader::Snapshot;
 use crate::stream::{Session, WhenFull};
@@ -40,7 +41,7 @@ pub struct Exchange {
 
 #[derive(Debug)]
 struct Shared {
-    date: SystemTime,
+    date: Second,
     /// Stream offset of the body's first byte, if body offsets and stream offsets run in step.
     body_start: Option<u64>,
     /// Where the request begins in the input, and its response in the output, if it begins in the log.
@@ -49,6 +50,8 @@ struct Shared {
     inherited: Option<Vec<u8>>,
     abandoned: bool,
     responding: bool,
+    /// Progress was promised for this request.
+    promised: bool,
     /// The application's words that outlive a request.
     session_state: Vec<u8>,
     /// Where snapshots are put together, kept so that an export allocates nothing.
@@ -75,7 +78,7 @@ impl Shared {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct HttpState {
     pub(super) kind: Kind,
-    pub(super) date: SystemTime,
+    pub(super) date: Second,
     /// The application's words that outlive a request.
     pub(super) session: Vec<u8>,
     /// Its words about the request in progress; empty at a boundary.
@@ -98,10 +101,10 @@ impl HttpState {
     /// Kind, date in seconds, length of the session's words.
     const FIXED_BYTES: usize = SNAPSHOT_FRAME_BYTES;
 
-    fn write(kind: Kind, date: SystemTime, session: &[u8], progress: &[u8], into: &mut Vec<u8>) {
+    fn write(kind: Kind, date: Second, session: &[u8], progress: &[u8], into: &mut Vec<u8>) {
         into.clear();
         into.push(kind as u8);
-        into.extend_from_slice(&unix_seconds(date).to_le_bytes());
+        into.extend_from_slice(&date.to_le_bytes());
         into.extend_from_slice(&(session.len() as u32).to_le_bytes());
         into.extend_from_slice(session);
         into.extend_from_slice(progress);
@@ -114,13 +117,12 @@ impl HttpState {
 
     fn of(lws: &[u8]) -> Option<Self> {
         if lws.is_empty() {
-            let (date, session, progress) = (SystemTime::now(), Vec::new(), Vec::new());
+            let (date, session, progress) = (Second::now(), Vec::new(), Vec::new());
             return Some(Self { kind: Kind::Boundary, date, session, progress });
         }
         let (fixed, words) = lws.split_at_checked(Self::FIXED_BYTES)?;
         let kind = [Kind::Boundary, Kind::Progress, Kind::Note].into_iter().find(|kind| *kind as u8 == fixed[0])?;
-        let seconds = u64::from_le_bytes(fixed[1..9].try_into().ok()?);
-        let date = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
+        let date = Second::from_le_bytes(fixed[1..9].try_into().ok()?)?;
         let session_bytes = u32::from_le_bytes(fixed[9..].try_into().ok()?) as usize;
         let (session, progress) = words.split_at_checked(session_bytes)?;
         Some(Self { kind, date, session: session.to_vec(), progress: progress.to_vec() })
@@ -133,19 +135,16 @@ pub fn session_words(lws: &[u8]) -> Option<Vec<u8>> {
     HttpState::of(lws).map(|state| state.session)
 }
 
-pub(super) fn unix_seconds(date: SystemTime) -> u64 {
-    date.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
 impl Exchange {
     pub(super) fn new(session: Session) -> Self {
         let shared = Shared {
-            date: SystemTime::now(),
+            date: Second::now(),
             body_start: None,
             boundary: None,
             inherited: None,
             abandoned: false,
             responding: false,
+            promised: false,
             session_state: Vec::new(),
             scratch: Vec::with_capacity(256),
             newest: None,
@@ -157,12 +156,12 @@ impl Exchange {
     /// The time to put into this response's `Date`: a part of the snapshot, so that a regenerated head has the same
     /// bytes.
     pub fn date(&self) -> SystemTime {
-        self.lock().date
+        self.lock().date.time()
     }
 
     /// The value of that header.
     pub fn date_header(&self) -> HeaderValue {
-        super::date::header(self.date())
+        self.lock().date.header()
     }
 
     /// How many bytes of this response's body nobody will see because the client has them: a handler may yield
@@ -182,14 +181,18 @@ impl Exchange {
     /// # Errors
     /// [`ProgressError::Chunked`]: the promise could not be kept.
     pub fn promise_progress(&self) -> Result<(), ProgressError> {
-        self.lock().body_start.ok_or(ProgressError::Chunked)?;
+        let mut shared = self.lock();
+        shared.body_start.ok_or(ProgressError::Chunked)?;
+        shared.promised = true;
         self.session.set_when_full(WhenFull::Wait);
         Ok(())
     }
 
     /// Takes the promise of progress back: the handler will not export any more, and reading must not wait for it.
     pub fn withdraw_promise(&self) {
-        self.session.set_when_full(WhenFull::GiveUp);
+        if std::mem::take(&mut self.lock().promised) {
+            self.session.set_when_full(WhenFull::GiveUp);
+        }
     }
 
     /// Exports a point inside the request: the first `digested` body bytes of this request are safe elsewhere, and
@@ -279,22 +282,22 @@ impl Exchange {
         &self.session
     }
 
-    /// Exports the boundary before the request whose head begins at `lsr`.
-    pub(super) fn export_boundary(&self, lsr: u64, date: SystemTime) -> Result<(), ExportError> {
+    /// Exports the boundary before the request whose head begins at `lsr` and whose response will begin at `lsw`.
+    pub(super) fn export_boundary(&self, lsr: u64, lsw: u64, date: Second) -> Result<(), ExportError> {
         let shared = &mut *self.lock();
         shared.date = date;
         HttpState::write(Kind::Boundary, date, &shared.session_state, &[], &mut shared.scratch);
-        shared.export(&self.session, lsr, self.session.position().written)
+        shared.export(&self.session, lsr, lsw)
     }
 
-    pub(super) fn begin(&self, date: SystemTime, body_start: Option<u64>, boundary: Option<(u64, u64)>) {
+    pub(super) fn begin(&self, date: Second, body_start: Option<u64>, boundary: Option<(u64, u64)>) {
         let mut shared = self.lock();
         (shared.date, shared.body_start, shared.responding) = (date, body_start, false);
         shared.boundary = boundary;
     }
 
     /// Takes over what a dead machine noted of the first request.
-    pub(super) fn inherit(&self, date: SystemTime, words: Vec<u8>) {
+    pub(super) fn inherit(&self, date: Second, words: Vec<u8>) {
         let mut shared = self.lock();
         (shared.date, shared.inherited) = (date, Some(words));
     }

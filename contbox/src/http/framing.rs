@@ -4,6 +4,10 @@
 //! framed (an upgrade, a malformed head) is [`Framing::Opaque`]: it is passed on unchanged and the session then has no
 //! further boundaries, which costs its protection and never its correctness.
 
+use std::mem::MaybeUninit;
+
+use httparse::ParserConfig;
+
 /// Longest head that is framed; more than one receive log could not be replayed anyway.
 pub const HEAD_BYTES_MAX: usize = 15 << 10;
 /// Headers per head, hyper's own default.
@@ -56,9 +60,9 @@ pub struct Unframed(pub httparse::Error);
 /// # Errors
 /// [`Unframed`]
 pub fn request_head(bytes: &[u8]) -> Result<Option<RequestHead>, Unframed> {
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut request = httparse::Request::new(&mut headers);
-    let length = match request.parse(bytes).map_err(Unframed)? {
+    let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    let length = match request.parse_with_uninit_headers(bytes, &mut headers).map_err(Unframed)? {
         httparse::Status::Complete(length) => length,
         httparse::Status::Partial => return Ok(None),
     };
@@ -75,9 +79,10 @@ pub fn request_head(bytes: &[u8]) -> Result<Option<RequestHead>, Unframed> {
 /// # Errors
 /// [`Unframed`]
 pub fn response_head(bytes: &[u8], request: &RequestHead) -> Result<Option<ResponseHead>, Unframed> {
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut response = httparse::Response::new(&mut headers);
-    let length = match response.parse(bytes).map_err(Unframed)? {
+    let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut response = httparse::Response::new(&mut []);
+    let parsed = ParserConfig::default().parse_response_with_uninit_headers(&mut response, bytes, &mut headers);
+    let length = match parsed.map_err(Unframed)? {
         httparse::Status::Complete(length) => length,
         httparse::Status::Partial => return Ok(None),
     };

@@ -11,17 +11,17 @@
 //! A body that the client holds back (`Expect: 100-continue`) is handed over only after the interim response is out,
 //! so that progress exported inside the body stands at a definite output position.
 
+use super::date::Second;
 use super::exchange::{Exchange, HttpState, Kind};
 use super::framing::{BodyMeter, Framing, HEAD_BYTES_MAX, RequestHead, request_head};
 use super::input::Input;
 use super::response::ResponseMeter;
 use crate::reader::Snapshot;
-use crate::stream::{RecoverableStream, WhenFull};
+use crate::stream::{Position, RecoverableStream};
 use hyper::rt::ReadBufCursor;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::SystemTime;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes taken from the stream at once; below the receive log, so that a promise of progress can be kept.
@@ -56,7 +56,7 @@ enum Request {
 
 #[derive(Clone, Copy, Debug)]
 struct Replay {
-    date: Option<SystemTime>,
+    date: Option<Second>,
     synthetic: bool,
     noted: bool,
 }
@@ -109,11 +109,6 @@ impl HttpIo {
         Ok((io, exchange))
     }
 
-    /// Stream offset of the first byte of `input`; meaningless inside a preamble.
-    fn input_start(&self) -> u64 {
-        self.exchange.session().position().read.saturating_sub(self.input.len() as u64)
-    }
-
     /// Reads more input; 0 at the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut into = ReadBuf::new(self.input.room(READ_BYTES));
@@ -127,15 +122,15 @@ impl HttpIo {
     /// A complete head is there: export the boundary before it and start to hand it over.
     fn begin(&mut self, head: RequestHead) {
         let replay = self.replay.take();
-        let date = replay.and_then(|replay| replay.date).unwrap_or_else(SystemTime::now);
+        let date = replay.and_then(|replay| replay.date).unwrap_or_else(Second::now);
         let position = self.exchange.session().position();
         let synthetic = replay.is_some_and(|replay| replay.synthetic);
-        let boundary = (!synthetic).then(|| (self.input_start(), position.written));
+        let boundary = (!synthetic).then(|| self.boundary(position));
         if replay.is_none_or(|replay| !replay.synthetic && !replay.noted) {
             if self.resumed {
                 self.exchange.forget_inherited();
             }
-            self.export_boundary(date);
+            self.export_boundary(position, date);
         }
         // Counted from the end of the input: a preamble at its start has no place in the stream.
         let body_bytes_here = (self.input.len() - head.length) as u64;
@@ -150,8 +145,14 @@ impl HttpIo {
         };
     }
 
-    fn export_boundary(&self, date: SystemTime) {
-        if let Err(why) = self.exchange.export_boundary(self.input_start(), date) {
+    /// Where the input and the output of the next request begin, if there is no preamble at the input's start.
+    fn boundary(&self, position: Position) -> (u64, u64) {
+        (position.read.saturating_sub(self.input.len() as u64), position.written)
+    }
+
+    fn export_boundary(&self, position: Position, date: Second) {
+        let (lsr, lsw) = self.boundary(position);
+        if let Err(why) = self.exchange.export_boundary(lsr, lsw, date) {
             // The snapshot before stays valid and the log keeps growing: at worst the session goes unprotected.
             tracing::warn!(%why, "a boundary could not be exported");
         }
@@ -159,21 +160,23 @@ impl HttpIo {
 
     /// Both messages have ended: the next request may come.
     fn turn_over(&mut self) -> io::Result<()> {
-        let left = self.exchange.session().position().discard;
-        if left > 0 {
+        let position = self.exchange.session().position();
+        if position.discard > 0 {
             self.stream.end_in_reset();
-            let why = format!("the regenerated response is {left} bytes shorter than what the client has");
+            let why =
+                format!("the regenerated response is {} bytes shorter than what the client has", position.discard);
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
-        self.exchange.session().set_when_full(WhenFull::GiveUp);
-        self.export_boundary(SystemTime::now());
+        self.exchange.withdraw_promise();
+        self.export_boundary(position, Second::now());
         self.request = Request::Head;
         Ok(())
     }
 
     /// Collects a head until it is complete, hopeless or cut off by the end of the stream.
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match request_head(self.input.bytes()) {
+        let head = if self.input.is_empty() { Ok(None) } else { request_head(self.input.bytes()) };
+        match head {
             Ok(Some(head)) => self.begin(head),
             Ok(None) if self.input.len() < HEAD_BYTES_MAX => {
                 if ready!(self.poll_fill(cx))? == 0 {
@@ -183,6 +186,18 @@ impl HttpIo {
             Ok(None) | Err(_) => self.request = Request::Opaque,
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// The request has been handed over. Mostly the client says nothing before it has the response: then the next
+    /// request wakes the reader, and not the end of this response, which would cost a turn of the executor each time.
+    fn wait_for_response(&mut self, cx: &mut Context<'_>) {
+        let more_is_here = !self.input.is_empty() || self.stream.poll_readable(cx).is_ready();
+        self.reader = more_is_here.then(|| cx.waker().clone());
+    }
+
+    /// Whether the request has been handed over, and the response has been taken.
+    fn has_ended(&self) -> bool {
+        matches!(self.request, Request::Body { head_left: 0, body, .. } if body.is_done()) && self.response.is_done()
     }
 
     /// Moves the first `count` bytes of the input to hyper.
@@ -256,7 +271,7 @@ impl hyper::rt::Read for HttpIo {
                         return Poll::Ready(Ok(()));
                     }
                     if !this.response.is_done() {
-                        this.reader = Some(cx.waker().clone());
+                        this.wait_for_response(cx);
                         return Poll::Pending;
                     }
                     this.turn_over()?;
@@ -291,6 +306,9 @@ impl hyper::rt::Write for HttpIo {
         }
         let count = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, slices))?;
         this.observe(slices, count);
+        if this.has_ended() {
+            this.turn_over()?; // no reader waits for it
+        }
         Poll::Ready(Ok(count))
     }
 

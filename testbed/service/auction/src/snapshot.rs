@@ -100,7 +100,7 @@ impl InHand {
         let flag = |is: bool, flag: u8| if is { flag } else { 0 };
         let flags =
             flag(self.sent.is_some(), SENT) | flag(self.said.is_some(), SAID) | flag(self.note.is_some(), NOTED);
-        let mut bytes = Vec::with_capacity(67);
+        let mut bytes = Vec::with_capacity(LONGEST - SNAPSHOT_FRAME_BYTES);
         put_id(&mut bytes, self.id);
         bytes.push(flags);
         if let Some(Sent { to, life }) = self.sent {
@@ -144,12 +144,20 @@ impl InHand {
     }
 }
 
-/// What snapshots came to, for figures.
-#[derive(Debug, Default)]
+/// Bytes of the longest snapshot there is, frame included.
+const LONGEST: usize = SNAPSHOT_FRAME_BYTES + 67;
+
+/// What snapshots came to, for figures: how many there were of each length. One that is longer than any can be counts as
+/// the longest.
+#[derive(Debug)]
 pub struct Written {
-    snapshots: AtomicU64,
-    bytes: AtomicU64,
-    bytes_max: AtomicU64,
+    by_length: [AtomicU64; LONGEST + 1],
+}
+
+impl Default for Written {
+    fn default() -> Self {
+        Self { by_length: [const { AtomicU64::new(0) }; LONGEST + 1] }
+    }
 }
 
 /// What a tier tells of its snapshots when it ends, frames included. They are of sessions that it began and of those
@@ -167,17 +175,19 @@ pub struct Figures {
 impl Written {
     /// Counts a snapshot of so many bytes of the application's.
     pub fn count(&self, bytes: usize) {
-        let bytes = (SNAPSHOT_FRAME_BYTES + bytes) as u64;
-        self.snapshots.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.bytes_max.fetch_max(bytes, Ordering::Relaxed);
+        self.by_length[(SNAPSHOT_FRAME_BYTES + bytes).min(LONGEST)].fetch_add(1, Ordering::Relaxed);
     }
 
     /// What they came to so far.
     pub fn figures(&self) -> Figures {
-        let snapshots = self.snapshots.load(Ordering::Relaxed);
-        let snapshot_bytes_mean = self.bytes.load(Ordering::Relaxed) as f64 / snapshots.max(1) as f64;
-        Figures { snapshots, snapshot_bytes_mean, snapshot_bytes_max: self.bytes_max.load(Ordering::Relaxed) }
+        let (mut snapshots, mut bytes, mut snapshot_bytes_max) = (0, 0, 0);
+        for (length, count) in (0..).zip(&self.by_length) {
+            let count = count.load(Ordering::Relaxed);
+            (snapshots, bytes) = (snapshots + count, bytes + count * length);
+            snapshot_bytes_max = if count > 0 { length } else { snapshot_bytes_max };
+        }
+        let snapshot_bytes_mean = bytes as f64 / snapshots.max(1) as f64;
+        Figures { snapshots, snapshot_bytes_mean, snapshot_bytes_max }
     }
 }
 
@@ -292,6 +302,7 @@ mod tests {
         let sent = Some(Sent { to: "[fd00::1]:8100".parse().unwrap(), life: 9 });
         let longest = InHand { id: ID, sent, said: Some(Said::of(200, None)), note: Some(NOTE) }.to_bytes().len();
         let framed = SNAPSHOT_FRAME_BYTES + longest;
+        assert_eq!(framed, LONGEST);
         assert!(framed <= contbox::layout::SHORT_LWS_BYTES as usize, "{framed}");
     }
 
