@@ -14,6 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n";
+const LAST_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n";
 const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 #[derive(Default)]
@@ -61,10 +62,10 @@ impl Connection {
     }
 
     /// Reads one request.
-    async fn request(&mut self) {
+    async fn request(&mut self, expected: &[u8]) {
         let mut bytes = [0; 256];
         let count = poll_fn(|cx| self.poll_read(cx, &mut bytes)).await;
-        assert_eq!(&bytes[..count], REQUEST);
+        assert_eq!(&bytes[..count], expected);
     }
 
     /// Looks whether there is more, which there is not before the response; whoever waits is `woken`.
@@ -79,10 +80,9 @@ impl Connection {
         assert_eq!(count, RESPONSE.len());
     }
 
-    /// What the newest snapshot says: so much was read, and so much written.
-    fn boundary(&self) -> (u64, u64) {
-        let received = REQUEST.len() as u64;
-        let (_, snapshot) = ContinuationBox::import_state(self.pool.slot(0).unwrap(), received).unwrap();
+    /// What the newest snapshot says once `received` bytes have come: so much was read, and so much written.
+    fn boundary(&self, received: usize) -> (u64, u64) {
+        let (_, snapshot) = ContinuationBox::import_state(self.pool.slot(0).unwrap(), received as u64).unwrap();
         (snapshot.lsr, snapshot.lsw)
     }
 }
@@ -92,16 +92,16 @@ async fn the_next_request_wakes_the_reader_and_not_the_end_of_a_response() {
     let mut connection = Connection::new().await;
     let woken = Arc::new(Woken::default());
     connection.client.write_all(REQUEST).await.unwrap();
-    connection.request().await;
+    connection.request(REQUEST).await;
     connection.wait(&woken);
     connection.respond().await;
     assert_eq!(woken.times(), 0, "nothing has come that could be read");
-    assert_eq!(connection.boundary(), (REQUEST.len() as u64, RESPONSE.len() as u64));
+    assert_eq!(connection.boundary(REQUEST.len()), (REQUEST.len() as u64, RESPONSE.len() as u64));
     connection.client.write_all(REQUEST).await.unwrap();
     while woken.times() == 0 {
         tokio::task::yield_now().await;
     }
-    connection.request().await;
+    connection.request(REQUEST).await;
 }
 
 #[tokio::test]
@@ -109,9 +109,20 @@ async fn the_end_of_a_response_wakes_the_reader_of_a_client_that_has_said_more()
     let mut connection = Connection::new().await;
     let woken = Arc::new(Woken::default());
     connection.client.write_all(&[REQUEST, REQUEST].concat()).await.unwrap();
-    connection.request().await;
+    connection.request(REQUEST).await;
     connection.wait(&woken);
     connection.respond().await;
     assert_eq!(woken.times(), 1);
-    connection.request().await;
+    connection.request(REQUEST).await;
+}
+
+/// A spare that replays the request ends the connection after it, as this machine would have done.
+#[tokio::test]
+async fn the_snapshot_before_the_last_request_of_a_connection_stays() {
+    let mut connection = Connection::new().await;
+    connection.client.write_all(LAST_REQUEST).await.unwrap();
+    connection.request(LAST_REQUEST).await;
+    connection.wait(&Arc::new(Woken::default()));
+    connection.respond().await;
+    assert_eq!(connection.boundary(LAST_REQUEST.len()), (0, 0));
 }

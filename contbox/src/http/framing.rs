@@ -37,6 +37,8 @@ pub struct RequestHead {
     pub is_connect: bool,
     /// The client waits for an interim response before it sends the body.
     pub expects_continue: bool,
+    /// The connection ends with the response.
+    pub closes: bool,
 }
 
 /// A complete response head.
@@ -48,6 +50,8 @@ pub struct ResponseHead {
     pub framing: Framing,
     /// Whether the final response is still to come (1xx).
     pub is_interim: bool,
+    /// The connection ends with it.
+    pub closes: bool,
 }
 
 /// The bytes are no head that we could frame.
@@ -71,7 +75,9 @@ pub fn request_head(bytes: &[u8]) -> Result<Option<RequestHead>, Unframed> {
     let framing = if is_upgrade { Framing::Opaque } else { body_framing(request.headers, Framing::Length(0)) };
     let expects_continue = headers_named(request.headers, "expect").any(|v| v.eq_ignore_ascii_case(b"100-continue"));
     let (is_head, is_http_11) = (request.method == Some("HEAD"), request.version == Some(1));
-    Ok(Some(RequestHead { length, framing, is_head, is_connect, expects_continue: expects_continue && is_http_11 }))
+    let expects_continue = expects_continue && is_http_11;
+    let closes = closes(request.headers, is_http_11);
+    Ok(Some(RequestHead { length, framing, is_head, is_connect, expects_continue, closes }))
 }
 
 /// Finds the response head at the start of `bytes`, which answers `request`; `None` if it is not complete.
@@ -94,11 +100,19 @@ pub fn response_head(bytes: &[u8], request: &RequestHead) -> Result<Option<Respo
         _ if request.is_head => Framing::Length(0),
         _ => body_framing(response.headers, Framing::Opaque),
     };
-    Ok(Some(ResponseHead { length, framing, is_interim: (100..=199).contains(&code) && code != 101 }))
+    let closes = closes(response.headers, response.version == Some(1));
+    Ok(Some(ResponseHead { length, framing, is_interim: (100..=199).contains(&code) && code != 101, closes }))
 }
 
 fn headers_named<'h>(headers: &'h [httparse::Header<'h>], name: &'h str) -> impl Iterator<Item = &'h [u8]> {
     headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value.trim_ascii())
+}
+
+/// Whether the connection ends after the message, by its Connection header or, without one, by its version (RFC 9112, 9.3).
+fn closes(headers: &[httparse::Header<'_>], is_http_11: bool) -> bool {
+    let mut tokens = headers_named(headers, "connection").flat_map(|value| value.split(|byte| *byte == b','));
+    let is = |token: &[u8], word: &str| token.trim_ascii().eq_ignore_ascii_case(word.as_bytes());
+    if is_http_11 { tokens.any(|token| is(token, "close")) } else { !tokens.any(|token| is(token, "keep-alive")) }
 }
 
 /// Framing by Transfer-Encoding, else Content-Length, else `absent`. Anything doubtful is opaque: hyper refuses it.
@@ -257,6 +271,20 @@ mod tests {
         assert_eq!(framing("HTTP/1.1 200 OK\r\n\r\n", &get), Framing::Opaque);
         let interim = response_head(b"HTTP/1.1 100 Continue\r\n\r\nHTTP", &get).unwrap().unwrap();
         assert!(interim.is_interim && interim.length == 25);
+    }
+
+    #[test]
+    fn a_connection_ends_as_the_header_or_the_version_says() {
+        let request = |text: &str| request_head(text.as_bytes()).unwrap().unwrap().closes;
+        assert!(!request("GET / HTTP/1.1\r\n\r\n"));
+        assert!(request("GET / HTTP/1.1\r\nConnection: te, Close\r\n\r\n"));
+        assert!(!request("GET / HTTP/1.1\r\nConnection: keep-alive\r\n\r\n"));
+        assert!(request("GET / HTTP/1.0\r\n\r\n"));
+        assert!(!request("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"));
+        let get = check_request("GET / HTTP/1.1\r\n\r\n", Framing::Length(0));
+        let response = |text: &str| response_head(text.as_bytes(), &get).unwrap().unwrap().closes;
+        assert!(!response("HTTP/1.1 200 OK\r\n\r\n"));
+        assert!(response("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n"));
     }
 
     #[test]

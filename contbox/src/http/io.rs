@@ -195,9 +195,12 @@ impl HttpIo {
         self.reader = more_is_here.then(|| cx.waker().clone());
     }
 
-    /// Whether the request has been handed over, and the response has been taken.
-    fn has_ended(&self) -> bool {
-        matches!(self.request, Request::Body { head_left: 0, body, .. } if body.is_done()) && self.response.is_done()
+    /// Whether the request has been handed over, the response has been taken, and another request may follow. Where
+    /// none may, the newest snapshot has to stay the one before this request: by its replay a spare learns that the
+    /// connection is to be ended.
+    fn may_turn_over(&self) -> bool {
+        let handed_over = matches!(self.request, Request::Body { head_left: 0, body, .. } if body.is_done());
+        handed_over && self.response.is_done() && !self.response.closes()
     }
 
     /// Moves the first `count` bytes of the input to hyper.
@@ -306,7 +309,7 @@ impl hyper::rt::Write for HttpIo {
         }
         let count = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, slices))?;
         this.observe(slices, count);
-        if this.has_ended() {
+        if this.may_turn_over() {
             this.turn_over()?; // no reader waits for it
         }
         Poll::Ready(Ok(count))

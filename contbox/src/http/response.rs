@@ -11,17 +11,24 @@ pub(super) struct ResponseMeter {
     head: Vec<u8>,
     body: Option<BodyMeter>,
     interim: bool,
+    closes: bool,
 }
 
 impl ResponseMeter {
     /// Before the response to `request`; `None` if the request could not be framed.
     pub(super) fn new(request: Option<RequestHead>) -> Self {
-        Self { request, head: Vec::new(), body: None, interim: false }
+        let closes = request.is_none_or(|request| request.closes);
+        Self { request, head: Vec::new(), body: None, interim: false, closes }
     }
 
     /// Whether the response's last byte has gone by.
     pub(super) fn is_done(&self) -> bool {
         self.body.is_some_and(|body| body.is_done())
+    }
+
+    /// Whether the connection ends with it, as far as the heads that went by say.
+    pub(super) fn closes(&self) -> bool {
+        self.closes
     }
 
     /// Whether the final response has begun.
@@ -53,6 +60,7 @@ impl ResponseMeter {
             Ok(None) if joined.len() < HEAD_BYTES_MAX => self.head = joined.into_owned(),
             Ok(Some(head)) => {
                 self.interim |= head.is_interim;
+                self.closes |= head.closes && !head.is_interim;
                 self.body = (!head.is_interim).then(|| BodyMeter::new(head.framing));
                 let rest = &joined[head.length..];
                 if !rest.is_empty() {

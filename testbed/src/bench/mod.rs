@@ -90,8 +90,8 @@ impl Effort {
             crowds: vec![100, 500, 1000, 1500, 30_000],
             cures: 3,
             auction_clients: vec![1, 2, 4, 8, 16, 32, 64, 128],
-            auction_rounds: 5,
-            auction_s: 2,
+            auction_rounds: 15,
+            auction_s: 1,
         }
     }
 
