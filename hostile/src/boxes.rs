@@ -19,7 +19,7 @@ const NAME: u64 = 0x00c4_a11e;
 /// Input that the kernel had handed to each application.
 const COPIED: u64 = 40;
 
-static POOL: LazyLock<Vec<u8>> = LazyLock::new(|| {
+pub(crate) static POOL: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let (_fd, pool) = Pool::memfd(Geometry::with(SLOTS, 256, 128), 7).expect("a pool in memory");
     for (index, peer) in ["10.0.0.1:1000", "[fd77::4]:1001"].into_iter().enumerate() {
         let local = if index == 0 { "10.0.0.2:80" } else { "[fd77::2]:80" };

@@ -3,8 +3,7 @@
 //!
 //! ```text
 //!   look ──► swap 0 or a spent word for ours ──► look until the answer names us and all processors have settled
-//!     ▲            │ somebody was quicker             │ in time: taken      │ not in time: swapped back to 0, not
-//! taken
+//!     ▲            │ somebody was quicker             │ in time: taken      │ not in time: swapped back to 0
 //!     └────────────┘
 //!   hold: swap the fence's word for the holding one ──► look until the answer says held.   release: the same way
 //! ```
