@@ -105,7 +105,7 @@ static CONNECTIONS: LazyLock<Vec<u8>> = LazyLock::new(|| {
     bytes
 });
 
-/// One that agrees with its box: 40 bytes were read, 10 are unread, 120 were written; of the first all were acknowledged.
+/// One that agrees with its box: 40 bytes were read, 10 are unread, 120 were written; the first had all acknowledged.
 fn connection(index: usize, local: &str, peer: &str) -> Vec<u64> {
     let address = |text: &str| {
         let address: std::net::SocketAddr = text.parse().expect("an address");

@@ -108,7 +108,7 @@ fn headers_named<'h>(headers: &'h [httparse::Header<'h>], name: &'h str) -> impl
     headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value.trim_ascii())
 }
 
-/// Whether the connection ends after the message, by its Connection header or, without one, by its version (RFC 9112, 9.3).
+/// Whether the connection ends after the message, by its Connection header or else by its version (RFC 9112, 9.3).
 fn closes(headers: &[httparse::Header<'_>], is_http_11: bool) -> bool {
     let mut tokens = headers_named(headers, "connection").flat_map(|value| value.split(|byte| *byte == b','));
     let is = |token: &[u8], word: &str| token.trim_ascii().eq_ignore_ascii_case(word.as_bytes());

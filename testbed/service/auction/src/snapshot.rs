@@ -147,8 +147,8 @@ impl InHand {
 /// Bytes of the longest snapshot there is, frame included.
 const LONGEST: usize = SNAPSHOT_FRAME_BYTES + 67;
 
-/// What snapshots came to, for figures: how many there were of each length. One that is longer than any can be counts as
-/// the longest.
+/// What snapshots came to, for figures: how many there were of each length. A longer one than any counts as the
+/// longest.
 #[derive(Debug)]
 pub struct Written {
     by_length: [AtomicU64; LONGEST + 1],
