@@ -30,6 +30,11 @@ const NOTICE: Duration = Duration::from_millis(100);
 /// How soon a target that could not be reached is tried again.
 const CONNECT_AGAIN: Duration = Duration::from_secs(1);
 
+/// How soon a treatment that lost its path is begun again, and how often in a row before the target is left alone for
+/// as long as after any other treatment: a target that drowns loses paths, and is to be treated for just that.
+const LOST_AGAIN: Duration = Duration::from_millis(20);
+const LOST_MAX: u32 = 10;
+
 /// What a watch tells its ward.
 #[derive(Debug)]
 enum Word {
@@ -157,6 +162,15 @@ impl Ward {
     }
 }
 
+/// What a treatment that is over leaves to be done.
+#[derive(Default)]
+struct Treatment {
+    /// Why the target cannot be cured in place, if that is so.
+    failed: Option<String>,
+    /// Whether it ended because the path was lost.
+    is_path_lost: bool,
+}
+
 /// The thread's end.
 struct Duty {
     config: Config,
@@ -183,6 +197,7 @@ impl Duty {
     fn run(mut self, words: &Receiver<Word>, stop: &AtomicBool) {
         let mut raised = BTreeSet::new();
         let mut next = Instant::now();
+        let mut lost_in_a_row = 0;
         while !stop.load(Ordering::Relaxed) {
             match words.recv_timeout(NOTICE) {
                 Ok(word) => {
@@ -219,8 +234,10 @@ impl Duty {
                 continue;
             }
             for module in concerned {
-                let failed = self.treat(module);
-                next = Instant::now() + self.repair.again;
+                let Treatment { failed, is_path_lost } = self.treat(module);
+                lost_in_a_row = if is_path_lost { lost_in_a_row + 1 } else { 0 };
+                let is_soon = (1..=LOST_MAX).contains(&lost_in_a_row);
+                next = Instant::now() + if is_soon { LOST_AGAIN } else { self.repair.again };
                 // What has happened to the sensors meanwhile counts.
                 for word in words.try_iter() {
                     is_raised |= matches!(word, Word::Raised(_));
@@ -296,10 +313,11 @@ impl Duty {
         }
     }
 
-    /// Treats the target; why it cannot be cured in place, if that is so.
-    fn treat(&mut self, module: HealingModule) -> Option<String> {
-        let (healer, policies) = (self.dispatcher.module(module)?, self.modules.get(&module)?);
-        let Patient { mut link, eyes, life, met } = self.patient.take()?;
+    /// Treats the target.
+    fn treat(&mut self, module: HealingModule) -> Treatment {
+        let known = self.dispatcher.module(module).zip(self.modules.get(&module));
+        let Some(((healer, policies), patient)) = known.zip(self.patient.take()) else { return Treatment::default() };
+        let Patient { mut link, eyes, life, met } = patient;
         let name = healer.name().to_owned();
         let mut repairs = 0;
         let is_dry_run = !self.repair.act;
@@ -320,6 +338,7 @@ impl Duty {
             Err(error) if error.speaks_of_the_target() && !is_dry_run => Some(error.to_string()),
             _ => None,
         };
+        let is_path_lost = outcome.as_ref().is_err_and(RepairError::is_path);
         let event = match outcome {
             Ok(Cure::Healthy) if repairs == 0 => {
                 tracing::info!(target_name = %self.target.name, module = %name, "asked, and nothing found");
@@ -348,7 +367,7 @@ impl Duty {
         self.owed.extend(owed);
         let mut patient = Patient { link, eyes, life, met };
         self.patient = patient.is_the_same().then_some(patient);
-        failed
+        Treatment { failed, is_path_lost }
     }
 
     fn note_repair(&self, module: &Module, treated: &Treated) {
