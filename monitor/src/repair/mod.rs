@@ -20,6 +20,7 @@
 
 mod contain;
 mod evidence;
+mod known;
 mod listed;
 mod patient;
 mod program;

@@ -156,7 +156,7 @@ pub fn conclude(table: &mut dyn Table, order: &mut OrderLine) -> Result<(), Repa
 }
 
 /// Does it until the path holds. The memory dials anew by itself, see [`remote_memory::Blocking`].
-fn persistently<T>(mut act: impl FnMut() -> Result<T, RepairError>) -> Result<T, RepairError> {
+pub(super) fn persistently<T>(mut act: impl FnMut() -> Result<T, RepairError>) -> Result<T, RepairError> {
     for _ in 1..TRIES {
         match act() {
             Err(why) if why.is_path() => {

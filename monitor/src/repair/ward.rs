@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::known::Known;
 use super::patient::Patient;
 use super::{Announced, Cure, Program, RepairError, Sight, Standstill, Treated, Ways, give_back, treat};
 use crate::clock::{Clock, Monotonic};
@@ -317,7 +318,7 @@ impl Duty {
     fn treat(&mut self, module: HealingModule) -> Treatment {
         let known = self.dispatcher.module(module).zip(self.modules.get(&module));
         let Some(((healer, policies), patient)) = known.zip(self.patient.take()) else { return Treatment::default() };
-        let Patient { mut link, eyes, life, met } = patient;
+        let Patient { mut link, eyes, life, met, mut regions } = patient;
         let name = healer.name().to_owned();
         let mut repairs = 0;
         let is_dry_run = !self.repair.act;
@@ -325,7 +326,8 @@ impl Duty {
         let ways = Ways { hook: self.repair.hook, contain: self.repair.contain.clone() };
         let mut owed = Vec::new();
         // An order stops nothing, and announces no standstill: whoever hangs meanwhile hangs.
-        let mut table = Announced::new(&mut link, &self.standstill);
+        let mut known = Known::new(&mut link, &regions);
+        let mut table = Announced::new(&mut known, &self.standstill);
         let outcome = treat(&mut table, eyes.sight(), healer, safety, ways, is_dry_run, |treated| {
             repairs += 1;
             if treated.not_given_back.is_some() {
@@ -339,6 +341,9 @@ impl Duty {
             _ => None,
         };
         let is_path_lost = outcome.as_ref().is_err_and(RepairError::is_path);
+        if outcome.is_err() && !is_path_lost {
+            regions.clear(); // a key may have died
+        }
         let event = match outcome {
             Ok(Cure::Healthy) if repairs == 0 => {
                 tracing::info!(target_name = %self.target.name, module = %name, "asked, and nothing found");
@@ -365,7 +370,7 @@ impl Duty {
             self.journal.note(&self.target.name, Monotonic.now_ns(), event);
         }
         self.owed.extend(owed);
-        let mut patient = Patient { link, eyes, life, met };
+        let mut patient = Patient { link, eyes, life, met, regions };
         self.patient = patient.is_the_same().then_some(patient);
         Treatment { failed, is_path_lost }
     }
