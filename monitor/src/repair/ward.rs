@@ -31,6 +31,11 @@ const NOTICE: Duration = Duration::from_millis(100);
 /// How soon a target that could not be reached is tried again.
 const CONNECT_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long an answer of the target's memory is waited for. Longer than a watch does, which is to notice a lost path: a
+/// target that drowns may keep a software adapter without a processor for seconds, and a new connection, once those
+/// that stand by are used up, would need its agent, which waits longer still.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(8);
+
 /// How soon a treatment that lost its path is begun again, and how often in a row before the target is left alone for
 /// as long as after any other treatment: a target that drowns loses paths, and is to be treated for just that.
 const LOST_AGAIN: Duration = Duration::from_millis(20);
@@ -256,7 +261,8 @@ impl Duty {
 
     /// Connects to the target and learns its kernel.
     fn meet(&mut self) -> bool {
-        let met = inspect::connect(&self.config, &self.target).map_err(|error| format!("{error:#}"));
+        let met = inspect::connect_patiently(&self.config, &self.target, MEMORY_PATIENCE)
+            .map_err(|error| format!("{error:#}"));
         match met.and_then(|link| Patient::meet(link, self.repair.look)) {
             Ok(patient) => {
                 tracing::info!(target_name = %self.target.name, by = %patient.eyes.what(), "can be repaired");

@@ -186,14 +186,14 @@ fn apart() -> String {
     let (others, own) = ((1 << PROCESSORS) - 1, 1 << PROCESSORS);
     format!(
         "for process in /proc/[0-9]*; do \
-         [ -s $process/cmdline ] && taskset -p {others:x} ${{process#/proc/}} >/dev/null; done; \
+         readlink $process/exe >/dev/null && taskset -p {others:x} ${{process#/proc/}} >/dev/null; done; \
          taskset -p {others:x} $$ >/dev/null && echo {own:x} >/sys/devices/virtual/workqueue/cpumask && \
          for number in $(sed -n 's/^ *\\([0-9]*\\):.*virtio.*-\\(input\\|output\\|config\\).*/\\1/p' /proc/interrupts); do \
          echo {others:x} >/proc/irq/$number/smp_affinity; done; \
          device=$(basename $(readlink -f /sys/class/net/eth1/device)) && \
          for number in $(sed -n \"s/^ *\\([0-9]*\\):.* $device-.*/\\1/p\" /proc/interrupts); do \
          echo {own:x} >/proc/irq/$number/smp_affinity || exit 1; done; \
-         grep -H . /proc/irq/*/smp_affinity; cat /proc/interrupts"
+         grep -qx {own:x} /proc/irq/*/smp_affinity && [ $(nproc) = {PROCESSORS} ]"
     )
 }
 
