@@ -17,7 +17,7 @@ use crate::layout::{
 };
 
 /// Bytes between two pieces of a body that are sent along as zeros rather than begun anew behind: a zeroed slot is no
-/// order's, and a target whose adapter is a program answers each WRITE, while its processors may be wanted by thousands.
+/// order's, and a target whose adapter is a program answers each WRITE, whose processors thousands may want.
 const GAP_BYTES_MAX: usize = 16 << 10;
 
 /// Numbers that are tried before a set of process ids is called crowded.

@@ -68,7 +68,7 @@ fn verbs(
     options: &Options,
 ) -> Result<VerbsQueue, LinkFailure> {
     let Options { landing_bytes, depth, spin, .. } = *options;
-    // An adapter gives up by itself, within half the patience: who has more of it is not to lose the connection earlier.
+    // An adapter gives up by itself, within half the patience: who has more of it is to keep the connection.
     let usual = rdma::verbs::Options::default();
     let timeout = usual.timeout * u32::try_from(options.memory_patience.as_secs()).unwrap_or(1).max(1);
     let settings = rdma::verbs::Options { landing_bytes, depth, spin, timeout, ..usual };

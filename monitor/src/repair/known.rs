@@ -1,6 +1,6 @@
 //! A target whose regions are known from when it was met.
 //!
-//! To ask for them takes its agent, an ordinary process: on a target that drowns in processes that one waits for seconds
+//! To ask for them takes its agent, an ordinary process: on a target that drowns in processes it is waited for seconds
 //! and longer, and the order that would end them with it. With what is known already a look and an order need nothing
 //! of the target but its adapter and its kernel. A key that has died since is refused by the adapter; the ward forgets
 //! what it knew then.

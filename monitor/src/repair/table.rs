@@ -40,8 +40,8 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(1);
 /// How often it is looked whether it has.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
-/// How often an order is written, or its answers are read, while the path is lost: each try lasts until an adapter gives
-/// up, and a new connection is dialled for the next.
+/// How often an order is written, or its answers are read, while the path is lost: each try lasts until an adapter
+/// gives up, and a new connection is dialled for the next.
 const TRIES: usize = 6;
 
 /// Before a new connection is dialled: none of the tries shall be over before the target could do anything.

@@ -2,7 +2,7 @@
 //! own adapter; monitor, spare and the service's standby are on the other machine.
 //!
 //! The adapters are Linux' soft-RoCE: what hardware does by itself, the target's kernel does on the processor that gets
-//! the card's interrupts. Where every processor of user space is to be starved, that would starve the adapter too, which
+//! the card's interrupts. Where every processor of user space is to be starved, that would starve the adapter, which
 //! says something about soft-RoCE and nothing about a machine with hardware. The target has one processor more then:
 //!
 //! ```text
@@ -188,7 +188,8 @@ fn apart() -> String {
         "for process in /proc/[0-9]*; do \
          readlink $process/exe >/dev/null && taskset -p {others:x} ${{process#/proc/}} >/dev/null; done; \
          taskset -p {others:x} $$ >/dev/null && echo {own:x} >/sys/devices/virtual/workqueue/cpumask && \
-         for number in $(sed -n 's/^ *\\([0-9]*\\):.*virtio.*-\\(input\\|output\\|config\\).*/\\1/p' /proc/interrupts); do \
+         for number in $(sed -n 's/^ *\\([0-9]*\\):.*virtio.*-\\(input\\|output\\|config\\).*/\\1/p' \
+         /proc/interrupts); do \
          echo {others:x} >/proc/irq/$number/smp_affinity; done; \
          device=$(basename $(readlink -f /sys/class/net/eth1/device)) && \
          for number in $(sed -n \"s/^ *\\([0-9]*\\):.* $device-.*/\\1/p\" /proc/interrupts); do \

@@ -1,10 +1,10 @@
 //! `rxe-monitor`: two machines with RDMA adapters and no hypervisor to help. One is watched by the other through its
-//! own adapter: sampled, locked, rid of a fork bomb and of a memory hog; then its user space stops, and its clients go on
-//! with the other.
+//! own adapter: sampled, locked, rid of a fork bomb and of a memory hog; then its user space stops, and its clients go
+//! on with the other.
 //!
 //! ```text
-//!   sampled ── locked: nobody reaches the service ── unlocked ── a fork bomb, a memory hog ── each ended by orders in
-//!      the kill table ── clients ── user space stands still ── fenced by the lock word ── sessions out of tables
+//!   sampled ── locked: nobody reaches the service ── unlocked ── a fork bomb, a memory hog ── each ended by orders
+//!      in the kill table ── clients ── user space stands still ── fenced by the lock word ── sessions out of tables
 //!      ── clients go on
 //! ```
 //! Nothing reads the target's memory but what its agent has registered, and after the stop nothing of its user space
