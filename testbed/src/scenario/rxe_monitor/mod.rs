@@ -8,7 +8,7 @@
 //!      ── clients go on
 //! ```
 //! Nothing reads the target's memory but what its agent has registered, and after the stop nothing of its user space
-//! runs. Its adapter is Linux' soft-RoCE: a program of its kernel, which answers with the target's own processors. Where
+//! runs. Its adapter is Linux' soft-RoCE: a program of its kernel, which answers with the target's processors. Where
 //! those are starved it has one more that no user space may use, see [`machines`]: it stands for the processor that an
 //! adapter of hardware has by itself.
 
