@@ -50,6 +50,31 @@ pub struct Answers {
     tallies: Vec<u64>,
 }
 
+/// What a target makes of the order that it was given last: the few words of its [`Answers`] that one waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reaction {
+    /// Number of the order in force, 0 if none is.
+    pub armed: u64,
+    /// Number of the order refused last, and why.
+    pub refused: Option<(u64, Refusal)>,
+}
+
+impl Reaction {
+    /// Where it lies in the answers, in bytes from their beginning.
+    pub const AT: usize = answer::ARMED * 8;
+
+    /// How many bytes it has.
+    pub const BYTES: usize = (answer::WHY + 1 - answer::ARMED) * 8;
+
+    /// Takes it apart.
+    pub fn parse(bytes: &[u8; Self::BYTES]) -> Self {
+        let words = bytes.as_chunks().0;
+        let word = |index: usize| u64::from_le_bytes(words[index - answer::ARMED]);
+        let refused = Refusal::from_code(word(answer::WHY)).map(|why| (word(answer::REFUSED), why));
+        Self { armed: word(answer::ARMED), refused }
+    }
+}
+
 impl Answers {
     /// Takes answers apart.
     ///

@@ -33,6 +33,6 @@ pub mod ledger;
 pub mod order;
 pub mod reference;
 
-pub use answers::Answers;
+pub use answers::{Answers, Reaction};
 pub use ledger::Ledger;
 pub use order::{Mark, Order, OrderError};

@@ -1,7 +1,7 @@
 //! Makes orders: the writes that name who is to be ended, in the sequence that makes a torn order none.
 //!
 //! ```text
-//!   withdraw (number := 0) ──► slots ──► head but its number ──► number      each an RDMA WRITE of one queue pair,
+//!   withdraw (number := 0) ──► head but its number, slots ──► number         each an RDMA WRITE of one queue pair,
 //!                                                                            carried out in this sequence
 //! ```
 //! The number is the last word and the only one that changes anything. A kernel that looks in between sees number 0, or
@@ -15,6 +15,10 @@ use crate::layout::{
     BROAD_AT, BROAD_SLOTS, BY_PID_AT, Kind, LEASE_MS_MAX, MOST_MAX, ORDERS_MAGIC, PID_SLOTS, PROBES, VERSION_WORD,
     checksum, head, home, slot, what,
 };
+
+/// Bytes between two pieces of a body that are sent along as zeros rather than begun anew behind: a zeroed slot is no
+/// order's, and a target whose adapter is a program answers each WRITE, whose processors thousands may want.
+const GAP_BYTES_MAX: usize = 16 << 10;
 
 /// Numbers that are tried before a set of process ids is called crowded.
 const NUMBERS_TRIED: u64 = 16;
@@ -131,18 +135,26 @@ impl Order {
         (head::NUMBER as u64 * 8, [0; 8])
     }
 
-    /// The writes before the last: all slots, neighbours in one, and the head but its number.
+    /// The writes before the last: the head but its number, and all slots, as few as there can be.
     pub fn body(&self) -> Vec<(u64, Vec<u8>)> {
-        let mut writes: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut writes = vec![(head::MAGIC as u64 * 8, bytes(&self.head[head::MAGIC..]))];
         for (at, words) in &self.slots {
             let (at, bytes) = (*at as u64 * 8, bytes(words));
-            match writes.last_mut().filter(|(begin, before)| begin + before.len() as u64 == at) {
-                Some((_, before)) => before.extend(bytes),
-                None => writes.push((at, bytes)),
+            match writes.last_mut() {
+                Some((begin, before)) if (at - *begin) as usize <= before.len() + GAP_BYTES_MAX => {
+                    before.resize((at - *begin) as usize, 0);
+                    before.extend(bytes);
+                }
+                _ => writes.push((at, bytes)),
             }
         }
-        writes.push((head::MAGIC as u64 * 8, bytes(&self.head[head::MAGIC..])));
         writes
+    }
+
+    /// Bytes of the region up to the end of its last slot.
+    pub fn len_bytes(&self) -> usize {
+        let last = self.slots.last_key_value().map_or(0, |(at, _)| at + slot::WORDS);
+        last.max(head::WORDS) * 8
     }
 
     /// The last write, which makes it an order.

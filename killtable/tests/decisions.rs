@@ -165,6 +165,29 @@ fn header_and_reference_decide_the_same_of_orders_as_monitors_write_them() {
     }
 }
 
+/// A target whose adapter is a program answers each WRITE, when nothing of it has a processor to spare.
+#[test]
+fn an_order_is_few_writes_in_front_of_its_number() {
+    let writes = |marks: &[(Mark, u32)]| {
+        let order = Order::new(0x1234_5678, TARGET, marks, 2000, 1000).unwrap();
+        let body = order.body();
+        assert!(body.iter().all(|(at, _)| *at >= 8), "the number is not in it");
+        assert_eq!(body.last().map(|(at, bytes)| *at as usize + bytes.len()), Some(order.len_bytes()));
+        // Bytes between the slots mean nobody, whatever stood there.
+        let mut orders = vec![0xa5; ORDERS_BYTES];
+        written(&mut orders, &order);
+        let held = Orders::over(&orders).unwrap();
+        assert!(marks.iter().zip(order.slots()).all(|((mark, _), slot)| held.names(order.number(), *slot, *mark)));
+        assert_eq!(held.find(order.number(), &process(70_000, 70_000)), None);
+        body.len()
+    };
+    assert_eq!(writes(&[(Mark::Uid { uid: 1000 }, 60)]), 1, "head and slot in one");
+    let crowd = |count: u32| (2..2 + count).map(|pid| (of(&process(pid, 1000)), 1)).collect::<Vec<_>>();
+    assert!((1..=2).contains(&writes(&crowd(60))), "sixty slots lie near one another");
+    assert!(writes(&crowd(2)) <= 3, "few slots are not worth what lies between them");
+    assert_eq!(writes(&crowd(2000)), 1);
+}
+
 #[test]
 fn a_torn_order_is_none_wherever_it_was_torn() {
     let mut header = Header::compile("torn");

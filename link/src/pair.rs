@@ -68,7 +68,10 @@ fn verbs(
     options: &Options,
 ) -> Result<VerbsQueue, LinkFailure> {
     let Options { landing_bytes, depth, spin, .. } = *options;
-    let settings = rdma::verbs::Options { landing_bytes, depth, spin, ..Default::default() };
+    // An adapter gives up by itself, within half the patience: who has more of it is to keep the connection.
+    let usual = rdma::verbs::Options::default();
+    let timeout = usual.timeout * u32::try_from(options.memory_patience.as_secs()).unwrap_or(1).max(1);
+    let settings = rdma::verbs::Options { landing_bytes, depth, spin, timeout, ..usual };
     let opened = VerbsQueue::open(choice, settings);
     let (mut queue, ours) = opened.map_err(|error| LinkFailure::Local(error.to_string()))?;
     let theirs = negotiate(conversation, Some(paired), ours, vec![])?;

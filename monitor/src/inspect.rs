@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write as _};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use control::backdoor::RegionEntry;
@@ -94,7 +95,20 @@ pub struct SocketLine {
 /// # Errors
 /// If there is none to be had.
 pub fn connect(config: &Config, target: &Target) -> Result<Link> {
-    let options = Options { carrier: target.carrier.clone(), ..Options::new(format!("inspect@{}", config.name)) };
+    connect_with(config, target, |_| ())
+}
+
+/// The same, with `memory_patience` for each answer of its memory.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_patiently(config: &Config, target: &Target, memory_patience: Duration) -> Result<Link> {
+    connect_with(config, target, |options| options.memory_patience = memory_patience)
+}
+
+fn connect_with(config: &Config, target: &Target, change: impl FnOnce(&mut Options)) -> Result<Link> {
+    let mut options = Options { carrier: target.carrier.clone(), ..Options::new(format!("inspect@{}", config.name)) };
+    change(&mut options);
     let link = Link::connect(target.backdoor, config.local, options)?;
     let found = link.welcome().target;
     ensure!(found == target.name, "the backdoor at {} serves {found}", target.backdoor);

@@ -5,6 +5,7 @@
 mod machine;
 
 use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 use control::backdoor::{FenceToken, LockToken, RegionEntry};
 use healing_modules::{Culprit, Evidence, Plan, Safety, Unsafe};
@@ -27,6 +28,12 @@ const LOCK_KEY: u32 = 2;
 const ORDERS_KEY: u32 = 3;
 const ANSWERS_KEY: u32 = 4;
 const ORDERS_BASE: u64 = 0x1000;
+
+/// Where the slots begin.
+const FIRST_SLOT: usize = 64;
+
+/// What an adapter says that has given up.
+const LOST: LinkError = LinkError::Lost { tries: 7 };
 
 /// What the target does with orders.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,6 +60,9 @@ struct Patient {
     ordered: Vec<(u64, usize)>,
     raw_writes: usize,
     locks: usize,
+    /// Operations in the kill table that are lost from the first on; `is_done` of each: whether only its answer was.
+    lost: Vec<(usize, bool)>,
+    operations: usize,
 }
 
 impl Patient {
@@ -63,7 +73,24 @@ impl Patient {
         Ledger::open(&orders, &answers, TARGET, spared, 77).unwrap();
         let answers = answers.into_iter().flat_map(|word| word.into_inner().to_le_bytes()).collect();
         let orders = vec![0; ORDERS_BYTES];
-        Self { image, target, orders, answers, ordered: Vec::new(), raw_writes: 0, locks: 0 }
+        Self {
+            image,
+            target,
+            orders,
+            answers,
+            ordered: Vec::new(),
+            raw_writes: 0,
+            locks: 0,
+            lost: Vec::new(),
+            operations: 0,
+        }
+    }
+
+    /// Counts an operation in the kill table: `None` if it is answered, else whether it is carried out all the same.
+    fn lost(&mut self) -> Option<bool> {
+        let number = self.operations;
+        self.operations += 1;
+        self.lost.iter().find(|(lost, _)| *lost == number).map(|(_, is_done)| *is_done)
     }
 
     fn answer(&mut self, index: usize, word: u64) {
@@ -96,6 +123,10 @@ impl RemoteRead for Patient {
     fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
         for read in batch {
             let (at, len) = (read.at.addr, read.into.len());
+            let is_table = [ORDERS_KEY, ANSWERS_KEY].contains(&read.at.key.raw());
+            if is_table && self.lost().is_some() {
+                return Err(LOST);
+            }
             match read.at.key.raw() {
                 ORDERS_KEY => read.into.copy_from_slice(&self.orders[(at - ORDERS_BASE) as usize..][..len]),
                 ANSWERS_KEY => read.into.copy_from_slice(&self.answers[at as usize..][..len]),
@@ -119,14 +150,18 @@ impl RemoteWrite for Patient {
             return Ok(());
         }
         assert_eq!(at.key, RemoteKey::new(ORDERS_KEY), "orders are written, and nothing else of a target that runs");
+        let lost = self.lost();
+        if lost == Some(false) {
+            return Err(LOST.into());
+        }
         let offset = at.addr - ORDERS_BASE;
         self.ordered.push((offset, bytes.len()));
         self.orders[offset as usize..][..bytes.len()].copy_from_slice(bytes);
-        if self.target == Target::Quarrels && offset >= 64 {
-            self.orders[offset as usize] ^= 1;
+        if self.target == Target::Quarrels && offset as usize + bytes.len() > FIRST_SLOT {
+            self.orders[FIRST_SLOT] ^= 1;
         }
         self.tick();
-        Ok(())
+        lost.map_or(Ok(()), |_| Err(LOST.into()))
     }
 
     fn compare_swap(&mut self, _: Warrant<'_>, _: RemoteAddr, _: u64, _: u64) -> Result<u64, WriteError> {
@@ -228,6 +263,29 @@ fn an_order_names_a_user_whom_it_ends_as_a_whole_and_others_one_by_one() {
         assert_eq!((order.ended, order.ended_asleep), (3, 1));
         assert_eq!(Orders::over(&patient.orders).unwrap().number(), 0, "withdrawn");
     }
+}
+
+/// A target that drowns keeps its own adapter waiting: an order is written until it stands there, and is one order.
+#[test]
+fn an_order_that_was_lost_on_its_way_is_written_again_at_once() {
+    let mut quiet = Patient::new(Target::Obeys, &[0]);
+    attempt(&mut quiet, Hook::Table, &Safety::default()).unwrap();
+    // The first is the look at the answers, before anything is written: the ward begins anew then.
+    for (number, is_done) in (1..quiet.operations).flat_map(|number| [(number, false), (number, true)]) {
+        let mut patient = Patient::new(Target::Obeys, &[0]);
+        patient.lost = vec![(number, is_done), (number + 1, false), (number + 4, is_done)];
+        let begin = Instant::now();
+        let operation = attempt(&mut patient, Hook::Table, &Safety::default()).unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(2), "operation {number}: {:?}", begin.elapsed());
+        let order = operation.order.unwrap();
+        assert_eq!(Orders::over(&patient.orders).unwrap().number(), order.number, "operation {number}");
+        assert_eq!((patient.locks, patient.raw_writes), (0, 0));
+    }
+    let mut patient = Patient::new(Target::Obeys, &[0]);
+    patient.lost = (1..1000).map(|number| (number, false)).collect();
+    let why = attempt(&mut patient, Hook::Auto, &Safety::default()).unwrap_err();
+    assert!(why.is_path() && !why.speaks_of_the_target() && patient.operations < 100, "{why}");
+    assert!(patient.ordered.is_empty() && patient.raw_writes == 0, "raw writes would take the same path");
 }
 
 #[test]

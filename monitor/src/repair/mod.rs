@@ -20,6 +20,7 @@
 
 mod contain;
 mod evidence;
+mod known;
 mod listed;
 mod patient;
 mod program;
@@ -250,6 +251,17 @@ pub enum RepairError {
 }
 
 impl RepairError {
+    /// Whether the path is at fault, so that the same over a new connection may do.
+    pub fn is_path(&self) -> bool {
+        match self {
+            Self::NotLocked(failure) | Self::Region(failure) | Self::NotUnlocked(failure) => failure.is_path(),
+            Self::Link(error) | Self::NotWritten { error: WriteError::Link(error), .. } => {
+                matches!(error, LinkError::Lost { .. })
+            }
+            _ => false,
+        }
+    }
+
     /// Whether it says that the target cannot be cured in place. A path that fails says nothing of the target, nor does
     /// a module that names what it must not or nobody, or somebody else's lock; another try may succeed then.
     pub fn speaks_of_the_target(&self) -> bool {

@@ -3,11 +3,14 @@
 
 use std::time::{Duration, Instant};
 
+use control::backdoor::RegionEntry;
 use introspect::Kernel;
 use link::{Link, LinkFailure};
 use proctable::Table as Processes;
 use remote_memory::RemoteKey;
 
+use super::known::Known;
+use super::table::persistently;
 use super::{Sight, discover, listed};
 use crate::config::Look;
 use crate::sample::Life;
@@ -22,6 +25,8 @@ pub(super) struct Patient {
     pub life: Life,
     /// When it was met.
     pub met: Instant,
+    /// Its regions as they were then; none of a target that is looked at in its memory.
+    pub regions: Vec<RegionEntry>,
 }
 
 /// What is looked at of a target.
@@ -62,7 +67,11 @@ impl Patient {
             Look::Memory => Self::kernel(&mut link)?,
             Look::Auto | Look::Table => Eyes::Processes(listed::read(&mut link).map_err(|error| error.to_string())?),
         };
-        Ok(Self { link, eyes, life, met: Instant::now() })
+        let regions = match eyes {
+            Eyes::Memory(..) => Vec::new(),
+            Eyes::Processes(_) => link.regions(None).map_err(|failure| failure.to_string())?,
+        };
+        Ok(Self { link, eyes, life, met: Instant::now(), regions })
     }
 
     fn kernel(link: &mut Link) -> Result<Eyes, String> {
@@ -74,18 +83,21 @@ impl Patient {
     /// Whether the kernel is still the one that lives. A machine that was started anew, or reset, has another one, or
     /// the same elsewhere; and what looked like the living one after a reset may have been what that has left.
     pub fn is_the_same(&mut self) -> bool {
-        let now = self.link.ping().ok().and_then(|_| Life::of(&mut self.link).ok());
-        let Some(life) = now else { return false };
         match &self.eyes {
             Eyes::Memory(kernel, was) => {
+                let now = self.link.ping().ok().and_then(|_| Life::of(&mut self.link).ok());
+                let Some(life) = now else { return false };
                 let was = Seen { life: self.life, clock_s: *was };
                 let clock_s = || clock_s(&mut self.link, kernel).ok().flatten();
                 lives_on(was, self.met.elapsed(), life, clock_s)
             }
+            // Each boot makes another table under another key: what is read tells, and nobody need be asked who may
+            // have no processor to answer with.
             Eyes::Processes(table) => {
                 let is_new = self.met.elapsed() < ALIVE_WITHIN;
-                let now = listed::read(&mut self.link);
-                life == self.life && now.is_ok_and(|now| is_new || listed::lives_on(table, &now))
+                let mut known = Known::new(&mut self.link, &self.regions);
+                let now = persistently(|| listed::read(&mut known));
+                now.is_ok_and(|now| now.target == table.target && (is_new || listed::lives_on(table, &now)))
             }
         }
     }

@@ -3,9 +3,14 @@
 //!
 //! ```text
 //!   look ──► decide ──► bounds ──► slots, read back, number ──► acknowledged? ──► gone? ──► withdrawn
-//!     of a target that runs            the only writes,               └── no: withdrawn, raw if auto
-//!                                   into a registered region
+//!     of a target that runs     └──┐   the only writes,               └── no: withdrawn, raw if auto
+//!                     path lost: dialled anew, at once,
+//!                          and the same order again
 //! ```
+//! A target that drowns in processes may keep its own adapter waiting, if that is a program, until a queue pair gives
+//! up. Nothing else than the order ends that, so it is written until it stands there. It stays the same order: what a
+//! connection that was given up still carries writes the same bytes.
+//!
 //! Nothing stands still, so the look and the order are of different moments. Between them a culprit may end, and
 //! another process may have its id: the order names each by id *and* start. And a bomb may have made children: those of
 //! culprits that are born after the order is in force are ended with them; where *all* of a user's processes are
@@ -21,9 +26,9 @@ use control::backdoor::RegionEntry;
 use healing_modules::{Evidence, Plan, Safety};
 use killtable::layout::{ANSWERS, ANSWERS_BYTES, ORDERS, ORDERS_BYTES};
 use killtable::reference::Orders;
-use killtable::{Answers, Mark, Order};
+use killtable::{Answers, Mark, Order, Reaction};
 use link::LinkFailure;
-use remote_memory::{HookWord, RemoteAddr, RemoteKey, Rights, Warrant};
+use remote_memory::{HookWord, RemoteAddr, RemoteKey, Rights, Warrant, WriteError};
 use serde::{Deserialize, Serialize};
 
 use super::{Findings, Occasion, Operation, PATIENCE, RepairError, Sight, Table, Ways, look_at, operate_and_contain};
@@ -34,6 +39,13 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether it has.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// How often an order is written, or its answers are read, while the path is lost: each try lasts until an adapter
+/// gives up, and a new connection is dialled for the next.
+const TRIES: usize = 6;
+
+/// Before a new connection is dialled: none of the tries shall be over before the target could do anything.
+const BETWEEN_TRIES: Duration = Duration::from_millis(20);
 
 /// How long an order stands if nobody withdraws it: as long as the culprits have to die, and a moment.
 const LEASE_MS: u32 = PATIENCE.as_millis() as u32 + 2_000;
@@ -114,7 +126,7 @@ fn by_order(
     let marks = marks(&plan, &evidence);
     let bounded: Vec<_> = marks.iter().map(|mark| (*mark, most)).collect();
     let order = Order::new(rand::random(), answers.target, &bounded, most, LEASE_MS)?;
-    desk.write(table, &order, &marks)?;
+    persistently(|| desk.write(table, &order, &marks))?;
     let acknowledged = desk.acknowledged(table, order.number())?;
     tracing::debug!(number = order.number(), marks = marks.len(), ?acknowledged, "ordered");
     let order = OrderLine {
@@ -136,11 +148,25 @@ fn by_order(
 /// See [`RepairError`]. An order that cannot be withdrawn ends with its lease.
 pub fn conclude(table: &mut dyn Table, order: &mut OrderLine) -> Result<(), RepairError> {
     let desk = Desk::of(table)?;
-    let answers = desk.answers(table)?;
+    let answers = persistently(|| desk.answers(table))?;
     order.ended = answers.ended(order.number).into();
     order.ended_asleep = answers.ended_asleep(order.number).into();
     order.declined = answers.declined.saturating_sub(order.declined);
-    desk.withdraw(table)
+    persistently(|| desk.withdraw(table))
+}
+
+/// Does it until the path holds. The memory dials anew by itself, see [`remote_memory::Blocking`].
+pub(super) fn persistently<T>(mut act: impl FnMut() -> Result<T, RepairError>) -> Result<T, RepairError> {
+    for _ in 1..TRIES {
+        match act() {
+            Err(why) if why.is_path() => {
+                tracing::info!(%why, "the path was lost; once more over a new connection");
+                std::thread::sleep(BETWEEN_TRIES);
+            }
+            outcome => return outcome,
+        }
+    }
+    act()
 }
 
 /// Whom an order names for a plan: a user all of whose processes are culprits by the user, all others one by one.
@@ -190,11 +216,14 @@ impl Desk {
 
     /// Writes the order, reads back that every mark stands there whole, and only then makes it one.
     fn write(&self, table: &mut dyn Table, order: &Order, marks: &[Mark]) -> Result<(), RepairError> {
-        self.withdraw(table)?;
-        self.put(table, &order.body())?;
+        let (offset, zero) = Order::withdrawal();
+        let mut writes = vec![(offset, zero.to_vec())];
+        writes.extend(order.body());
+        self.put(table, &writes)?;
         let mut bytes = vec![0; ORDERS_BYTES];
         let refused = |why: String| RepairError::NotOrdered { why };
-        table.memory().read_one(self.orders.at(), &mut bytes)?.map_err(|error| refused(error.to_string()))?;
+        let written = &mut bytes[..order.len_bytes()];
+        table.memory().read_one(self.orders.at(), written)?.map_err(|error| refused(error.to_string()))?;
         let held = Orders::over(&bytes).ok_or_else(|| refused("too few bytes came back".to_owned()))?;
         if let Some((mark, _)) =
             marks.iter().zip(order.slots()).find(|(mark, slot)| !held.names(order.number(), **slot, **mark))
@@ -210,14 +239,25 @@ impl Desk {
         let place = |offset: u64| start.checked_add(offset).unwrap_or(start);
         let writes: Vec<_> = writes.iter().map(|(offset, bytes)| (place(*offset), bytes.as_slice())).collect();
         let outcome = table.memory().write_all(Warrant::Hook(&self.orders), &writes);
-        outcome.map_err(|(_, error)| RepairError::NotOrdered { why: error.to_string() })
+        outcome.map_err(|(_, error)| match error {
+            WriteError::Link(error) => RepairError::Link(error),
+            error => RepairError::NotOrdered { why: error.to_string() },
+        })
+    }
+
+    fn reaction(&self, table: &mut dyn Table) -> Result<Reaction, RepairError> {
+        let mut bytes = [0; Reaction::BYTES];
+        let no_table = |why: String| RepairError::NoTable { why };
+        let at = self.answers.checked_add(Reaction::AT as u64).unwrap_or(self.answers);
+        table.memory().read_one(at, &mut bytes)?.map_err(|error| no_table(error.to_string()))?;
+        Ok(Reaction::parse(&bytes))
     }
 
     /// Waits until the order is in force. One that is not, is withdrawn.
     fn acknowledged(&self, table: &mut dyn Table, number: u64) -> Result<Duration, RepairError> {
         let begin = Instant::now();
         let why = loop {
-            let answers = self.answers(table)?;
+            let answers = persistently(|| self.reaction(table))?;
             if answers.armed == number {
                 return Ok(begin.elapsed());
             }
@@ -229,7 +269,7 @@ impl Desk {
                 _ => std::thread::sleep(LOOK_EVERY),
             }
         };
-        self.withdraw(table)?;
+        persistently(|| self.withdraw(table))?;
         Err(why)
     }
 }

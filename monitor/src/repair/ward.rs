@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::known::Known;
 use super::patient::Patient;
 use super::{Announced, Cure, Program, RepairError, Sight, Standstill, Treated, Ways, give_back, treat};
 use crate::clock::{Clock, Monotonic};
@@ -29,6 +30,16 @@ const NOTICE: Duration = Duration::from_millis(100);
 
 /// How soon a target that could not be reached is tried again.
 const CONNECT_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long an answer of the target's memory is waited for. Longer than a watch does, which is to notice a lost path: a
+/// target that drowns may keep a software adapter without a processor for seconds, and a new connection, once those
+/// that stand by are used up, would need its agent, which waits longer still.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(8);
+
+/// How soon a treatment that lost its path is begun again, and how often in a row before the target is left alone for
+/// as long as after any other treatment: a target that drowns loses paths, and is to be treated for just that.
+const LOST_AGAIN: Duration = Duration::from_millis(20);
+const LOST_MAX: u32 = 10;
 
 /// What a watch tells its ward.
 #[derive(Debug)]
@@ -157,6 +168,15 @@ impl Ward {
     }
 }
 
+/// What a treatment that is over leaves to be done.
+#[derive(Default)]
+struct Treatment {
+    /// Why the target cannot be cured in place, if that is so.
+    failed: Option<String>,
+    /// Whether it ended because the path was lost.
+    is_path_lost: bool,
+}
+
 /// The thread's end.
 struct Duty {
     config: Config,
@@ -183,6 +203,7 @@ impl Duty {
     fn run(mut self, words: &Receiver<Word>, stop: &AtomicBool) {
         let mut raised = BTreeSet::new();
         let mut next = Instant::now();
+        let mut lost_in_a_row = 0;
         while !stop.load(Ordering::Relaxed) {
             match words.recv_timeout(NOTICE) {
                 Ok(word) => {
@@ -219,8 +240,10 @@ impl Duty {
                 continue;
             }
             for module in concerned {
-                let failed = self.treat(module);
-                next = Instant::now() + self.repair.again;
+                let Treatment { failed, is_path_lost } = self.treat(module);
+                lost_in_a_row = if is_path_lost { lost_in_a_row + 1 } else { 0 };
+                let is_soon = (1..=LOST_MAX).contains(&lost_in_a_row);
+                next = Instant::now() + if is_soon { LOST_AGAIN } else { self.repair.again };
                 // What has happened to the sensors meanwhile counts.
                 for word in words.try_iter() {
                     is_raised |= matches!(word, Word::Raised(_));
@@ -238,7 +261,8 @@ impl Duty {
 
     /// Connects to the target and learns its kernel.
     fn meet(&mut self) -> bool {
-        let met = inspect::connect(&self.config, &self.target).map_err(|error| format!("{error:#}"));
+        let met = inspect::connect_patiently(&self.config, &self.target, MEMORY_PATIENCE)
+            .map_err(|error| format!("{error:#}"));
         match met.and_then(|link| Patient::meet(link, self.repair.look)) {
             Ok(patient) => {
                 tracing::info!(target_name = %self.target.name, by = %patient.eyes.what(), "can be repaired");
@@ -296,10 +320,11 @@ impl Duty {
         }
     }
 
-    /// Treats the target; why it cannot be cured in place, if that is so.
-    fn treat(&mut self, module: HealingModule) -> Option<String> {
-        let (healer, policies) = (self.dispatcher.module(module)?, self.modules.get(&module)?);
-        let Patient { mut link, eyes, life, met } = self.patient.take()?;
+    /// Treats the target.
+    fn treat(&mut self, module: HealingModule) -> Treatment {
+        let known = self.dispatcher.module(module).zip(self.modules.get(&module));
+        let Some(((healer, policies), patient)) = known.zip(self.patient.take()) else { return Treatment::default() };
+        let Patient { mut link, eyes, life, met, mut regions } = patient;
         let name = healer.name().to_owned();
         let mut repairs = 0;
         let is_dry_run = !self.repair.act;
@@ -307,7 +332,8 @@ impl Duty {
         let ways = Ways { hook: self.repair.hook, contain: self.repair.contain.clone() };
         let mut owed = Vec::new();
         // An order stops nothing, and announces no standstill: whoever hangs meanwhile hangs.
-        let mut table = Announced::new(&mut link, &self.standstill);
+        let mut known = Known::new(&mut link, &regions);
+        let mut table = Announced::new(&mut known, &self.standstill);
         let outcome = treat(&mut table, eyes.sight(), healer, safety, ways, is_dry_run, |treated| {
             repairs += 1;
             if treated.not_given_back.is_some() {
@@ -320,6 +346,10 @@ impl Duty {
             Err(error) if error.speaks_of_the_target() && !is_dry_run => Some(error.to_string()),
             _ => None,
         };
+        let is_path_lost = outcome.as_ref().is_err_and(RepairError::is_path);
+        if outcome.is_err() && !is_path_lost {
+            regions.clear(); // a key may have died
+        }
         let event = match outcome {
             Ok(Cure::Healthy) if repairs == 0 => {
                 tracing::info!(target_name = %self.target.name, module = %name, "asked, and nothing found");
@@ -346,9 +376,9 @@ impl Duty {
             self.journal.note(&self.target.name, Monotonic.now_ns(), event);
         }
         self.owed.extend(owed);
-        let mut patient = Patient { link, eyes, life, met };
+        let mut patient = Patient { link, eyes, life, met, regions };
         self.patient = patient.is_the_same().then_some(patient);
-        failed
+        Treatment { failed, is_path_lost }
     }
 
     fn note_repair(&self, module: &Module, treated: &Treated) {

@@ -1,5 +1,14 @@
 //! The two machines, as operators of bare metal would set them up: the target's agent serves the boxes by the machine's
 //! own adapter; monitor, spare and the service's standby are on the other machine.
+//!
+//! The adapters are Linux' soft-RoCE: what hardware does by itself, the target's kernel does on the processor that gets
+//! the card's interrupts. Where every processor of user space is to be starved, that would starve the adapter, which
+//! says something about soft-RoCE and nothing about a machine with hardware. The target has one processor more then:
+//!
+//! ```text
+//!   processors 0, 1    user space, all of it; interrupts of the service's card
+//!   processor 2        interrupts of the card with the adapter, and the adapter's work; no user space
+//! ```
 
 use std::{
     fs,
@@ -8,6 +17,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
+use super::{Run, Stop};
 use crate::{
     guest::{ImageSpec, Kernel},
     pair::{FIRST, RdmaGuest},
@@ -17,7 +27,7 @@ use crate::{
         configuration::{self, FILES_TAG, GUEST_BOXES, GUEST_FILES, Watched, on_rdma_network},
         program,
     },
-    topology::{FILE_PORT, SERVICE, Topology, rdma_v4, service_v4},
+    topology::{FILE_PORT, PREFIX_V4, SERVICE, Topology, rdma_v4, service_v4},
     vm::{Share, Vm},
 };
 
@@ -54,6 +64,13 @@ const CHRT: &str = "/usr/bin/chrt";
 const PROCESSES_MAX: u32 = 30;
 const TASKS_MAX: u32 = 130;
 
+/// Memory of all processes of one user that is too much, in MiB, and free pages below which it is short: 48 MiB.
+pub(super) const RSSUID_MAX_MIB: u32 = 24;
+const FREE_PAGES_MIN: u32 = 12_288;
+
+/// Processors of user space. A target whose adapter has one by itself has it behind these.
+const PROCESSORS: u32 = 2;
+
 /// Both, running; dropping them ends them.
 #[derive(Debug)]
 pub(super) struct Machines {
@@ -66,11 +83,12 @@ pub(super) struct Machines {
 
 impl Machines {
     /// Boots both, and starts everything on them but the monitor.
-    pub(super) fn build(line: &str, deadline_ms: u64, progress: Progress) -> Result<Self> {
+    pub(super) fn build(run: &Run, progress: Progress) -> Result<Self> {
+        let has_apart = run.stop == Stop::Starved;
         let folder = Path::new(SCRATCH).join("run");
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(folder.join(FILES_TAG)).with_context(|| format!("cannot make {}", folder.display()))?;
-        let kernel = Kernel::cached(line)?;
+        let kernel = Kernel::cached(&run.kernel)?;
         let mut image = MODULES.into_iter().fold(ImageSpec::new(kernel.clone()), ImageSpec::module);
         for name in ["target-agent", "file-server", "rogue", "monitor", "reinstate"] {
             image = image.program(name, &program(name)?);
@@ -78,15 +96,20 @@ impl Machines {
         let image = image.program("chrt", Path::new(CHRT));
         progress.step(format_args!("two machines with soft-RoCE boot Linux {}", kernel.release));
         let topology = Topology::build()?;
+        let target = format!("{}/{PREFIX_V4}", service_v4(FIRST));
         let [target, watcher] = RdmaGuest::boot(&topology, image, &Path::new(SCRATCH).join("images"), |spec| {
             spec.memory_mib = MEMORY_MIB;
+            spec.cpus = PROCESSORS + u32::from(has_apart && spec.addresses.contains(&target));
             spec.shares.push(share(FILES_TAG, folder.join(FILES_TAG), GUEST_FILES, false));
             spec.shares.push(share(OUT_TAG, folder.clone(), OUT, true));
         })?;
         let mut machines = Self { target, watcher, topology, kernel: kernel.release, folder };
-        fs::write(machines.folder.join("monitor.toml"), monitor(&machines, deadline_ms))?;
+        fs::write(machines.folder.join("monitor.toml"), monitor(&machines, run.deadline_ms))?;
         fs::write(machines.folder.join("reinstate.toml"), reinstate())?;
         progress.step("the target's agent and service, the watcher's spare and standby start");
+        if has_apart {
+            told(&mut machines.target, &apart(), "")?;
+        }
         machines.start_target()?;
         machines.start_spare()?;
         Ok(machines)
@@ -156,6 +179,25 @@ impl Machines {
     }
 }
 
+/// The shell line that gives the adapter the last processor: its card's interrupts, with them the softirqs in which
+/// rxe of 6.1 works, and the queue of work in which later ones do. User space, this shell with all that it starts, gets
+/// the others.
+fn apart() -> String {
+    let (others, own) = ((1 << PROCESSORS) - 1, 1 << PROCESSORS);
+    format!(
+        "for process in /proc/[0-9]*; do \
+         readlink $process/exe >/dev/null && taskset -p {others:x} ${{process#/proc/}} >/dev/null; done; \
+         taskset -p {others:x} $$ >/dev/null && echo {own:x} >/sys/devices/virtual/workqueue/cpumask && \
+         for number in $(sed -n 's/^ *\\([0-9]*\\):.*virtio.*-\\(input\\|output\\|config\\).*/\\1/p' \
+         /proc/interrupts); do \
+         echo {others:x} >/proc/irq/$number/smp_affinity; done; \
+         device=$(basename $(readlink -f /sys/class/net/eth1/device)) && \
+         for number in $(sed -n \"s/^ *\\([0-9]*\\):.* $device-.*/\\1/p\" /proc/interrupts); do \
+         echo {own:x} >/proc/irq/$number/smp_affinity || exit 1; done; \
+         grep -qx {own:x} /proc/irq/*/smp_affinity && [ $(nproc) = {PROCESSORS} ]"
+    )
+}
+
 /// A file that the watcher writes and [`Machines::found`] finds.
 pub(super) fn left(name: &str) -> String {
     format!("{OUT}/{name}")
@@ -211,10 +253,20 @@ act = true
 hook = "table"
 look = "table"
 
+[[target.rule]]
+sensors = "free-pages"
+limit = {FREE_PAGES_MIN}
+window_ms = 300
+
 [[target.repair.module]]
 sensors = ["tasks"]
 use = "forkbomb"
 too_many_procs = {PROCESSES_MAX}
+
+[[target.repair.module]]
+sensors = ["free-pages"]
+use = "memhog"
+max_rssuid_mib = {RSSUID_MAX_MIB}
 "#
     );
     rules + &watched.table("carrier = \"verbs\"\n") + &repair

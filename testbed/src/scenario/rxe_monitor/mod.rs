@@ -1,12 +1,16 @@
 //! `rxe-monitor`: two machines with RDMA adapters and no hypervisor to help. One is watched by the other through its
-//! own adapter: sampled, locked, rid of a fork bomb; then its user space stops, and its clients go on with the other.
+//! own adapter: sampled, locked, rid of a fork bomb and of a memory hog; then its user space stops, and its clients go
+//! on with the other.
 //!
 //! ```text
-//!   sampled ── locked: nobody reaches the service ── unlocked ── a fork bomb ── ended by orders in the kill table
-//!      ── clients ── user space stands still ── fenced by the lock word ── sessions out of tables ── clients go on
+//!   sampled ── locked: nobody reaches the service ── unlocked ── a fork bomb, a memory hog ── each ended by orders
+//!      in the kill table ── clients ── user space stands still ── fenced by the lock word ── sessions out of tables
+//!      ── clients go on
 //! ```
 //! Nothing reads the target's memory but what its agent has registered, and after the stop nothing of its user space
-//! runs. Its adapter is Linux' soft-RoCE, so its kernel has to live; hardware would not need that either.
+//! runs. Its adapter is Linux' soft-RoCE: a program of its kernel, which answers with the target's processors. Where
+//! those are starved it has one more that no user space may use, see [`machines`]: it stands for the processor that an
+//! adapter of hardware has by itself.
 
 mod machines;
 
@@ -24,7 +28,7 @@ use clap::ValueEnum;
 use monitor::journal::{Event, Line, timeline};
 use serde::Serialize;
 
-use self::machines::{Machines, TARGET, USER, left};
+use self::machines::{Machines, RSSUID_MAX_MIB, TARGET, USER, left};
 use super::{
     Progress, drown, hang_download,
     incident::{self, Incident, millis_between},
@@ -48,6 +52,10 @@ const UNREACHED: Duration = Duration::from_millis(800);
 /// Processes of the bomb.
 const PROCESSES: u32 = 60;
 
+/// Processes of the memory hog, and what they leave free, in MiB: above what makes the kernel end somebody by itself.
+const HOGS: u32 = 4;
+const HOG_LEAVES_MIB: u32 = 24;
+
 /// Between the clients' first bytes and the stop, and how long they go on after it.
 const PAUSE: Duration = Duration::from_millis(500);
 const AFTERWARDS: Duration = Duration::from_millis(2500);
@@ -58,7 +66,8 @@ const AFTERWARDS: Duration = Duration::from_millis(2500);
 pub enum Stop {
     /// Every process is stopped by a signal.
     Frozen,
-    /// A program of the highest priority keeps every processor, and nothing takes it away.
+    /// A program of a high priority keeps every processor that user space has, and nothing takes it away. The adapter
+    /// has one by itself.
     Starved,
 }
 
@@ -69,7 +78,8 @@ impl Stop {
             Self::Frozen => "(sleep 0.3; kill -STOP -1) >/dev/null 2>&1 </dev/null &",
             Self::Starved => {
                 "(sleep 0.3; echo -1 >/proc/sys/kernel/sched_rt_runtime_us; \
-                 for cpu in $(seq $(nproc)); do chrt --fifo 90 sh -c 'while :; do :; done' & done) \
+                 for cpu in $(seq $(nproc)); do taskset $((1 << (cpu - 1))) \
+                 chrt --fifo 90 sh -c 'while :; do :; done' & done) \
                  >/dev/null 2>&1 </dev/null &"
             }
         }
@@ -108,6 +118,8 @@ pub struct Verdict {
     pub sample_us: Option<f64>,
     /// From noticing the bomb to its end.
     pub cured_ms: Option<f64>,
+    /// From noticing the memory hog to its end.
+    pub hog_cured_ms: Option<f64>,
     /// Clients, and what became of their sessions.
     pub sessions: usize,
     /// Those that live on.
@@ -137,7 +149,7 @@ pub struct Verdict {
 /// When it cannot be carried out.
 pub fn run(run: &Run, progress: Progress) -> Result<(Verdict, String)> {
     fs::create_dir_all(&run.out).with_context(|| format!("cannot make {}", run.out.display()))?;
-    let mut machines = Machines::build(&run.kernel, run.deadline_ms, progress)?;
+    let mut machines = Machines::build(run, progress)?;
     let result = carry_out(run, &mut machines, progress);
     let _ = fs::copy(machines.journal(), run.out.join("journal.jsonl"));
     if !result.as_ref().is_ok_and(|(verdict, _)| verdict.pass) {
@@ -164,7 +176,10 @@ fn carry_out(run: &Run, machines: &mut Machines, progress: Progress) -> Result<(
     progress.step("the target is locked and unlocked");
     lock(machines)?;
     progress.step("a fork bomb");
-    repair(machines, &mut verdict)?;
+    verdict.cured_ms = repair(machines, &bomb(), &mut verdict)?;
+    progress.step("a memory hog");
+    let hog = hog(machines)?;
+    verdict.hog_cured_ms = repair(machines, &hog, &mut verdict)?;
     evacuate(run, machines, progress, &mut verdict)?;
     verdict.pass = verdict.why.is_empty();
     Ok((verdict, timeline::text(&incident::read(&machines.journal())?)))
@@ -206,23 +221,47 @@ fn lock(machines: &mut Machines) -> Result<()> {
     Ok(())
 }
 
-fn repair(machines: &mut Machines, verdict: &mut Verdict) -> Result<()> {
-    let bomb = format!("/bin/rogue --uid {USER} bomb --variant cpu --procs {PROCESSES}");
-    machines.target.run(&format!("({bomb}) </dev/null >/dev/null 2>&1 &"))?;
-    let lines = await_lines(machines, "the bomb is ended", incident::is_cured)?;
+/// What drowns the target: an ordinary user of it, and who is to notice and to end that.
+struct Illness {
+    name: &'static str,
+    line: String,
+    sensor: &'static str,
+    module: &'static str,
+}
+
+fn bomb() -> Illness {
+    let line = format!("/bin/rogue --uid {USER} bomb --variant cpu --procs {PROCESSES}");
+    Illness { name: "the bomb", line, sensor: "tasks", module: "forkbomb" }
+}
+
+/// Takes what is free but a rest, and takes it again when its processes end.
+fn hog(machines: &mut Machines) -> Result<Illness> {
+    let free = machines.target.run("sed -n 's/^MemFree: *\\([0-9]*\\).*/\\1/p' /proc/meminfo")?.text();
+    let free_mib = free.trim().parse::<u32>().with_context(|| format!("free memory: {free:?}"))? / 1024;
+    let taken_mib = free_mib.checked_sub(HOG_LEAVES_MIB).filter(|taken| *taken > HOGS * RSSUID_MAX_MIB);
+    let mib = taken_mib.with_context(|| format!("{free_mib} MiB are free, too few for a hog"))? / HOGS;
+    let line = format!("/bin/rogue --uid {USER} hog --procs {HOGS} --mib {mib} --respawn");
+    Ok(Illness { name: "the hog", line, sensor: "free-pages", module: "memhog" })
+}
+
+/// From noticing the illness to its end, in milliseconds.
+fn repair(machines: &mut Machines, illness: &Illness, verdict: &mut Verdict) -> Result<Option<f64>> {
+    let Illness { name, line, sensor, module } = illness;
+    machines.target.run(&format!("({line}) </dev/null >/dev/null 2>&1 &"))?;
+    let is_end = |event: &Event| matches!(event, Event::Cured { module: by, .. } if by == module);
+    let what = format!("{name} is ended");
+    let lines = await_lines(machines, &what, |lines| lines.iter().any(|line| is_end(&line.event)))?;
     let at = |what: &dyn Fn(&Event) -> bool| lines.iter().find(|line| what(&line.event)).map(|line| line.mono_ns);
-    let noticed = at(&|event| matches!(event, Event::Suspicious { sensor, .. } if sensor == "tasks"));
-    verdict.cured_ms =
-        noticed.zip(at(&|event| matches!(event, Event::Cured { .. }))).map(|(a, b)| millis_between(a, b));
+    let noticed = at(&|event| matches!(event, Event::Suspicious { sensor: by, .. } if by == sensor));
     let count = format!("grep -l '^Uid:.{USER}' /proc/[0-9]*/status 2>/dev/null | wc -l");
     let remaining = machines.target.run(&count)?.text();
     if remaining.trim() != "0" {
-        verdict.why.push(format!("{} processes of the bomb are left", remaining.trim()));
+        verdict.why.push(format!("{} processes of {name} are left", remaining.trim()));
     }
     if lines.iter().any(incident::is_act) {
         verdict.why.push("the target was taken for one that hangs while it lived".to_owned());
     }
-    Ok(())
+    Ok(noticed.zip(at(&is_end)).map(|(noticed, ended)| millis_between(noticed, ended)))
 }
 
 fn evacuate(run: &Run, machines: &mut Machines, progress: Progress, verdict: &mut Verdict) -> Result<()> {
