@@ -20,6 +20,10 @@ const BOUND: Duration = Duration::from_secs(300);
 /// Nanoseconds of the guest for each instruction.
 const INSTRUCTION_NS: f64 = 2.0;
 
+/// Ends when the agent is up, or after a while without.
+const AGENT_IS_UP: &str = "i=0; until grep -q 'the agent is up' /tmp/log; do \
+                           sleep 0.1; i=$((i+1)); [ $i -lt 300 ] || exit 1; done";
+
 const PINS: &str = "/sys/fs/bpf/cost";
 const MIRROR: &str = "--mirror-slots 128 --mirror-port 8080";
 const GUARD: &str = "--service-address 127.0.0.1 --service-interface lo --guard-xdp generic";
@@ -83,11 +87,9 @@ fn measure(vm: &mut Vm, rounds: usize) -> Result<Costs> {
         for (index, (name, agent, has_boxes)) in SETUPS.iter().enumerate() {
             if let Some(told) = agent {
                 let told = told.join(" ");
-                vm.run(&format!(
-                    "(exec target-agent --pool-slots 64 --pin-dir {PINS} {told} >/tmp/log 2>&1 </dev/null) &"
-                ))?;
-                let up = "i=0; until grep -q 'the agent is up' /tmp/log; do sleep 0.1; i=$((i+1)); [ $i -lt 300 ] || exit 1; done";
-                let up = vm.run_within(up, BOUND)?;
+                let line = format!("target-agent --pool-slots 64 --pin-dir {PINS} {told}");
+                vm.run(&format!("(exec {line} >/tmp/log 2>&1 </dev/null) &"))?;
+                let up = vm.run_within(AGENT_IS_UP, BOUND)?;
                 ensure!(up.status == 0, "{name}: {}", vm.run("cat /tmp/log")?.text());
             }
             let boxes = if *has_boxes { "--box-socket /run/backdoors/box.sock" } else { "" };
