@@ -1,5 +1,6 @@
-//! What the agent's eBPF programs cost a context switch and a fork: in a guest with one processor, without an agent and
-//! with each of the agents named, by turns. Under software emulation only the ratios mean anything.
+//! What the agent's eBPF programs cost a context switch and a fork: in a guest with one processor whose clock counts
+//! instructions (QEMU's `-icount`, two nanoseconds for each), without an agent and with each of the agents named, by
+//! turns. Whatever else the host does is not in it.
 //!
 //! ```sh
 //! cargo run -p testbed --example switch_cost -- target/release/target-agent OLDER-AGENT…
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use testbed::guest::{ImageSpec, Kernel};
-use testbed::vm::{Vm, VmSpec};
+use testbed::vm::{Accel, Vm, VmSpec};
 
 /// Generous: software emulation on a loaded machine.
 const BOUND: Duration = Duration::from_secs(180);
@@ -29,7 +30,8 @@ fn main() -> Result<()> {
         image = image.program(&format!("agent-{index}"), agent);
     }
     let folder = std::env::temp_dir().join(format!("switch-cost-{}", std::process::id()));
-    let spec = VmSpec::new("switch-cost", &image.kernel().vmlinuz, &image.build(&folder)?);
+    let mut spec = VmSpec::new("switch-cost", &image.kernel().vmlinuz, &image.build(&folder)?);
+    (spec.cpus, spec.counted, spec.accel) = (1, true, Some(Accel::Tcg));
     let mut vm = Vm::start(spec)?;
     vm.wait_ready(BOUND)?;
     for _ in 0..ROUNDS {

@@ -52,6 +52,14 @@ fn reads_and_boxes_are_measured() {
 }
 
 #[test]
+fn reads_of_adapters_are_measured_beside_perftest() {
+    let lines = ["READ", "READs"]
+        .map(|what| [8, 64, 4096].map(|len| ["", ", spinning"].map(|how| format!("verbs {what} of {len} B{how}"))));
+    let lines: Vec<&str> = lines.iter().flatten().flatten().map(String::as_str).collect();
+    check("verbs", &lines);
+}
+
+#[test]
 fn a_monitor_is_measured() {
     check("monitor", &["monitor, 100 sensors, 10 ms", "monitor, 100 sensors, 100 ms"]);
 }

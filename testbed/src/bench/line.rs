@@ -12,6 +12,8 @@ use serde::Serialize;
 pub enum Group {
     /// One READ over the network of a real topology.
     Read,
+    /// READs of adapters from one guest in another, beside perftest.
+    Verbs,
     /// An application's export into its Continuation Box, and the import after a recovery.
     Boxes,
     /// Reinstatement of sessions, without a virtual machine.
@@ -30,8 +32,9 @@ pub enum Group {
 
 impl Group {
     /// In the order in which they are measured.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Read,
+        Self::Verbs,
         Self::Boxes,
         Self::Sessions,
         Self::Monitor,
@@ -57,6 +60,9 @@ pub enum Unit {
     /// Requests in a second.
     #[serde(rename = "requests/s")]
     Rate,
+    /// READs in a second.
+    #[serde(rename = "READs/s")]
+    Reads,
     /// Round trips to the target's memory.
     #[serde(rename = "round trips")]
     Rounds,
@@ -69,6 +75,7 @@ impl Display for Unit {
             Self::Millis => "ms",
             Self::Processor => "% CPU",
             Self::Rate => "req/s",
+            Self::Reads => "READ/s",
             Self::Rounds => "trips",
         })
     }

@@ -16,6 +16,7 @@ mod result;
 mod sessions;
 mod sockets;
 mod svg;
+mod verbs;
 mod wrk;
 
 use std::{
@@ -52,6 +53,10 @@ pub struct Bench {
 pub struct Effort {
     /// READs of each length, and echoes.
     reads: usize,
+    /// READs of adapters for each figure, one at a time and together, of which perftest wants whole batches; and how
+    /// often both take turns.
+    verbs_reads: [u32; 2],
+    verbs_rounds: usize,
     /// Exports and imports of each size, in sixteens.
     exports: usize,
     /// Sessions that are reinstated together.
@@ -80,6 +85,8 @@ impl Effort {
     pub fn full(recoveries: u64) -> Self {
         Self {
             reads: 10_000,
+            verbs_reads: [500, 4096],
+            verbs_rounds: 5,
             exports: 5_000,
             sessions: 1000,
             monitor_s: [5, 10],
@@ -99,6 +106,8 @@ impl Effort {
     pub fn brief() -> Self {
         Self {
             reads: 100,
+            verbs_reads: [20, 320],
+            verbs_rounds: 1,
             exports: 10,
             sessions: 4,
             monitor_s: [1, 1],
@@ -140,6 +149,7 @@ fn measure(group: Group, bench: &Bench, progress: Progress) -> Result<Vec<Line>>
     let effort = &bench.effort;
     match group {
         Group::Read => read::measure(effort),
+        Group::Verbs => verbs::measure(effort, &bench.order, progress),
         Group::Boxes => boxes::measure(effort),
         Group::Sessions => sessions::measure(effort, &bench.out, &bench.order, progress),
         Group::Monitor => monitor::measure(effort),

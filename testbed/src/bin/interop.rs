@@ -7,6 +7,7 @@ use clap::Parser;
 use testbed::interop::{
     Carrier,
     active::{self, Ends},
+    pace::{self, Pace},
     passive,
     plan::Cell,
 };
@@ -46,6 +47,18 @@ enum Arguments {
         /// The cells, as a list in JSON.
         cells: String,
     },
+    /// Measures READs of an adapter, and says what came of it in a line of JSON.
+    Pace {
+        /// The adapter's address.
+        #[arg(long)]
+        local: Ipv4Addr,
+        /// Where the passive end talks.
+        #[arg(long)]
+        peer: Ipv4Addr,
+        /// What is measured.
+        #[command(flatten)]
+        pace: Pace,
+    },
 }
 
 fn main() -> ExitCode {
@@ -67,6 +80,10 @@ fn run(arguments: Arguments) -> Result<()> {
             for cell in &cells {
                 println!("{}", serde_json::to_string(&active::carry_out(&ends, cell))?);
             }
+            Ok(())
+        }
+        Arguments::Pace { local, peer, pace } => {
+            println!("{}", serde_json::to_string(&pace::measure(local, peer, pace)?)?);
             Ok(())
         }
     }

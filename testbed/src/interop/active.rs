@@ -104,7 +104,7 @@ fn attempt(ends: &Ends, cell: &Cell, outcome: &mut Outcome) -> Result<()> {
     }
 }
 
-fn reach(peer: Ipv4Addr) -> Result<TcpStream> {
+pub(super) fn reach(peer: Ipv4Addr) -> Result<TcpStream> {
     let mut tries = 1;
     let stream = loop {
         match TcpStream::connect((peer, PORT)) {
@@ -129,7 +129,7 @@ fn part(cell: &Cell) -> usize {
     (cell.size as usize).next_multiple_of(64).max(64)
 }
 
-fn ask(channel: &mut Channel<TcpStream>, what: &Ask) -> Result<Answer> {
+pub(super) fn ask(channel: &mut Channel<TcpStream>, what: &Ask) -> Result<Answer> {
     match channel.ask(what).context("talking to the passive end")? {
         Answer::Failed(why) => Err(anyhow!("the passive end failed: {why}")),
         answer => Ok(answer),

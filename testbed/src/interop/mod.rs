@@ -9,11 +9,12 @@
 //! Both ends are the program `interop`, on the host or in a guest, each with the carrier it is told. The active end
 //! knows what the memory has to hold after each operation: a byte that is wrong, an operation that was carried out
 //! twice or in the wrong order, and a connection that ended are failures of the cell. The passive end only serves and
-//! sums up what it holds.
+//! sums up what it holds. `pace.rs` measures instead, for `bench`.
 
 pub mod active;
 mod conversation;
 pub mod matrix;
+pub mod pace;
 pub mod passive;
 pub mod plan;
 mod words;

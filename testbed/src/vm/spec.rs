@@ -150,6 +150,9 @@ pub struct VmSpec {
     pub append: Vec<String>,
     /// Whether a reset boots it anew; otherwise QEMU ends, so that a guest that reboots by mistake is noticed.
     pub reboots: bool,
+    /// Emulated with two nanoseconds for each instruction of its one processor, whatever else the host does: its clock
+    /// counts instructions.
+    pub counted: bool,
     /// How it is executed; `None` chooses.
     pub accel: Option<Accel>,
     /// A saved machine of the same make that goes on instead of a boot; see [`Vm::save`](super::Vm::save).
@@ -176,6 +179,7 @@ impl VmSpec {
             swap: None,
             append: vec![],
             reboots: false,
+            counted: false,
             accel: None,
             saved: None,
         }
@@ -214,6 +218,9 @@ pub(super) fn arguments(spec: &VmSpec, places: &Places, accel: Accel) -> Vec<Str
     add("-name", spec.name.clone());
     add("-machine", "q35,memory-backend=ram".into());
     add("-accel", accel.argument().into());
+    if spec.counted {
+        add("-icount", "shift=1".into());
+    }
     add("-cpu", spec.cpu_model.clone());
     add("-smp", spec.cpus.to_string());
     add("-m", format!("{}M", spec.memory_mib));
@@ -351,6 +358,12 @@ mod tests {
         let (first, second) = (line.find("ifname=tap-a").unwrap(), line.find("ifname=tap-b").unwrap());
         assert!(first < second && line.contains("host_mtu=9000"), "{line}");
         assert!(line.contains("backdoors.second=10.78.0.20/24"), "{line}");
+    }
+
+    #[test]
+    fn a_guest_s_clock_counts_instructions_only_if_it_is_told() {
+        assert!(line(|spec| spec.counted = true).contains("-accel tcg -icount shift=1"));
+        assert!(!line(|_| {}).contains("icount"));
     }
 
     #[test]
