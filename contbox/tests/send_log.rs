@@ -8,6 +8,7 @@ use std::time::Duration;
 use contbox::reader::BoxHead;
 use contbox::stream::Position;
 use contbox::{ContinuationBox, Geometry, Opening, Pool, RecoverableStream, Snapshot};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
@@ -37,6 +38,8 @@ async fn what_the_client_has_not_acknowledged_is_in_the_log() {
     let (_fd, pool) = Pool::memfd(GEOMETRY, 1).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    // Or this machine's buffer for the client would grow, and take all of it.
+    setsockopt(&client, sockopt::RcvBuf, &(16 << 10)).unwrap();
     let (socket, peer) = listener.accept().await.unwrap();
     let opening = Opening::fresh(1, socket.local_addr().unwrap(), peer);
     let continuation = ContinuationBox::create(pool.slot(0).unwrap(), &opening).unwrap();

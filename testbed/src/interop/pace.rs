@@ -26,6 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+#[group(skip)] // the subcommand that has these has a group of that name
 pub struct Pace {
     /// Bytes of each READ.
     #[arg(long)]
