@@ -21,11 +21,13 @@ const PAPER: &str = PALETTE[1];
 const MET: &str = PALETTE[2];
 const LIMIT: &str = "#aab4be";
 
-const UNITS: [(Unit, &str); 4] = [
+const UNITS: [(Unit, &str); 6] = [
     (Unit::Micros, "microseconds, less is better"),
     (Unit::Millis, "milliseconds, less is better"),
     (Unit::Processor, "percent of a processor, less is better"),
     (Unit::Rate, "requests per second, more is better"),
+    (Unit::Reads, "READs per second, more is better"),
+    (Unit::Rounds, "round trips, less is better"),
 ];
 
 const LEGEND: [(&str, &str); 5] =
