@@ -175,7 +175,7 @@ fn compare(kept: &TcpSocket, walked: &TcpSocket, seen: &mut Seen) -> Result<(), 
         *seen.entry("beyond the ring").or_default() += 1;
         return check(!kept.receive_queue_complete, "more than a ring holds");
     }
-    // Of one that its application has closed nobody will read anything; its client's FIN may be counted and not told yet.
+    // Of one that its application has closed nobody will read anything, and its client's FIN may be half counted.
     check((kept.receive_queue_complete || kept.orphaned) && kept.send_queue_complete, "not whole")?;
     let clock_us = kept.tcp_mstamp_us.max(kept.tcp_wstamp_ns / 1000);
     // What has left has no later time.
