@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     guest::{ImageSpec, Kernel},
-    interop::pace::{BATCH, Pace, Paced},
+    interop::pace::{BATCH, Paced},
     pair::{DEVICE, RdmaGuest},
     sandbox::SCRATCH,
     scenario::{Order, Progress, program},
@@ -109,7 +109,7 @@ impl Guests {
     }
 
     fn ours(&mut self, many: bool, len: u32, count: u32, spin_us: Option<u64>) -> Result<f64> {
-        let Pace { len, depth, count, spin_us } = Pace { len, depth: if many { DEPTH } else { 1 }, count, spin_us };
+        let depth = if many { DEPTH } else { 1 };
         let (local, peer) = (self.monitor.address(), self.target.service_address());
         let spin = spin_us.map_or_else(String::new, |us| format!(" --spin-us {us}"));
         let what = format!("--len {len} --depth {depth} --count {count}{spin}");
