@@ -259,22 +259,35 @@ impl BoxHead {
     /// # Errors
     /// [`BadBox::LostLog`]; [`BadBox::NoSnapshot`] or [`BadBox::LogGap`] if nothing that could be read would do.
     pub fn plan(&self, geometry: &Geometry, copied: u64) -> Result<BoxPlan, BadBox> {
+        self.plan_by(geometry, copied, false)
+    }
+
+    /// As [`BoxHead::plan`] by an offset that may be behind: a snapshot that has digested more says so itself.
+    ///
+    /// # Errors
+    /// See [`BoxHead::plan`].
+    pub fn plan_from(&self, geometry: &Geometry, copied: u64) -> Result<BoxPlan, BadBox> {
+        self.plan_by(geometry, copied, true)
+    }
+
+    fn plan_by(&self, geometry: &Geometry, copied: u64, lags: bool) -> Result<BoxPlan, BadBox> {
         if self.state == SlotState::LostLog {
             return Err(BadBox::LostLog);
         }
         let candidates: Vec<Candidate> = self.candidates(geometry).collect();
-        let Some(lsr) = candidates.iter().map(|candidate| candidate.lsr).filter(|lsr| *lsr <= copied).min() else {
+        let fits = |lsr: &u64| lags || *lsr <= copied;
+        let Some(lsr) = candidates.iter().map(|candidate| candidate.lsr).filter(fits).min() else {
             return Err(match candidates.first() {
                 Some(head) => BadBox::LogGap { lsr: head.lsr, copied, log_bytes: geometry.log_bytes },
                 None => BadBox::NoSnapshot { newest: self.newest },
             });
         };
-        let from = lsr.max(copied.saturating_sub(u64::from(geometry.log_bytes)));
+        let from = lsr.min(copied).max(copied.saturating_sub(u64::from(geometry.log_bytes)));
         let log_start = geometry.place(self.slot, geometry.log_offset());
         let log = geometry.log_stretches(from, copied);
         let log = log.map(|stretch| log_start + u64::from(stretch.start)..log_start + u64::from(stretch.end));
         let lws = candidates.iter().map(|candidate| candidate.range(geometry)).collect();
-        Ok(BoxPlan { candidates, lws, log, from, copied, log_bytes: geometry.log_bytes })
+        Ok(BoxPlan { candidates, lws, log, from, copied, lags, log_bytes: geometry.log_bytes })
     }
 
     /// Where the bytes lie that the application was to send at stream offsets `from .. to`; `None` if they were not
@@ -348,6 +361,8 @@ pub struct BoxPlan {
     log: [Range<u64>; 2],
     from: u64,
     copied: u64,
+    /// A snapshot may have digested more.
+    lags: bool,
     log_bytes: u32,
 }
 
@@ -385,7 +400,7 @@ impl BoxPlan {
         });
         let snapshot = snapshot.ok_or(BadBox::NoSnapshot { newest: head.newest })?;
         let (lsr, copied, log_bytes) = (snapshot.lsr, self.copied, self.log_bytes);
-        if lsr < self.from || copied < lsr {
+        if lsr < self.from || copied < lsr && !self.lags {
             return Err(BadBox::LogGap { lsr, copied, log_bytes });
         }
         let logged = log.iter().flat_map(|part| part.as_ref()).skip((lsr - self.from) as usize).copied().collect();
@@ -413,7 +428,8 @@ pub struct BoxImage {
     pub base_written: u64,
     /// The application's state.
     pub snapshot: Snapshot,
-    /// Input `[snapshot.lsr, copied)`: read by the application after the snapshot, to be replayed.
+    /// Input `[snapshot.lsr, copied)`: read by the application after the snapshot, to be replayed; none if the snapshot
+    /// is ahead of that.
     pub logged: Vec<u8>,
 }
 

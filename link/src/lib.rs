@@ -51,8 +51,8 @@ pub struct Options {
     /// Local UDP port of the queue pair. Any number of links share it; real NICs know no other than 4791.
     pub port: u16,
     /// How long a wait for an answer polls before it sleeps: a sleeping process wakes some 50 us late, a spinning one
-    /// costs processor time.
-    pub spin: Duration,
+    /// costs processor time. What suits the carrier, if absent.
+    pub spin: Option<Duration>,
     /// Sockets that many links share, at the link's local address and port; its own ones if absent.
     pub hub: Option<rdma::soft::Hub>,
     /// Operations that may be on the way at the same time; what is kept for them is allocated beforehand.
@@ -70,7 +70,7 @@ impl Options {
             memory_patience: Duration::from_secs(1),
             landing_bytes: 4 << 20,
             port: rdma::soft::PORT,
-            spin: rdma::soft::Options::default().spin,
+            spin: None,
             hub: None,
             depth: rdma::soft::Options::default().depth,
             carrier: Carrier::default(),

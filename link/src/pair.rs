@@ -47,7 +47,8 @@ fn soft(
     options: &Options,
 ) -> Result<SoftQueue, LinkFailure> {
     let Options { landing_bytes, depth, spin, .. } = *options;
-    let settings = rdma::soft::Options { landing_bytes, depth, spin, ..Default::default() };
+    let usual = rdma::soft::Options::default();
+    let settings = rdma::soft::Options { landing_bytes, depth, spin: spin.unwrap_or(usual.spin), ..usual };
     let opened = match &options.hub {
         Some(hub) => SoftQueue::open_at(hub, local, options.port, settings),
         None => SoftQueue::open(local, options.port, settings),
@@ -71,6 +72,7 @@ fn verbs(
     // An adapter gives up by itself, within half the patience: who has more of it is to keep the connection.
     let usual = rdma::verbs::Options::default();
     let timeout = usual.timeout * u32::try_from(options.memory_patience.as_secs()).unwrap_or(1).max(1);
+    let spin = spin.unwrap_or(usual.spin);
     let settings = rdma::verbs::Options { landing_bytes, depth, spin, timeout, ..usual };
     let opened = VerbsQueue::open(choice, settings);
     let (mut queue, ours) = opened.map_err(|error| LinkFailure::Local(error.to_string()))?;

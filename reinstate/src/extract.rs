@@ -28,6 +28,7 @@ use introspect::{
 use remote_memory::{LinkError, Read, Region, RemoteKey, RemoteRead};
 
 use crate::{
+    catch_up::catch_up,
     channels::{Between, Dead, Ends, Records},
     resume::{Keeper, keepers},
     session::{self, Loss, Session},
@@ -71,6 +72,20 @@ pub struct Extracted {
 }
 
 type Addresses = (SocketAddr, SocketAddr);
+
+/// Connections that were found.
+struct Sockets {
+    all: Vec<TcpSocket>,
+    /// Whether applications may have gone on with them since: a table says how they stood when something last left.
+    lag: bool,
+}
+
+impl Sockets {
+    /// As they were when the machine stopped.
+    fn of(all: Vec<TcpSocket>) -> Self {
+        Self { all, lag: false }
+    }
+}
 
 /// How one socket goes on.
 enum Plan<'a> {
@@ -142,7 +157,7 @@ pub fn pair_all(
     silent: Duration,
 ) -> Result<Extracted, LinkError> {
     let words = survey.damage.iter().map(ToString::to_string).collect();
-    pair(memory, &Dead { kernel, ram }, pool, mem::take(&mut survey.sockets), silent, words)
+    pair(memory, &Dead { kernel, ram }, pool, Sockets::of(mem::take(&mut survey.sockets)), silent, words)
 }
 
 /// As [`pair_all`], of the connections in a machine's tables, which are left without them.
@@ -156,7 +171,7 @@ pub fn pair_tables(
     silent: Duration,
 ) -> Result<Extracted, LinkError> {
     let (sockets, words) = (mem::take(&mut tables.sockets), mem::take(&mut tables.damage));
-    let extracted = pair(memory, &OutOfSight, pool, sockets, silent, words)?;
+    let extracted = pair(memory, &OutOfSight, pool, Sockets { all: sockets, lag: true }, silent, words)?;
     tables.locate(&extracted);
     Ok(extracted)
 }
@@ -166,7 +181,7 @@ fn pair(
     memory: &mut dyn RemoteRead,
     between: &dyn Between,
     pool: Option<&Region>,
-    sockets: Vec<TcpSocket>,
+    Sockets { all: sockets, lag }: Sockets,
     silent: Duration,
     mut damage: Vec<String>,
 ) -> Result<Extracted, LinkError> {
@@ -180,11 +195,12 @@ fn pair(
         Boxes::default()
     });
     damage.extend_from_slice(&boxes.ends.damage);
-    let plans = sockets.iter().map(|socket| boxes.plan(socket)).collect::<Vec<_>>();
+    let plans = sockets.iter().map(|socket| boxes.plan(socket, lag)).collect::<Vec<_>>();
     let (images, channels) = read_plans(memory, between, pool, &boxes.ends, &plans, &mut damage)?;
     damage.truncate(DAMAGE_MAX);
+    let kept_bytes = boxes.geometry.map_or(0, |geometry| geometry.send_bytes);
     let mut extracted = Extracted { damage, ..Extracted::default() };
-    for (number, ((socket, carried), channels)) in sockets.into_iter().zip(images).zip(channels).enumerate() {
+    for (number, ((mut socket, carried), channels)) in sockets.into_iter().zip(images).zip(channels).enumerate() {
         let image = match carried {
             Ok(Carried::ToItsEnd) => {
                 extracted.ending.push((number, session::ending(socket, silent)));
@@ -195,6 +211,9 @@ fn pair(
             Err(why) => Err(why),
         };
         let agreed = image.and_then(|image| {
+            if lag {
+                catch_up(&mut socket, &image, kept_bytes)?;
+            }
             let standing = session::agree(&socket, &image)?;
             Ok((image, standing, channels?))
         });
@@ -283,20 +302,23 @@ impl Boxes {
     }
 
     /// How a connection without a box goes on, if it can.
-    fn without(&self, socket: &TcpSocket, ends: &Addresses) -> Planned<'_> {
+    /// An application that has accepted one may have read from it since its numbers were taken, if these `lag`.
+    fn without(&self, socket: &TcpSocket, ends: &Addresses, lag: bool) -> Planned<'_> {
         if session::output_ended(socket) {
             return Ok(Plan::ToItsEnd);
         }
         let used = self.heads.values().map(Vec::len).sum::<usize>() as u32;
         match self.geometry {
             _ if self.ended.contains(ends) => Err(Loss::BoxEnded),
-            _ if session::untouched(socket) => session::counted(socket).map(|()| Plan::Anew),
+            _ if session::untouched(socket) && !(lag && socket.accepted) => {
+                session::counted(socket).map(|()| Plan::Anew)
+            }
             Some(geometry) if used == geometry.slots => Err(Loss::PoolFull(used)),
             _ => Err(Loss::NoBox),
         }
     }
 
-    fn plan(&self, socket: &TcpSocket) -> Planned<'_> {
+    fn plan(&self, socket: &TcpSocket, lag: bool) -> Planned<'_> {
         session::rebuildable(socket)?;
         if socket.orphaned {
             return Ok(Plan::ToItsEnd);
@@ -304,13 +326,15 @@ impl Boxes {
         let ends = (canonical(socket.local), canonical(socket.peer));
         let found = self.heads.get(&ends).map_or(&[][..], Vec::as_slice);
         let ([head], Some(geometry)) = (found, &self.geometry) else {
-            return if found.is_empty() { self.without(socket, &ends) } else { Err(Loss::ManyBoxes(found.len())) };
+            return if found.is_empty() { self.without(socket, &ends, lag) } else { Err(Loss::ManyBoxes(found.len())) };
         };
         // Boxes are made by those who have accepted: this one was another connection's.
         if !socket.accepted {
             return Err(Loss::Damaged("box"));
         }
-        Ok(Plan::FromBox(head, head.plan(geometry, session::copied_offset(socket, head)?)?))
+        let copied = session::copied_offset(socket, head)?;
+        let plan = if lag { head.plan_from(geometry, copied) } else { head.plan(geometry, copied) };
+        Ok(Plan::FromBox(head, plan?))
     }
 }
 
@@ -428,7 +452,7 @@ mod tests {
 
     fn paired(boxes: &[Opening], sockets: Vec<TcpSocket>) -> Extracted {
         let (mut image, region) = target(boxes);
-        pair(&mut image, &NoChannels, Some(&region), sockets, Duration::ZERO, Vec::new()).unwrap()
+        pair(&mut image, &NoChannels, Some(&region), Sockets::of(sockets), Duration::ZERO, Vec::new()).unwrap()
     }
 
     fn other(port: u16) -> TcpSocket {
@@ -461,7 +485,8 @@ mod tests {
         let (mut image, region) = target(&boxes);
         let unread = Geometry::with(4, 64, 256).front(3);
         image.write_at(BASE + unread.start, &vec![0; (unread.end - unread.start) as usize]);
-        let extracted = pair(&mut image, &NoChannels, Some(&region), vec![one], Duration::ZERO, Vec::new()).unwrap();
+        let extracted =
+            pair(&mut image, &NoChannels, Some(&region), Sockets::of(vec![one]), Duration::ZERO, Vec::new()).unwrap();
         let testaments = extracted.fronts.unwrap().testaments();
         assert_eq!((testaments[0].words.len(), testaments[0].complete), (2, false));
     }
@@ -482,7 +507,8 @@ mod tests {
         let mut image = Image::new();
         image.write_at(BASE, &pool.image());
         let region = target(&[]).1;
-        let extracted = pair(&mut image, &NoChannels, Some(&region), vec![one], Duration::ZERO, Vec::new()).unwrap();
+        let extracted =
+            pair(&mut image, &NoChannels, Some(&region), Sockets::of(vec![one]), Duration::ZERO, Vec::new()).unwrap();
         assert_eq!(extracted.lost[0].why, Loss::BoxEnded);
     }
 
@@ -521,7 +547,8 @@ mod tests {
         let (mut image, region) = target(&[]);
         image.write_at(BASE, &[0; 64]);
         for pool in [None, Some(&region)] {
-            let extracted = pair(&mut image, &NoChannels, pool, vec![other(1)], Duration::ZERO, Vec::new()).unwrap();
+            let extracted =
+                pair(&mut image, &NoChannels, pool, Sockets::of(vec![other(1)]), Duration::ZERO, Vec::new()).unwrap();
             assert_eq!((extracted.sessions.len(), &extracted.lost[0].why), (0, &Loss::NoBox));
             assert!(extracted.damage[0].contains("pool"), "{:?}", extracted.damage);
         }

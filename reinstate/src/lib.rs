@@ -2,7 +2,7 @@
 //! the address over and hands every session to the application that already runs on this machine.
 //!
 //! ```text
-//!   extract   sockets and boxes out of dead memory, paired by 4-tuple        extract, session
+//!   extract   sockets and boxes out of dead memory, paired by 4-tuple        extract, session, tables, catch_up
 //!   channels  what lies between the processes of a session                    channels
 //!   admit     which of them can go on with every byte exactly once           session
 //!   probe     neighbours learn our link address; where does each client stand?   address, probe, position
@@ -18,6 +18,7 @@
 //! exists. No helper program is ever started: addresses, routes and rules are netlink messages.
 
 pub mod address;
+pub mod catch_up;
 pub mod channels;
 pub mod config;
 pub mod daemon;

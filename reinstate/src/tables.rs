@@ -5,11 +5,12 @@
 //!   header ── one read ──► tails of all slots ── one round ──► rings of those with unread input ── one round ──►
 //!   boxes (crate::extract) ──► where in the send logs what waits to be sent lies ──► one round for each group
 //! ```
-//! **What a record stands for.** The connection at one moment between two updates by its kernel, not before the last
-//! segment left: no client has heard of anything that came after it. So it is never torn, and where the kernel had
-//! gone on, harmlessly: input that came since was not acknowledged, and its client sends it again; output that was
-//! written since has not left, and its application, which has not been told that it was taken, produces it again; what
-//! was acknowledged since, its client says when it is asked.
+//! **What a record stands for.** The connection when something last left: no client has heard of anything that came
+//! after it. So it is never torn, and where kernel and application had gone on, harmlessly: input that came since was
+//! not acknowledged, and its client sends it again; what was acknowledged since, its client says when it is asked.
+//! What the application had made of it is in its box. Input that its snapshot has digested is not taken a second time,
+//! and output that its snapshot has gone by, and that had not left, is in the send log ([`crate::catch_up`]). Output
+//! that was written after the snapshot and has not left, the application produces again.
 //!
 //! Two numbers change after the last look, inside of the path that sends: `rcv_wup`, which becomes `rcv_nxt`, and the
 //! window that is offered with it. Both are taken for what they may have become at most.

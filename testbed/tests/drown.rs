@@ -53,7 +53,7 @@ fn a_fork_bomb_is_ended_by_a_module_that_is_a_program_of_one_s_own() {
 /// Together the hogs want more than the guest has, and are swapped out before anybody looks.
 #[test]
 fn memory_hogs_that_were_swapped_out_are_ended_with_the_controller_that_starts_them_anew() {
-    let result = run("hog", &["memhog", "--procs", "10", "--mib", "32", "--respawn", "--hold-ms", "3000"]);
+    let result = run("hog", &["memhog", "--procs", "12", "--mib", "32", "--respawn", "--hold-ms", "6000"]);
     check(&result);
     assert_eq!((&result["left"], &result["memory"]["oom_kills"]), (&Value::from(0), &Value::from(0)), "{result}");
     let swapped: u64 = result["swapped_mib"].as_array().unwrap().iter().filter_map(Value::as_u64).sum();

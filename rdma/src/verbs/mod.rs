@@ -27,6 +27,7 @@ mod landing;
 mod library;
 mod options;
 mod pair;
+mod patience;
 mod ports;
 mod queue;
 mod server;

@@ -18,6 +18,7 @@
 //! looked for again by the next `reconnect`.
 
 use std::fmt;
+use std::hint;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -31,12 +32,17 @@ use super::ffi::Wc;
 use super::landing::Landing;
 use super::library::status_text;
 use super::pair::Pair;
+use super::patience::Patience;
 use super::work::{self, Chain, Said};
 use super::{Choice, Options, VerbsError};
 use crate::{Dialed, QpAttributes};
 
 /// Completions taken from the adapter at a time.
 const COMPLETIONS: usize = 64;
+
+/// Looks at the completion queue, which lies in memory of this process, between two looks at the clock. In a guest whose
+/// clock is a device, a look at it costs more than all of these.
+const LOOKS: usize = 32;
 
 /// How often it is looked whether the adapter is still there.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -65,6 +71,7 @@ pub struct VerbsQueue {
     /// An event was asked for and has not been taken.
     is_armed: bool,
     looked: Instant,
+    patience: Patience,
 }
 
 #[derive(Clone, Copy)]
@@ -104,6 +111,7 @@ impl VerbsQueue {
             landing,
             chain: Chain::new(options.depth),
             slots: vec![blank; options.depth],
+            patience: Patience::new(options.spin),
             options,
             posted: 0,
             ended: 0,
@@ -339,11 +347,24 @@ impl VerbsQueue {
         Ok(self.chain.len())
     }
 
-    /// Spins at first, then sleeps until something can have changed.
+    /// Looks until something has completed, some times at most.
+    fn spin(&mut self) -> Result<(), LinkError> {
+        for _ in 0..LOOKS {
+            let before = self.ended;
+            self.collect()?;
+            if self.ended != before || self.broken.is_some() {
+                return Ok(());
+            }
+            hint::spin_loop();
+        }
+        std::thread::yield_now(); // gives way to a software adapter on the same processor
+        Ok(())
+    }
+
+    /// Looks at first, then sleeps until something can have changed.
     fn idle(&mut self, now: Instant, since: Instant, until: Instant) -> Result<(), LinkError> {
-        if now.duration_since(since) < self.options.spin {
-            std::thread::yield_now(); // gives way to a software adapter on the same processor
-            return Ok(());
+        if now.duration_since(since) < self.patience.looks_for() {
+            return self.spin();
         }
         self.look(now)?;
         let Some(engine) = &self.engine else { return Ok(()) };
@@ -396,7 +417,7 @@ impl Queue for VerbsQueue {
         match &self.broken {
             Some(Broken::Failed(error)) => return Err(error.clone()),
             Some(Broken::Refused) => return Ok(0),
-            None => self.look(Instant::now())?,
+            None => {}
         }
         let depth = self.depth();
         let count = self.lay_out(requests, depth)?;
@@ -419,13 +440,18 @@ impl Queue for VerbsQueue {
             return Err(NOT_CONNECTED);
         }
         let began = Instant::now();
+        self.look(began)?;
         let mut now = began;
         loop {
             self.collect()?;
             let taken = self.harvest(completions);
             match &self.broken {
                 Some(Broken::Failed(error)) if taken == 0 => return Err(error.clone()),
-                _ if taken > 0 || completions.is_empty() || self.outstanding() == 0 => return Ok(taken),
+                _ if taken > 0 => {
+                    self.patience.learn(now.duration_since(began));
+                    return Ok(taken);
+                }
+                _ if completions.is_empty() || self.outstanding() == 0 => return Ok(taken),
                 _ => {}
             }
             if wait.is_zero() || now.duration_since(began) >= wait {

@@ -4,16 +4,18 @@
  * the reasons.
  *
  *   established ── a slot ──► tail of the slot: identity, two records that are written in turn
- *   a segment is about to leave        ─┐
- *   a segment has been taken in         ├─► mirror(): bytes that are new in the receive queue, then a record
- *   the application has sent, or read  ─┘
+ *   a segment is about to leave, or the application has closed
+ *                  ──► mirror(): bytes that are new in the receive queue, then a record
  *   closed ── the slot is free
  *
  * All of these are called by whoever holds the socket, between the kernel's own updates: what is read is consistent,
- * and one slot has one writer. What leaves is mirrored before: no client has heard of what is not in the table.
+ * and one slot has one writer. What leaves is mirrored before: no client has heard of what is not in the table. What
+ * has not left is not in it: a client says again what was not acknowledged, and the box of the session says what its
+ * application has gone by.
  *
- * A program that interrupts itself on the same processor is passed over by the kernel. Each place above lies within, or
- * is followed by, one with another program, which brings the record up to date.
+ * A program that interrupts itself on the same processor is passed over by the kernel: a segment that leaves for a
+ * packet that came in the middle of another segment's. So the end of taking a packet in looks whether what has left
+ * since is in the table, and writes it if not.
  */
 #include "tcptable.h"
 
@@ -370,7 +372,10 @@ static __always_inline void take(struct sock *sk, struct tcp_sock *tp, struct ow
 	own->taken = walk.want;
 }
 
-static __always_inline __u16 flags_of(struct sock *sk, struct tcp_sock *tp)
+/* What is settled with the handshake. */
+enum { SETTLED = TT_TIMESTAMPS | TT_SCALING | TT_SACK | TT_MICROSECONDS | TT_MPTCP | TT_INET6 | TT_INIT_NET };
+
+static __always_inline __u16 settled_flags(struct sock *sk, struct tcp_sock *tp)
 {
 	__u16 flags = 0;
 
@@ -382,21 +387,49 @@ static __always_inline __u16 flags_of(struct sock *sk, struct tcp_sock *tp)
 		flags |= TT_SACK;
 	if (bpf_core_field_exists(tp->tcp_usec_ts) && BPF_CORE_READ_BITFIELD(tp, tcp_usec_ts))
 		flags |= TT_MICROSECONDS;
+	if (bpf_core_field_exists(tp->is_mptcp) && BPF_CORE_READ_BITFIELD(tp, is_mptcp))
+		flags |= TT_MPTCP;
+	if (sk->__sk_common.skc_family == AF_INET6)
+		flags |= TT_INET6;
+	if (&init_net && (__u64)sk->__sk_common.skc_net.net == (__u64)&init_net)
+		flags |= TT_INIT_NET;
+	return flags;
+}
+
+static __always_inline __u16 passing_flags(struct sock *sk, struct tcp_sock *tp)
+{
+	__u16 flags = 0;
+
 	if (tp->urg_data)
 		flags |= TT_URGENT;
 	if (BPF_CORE_READ_BITFIELD(tp, repair))
 		flags |= TT_REPAIR;
 	if (tp->inet_conn.icsk_ulp_ops)
 		flags |= TT_UPPER_LAYER;
-	if (bpf_core_field_exists(tp->is_mptcp) && BPF_CORE_READ_BITFIELD(tp, is_mptcp))
-		flags |= TT_MPTCP;
 	if (sk->__sk_common.skc_flags & SOCK_DEAD)
 		flags |= TT_ORPHANED;
-	if (sk->__sk_common.skc_family == AF_INET6)
-		flags |= TT_INET6;
-	if (&init_net && (__u64)sk->__sk_common.skc_net.net == (__u64)&init_net)
-		flags |= TT_INIT_NET;
 	return flags;
+}
+
+/* What a handshake settles is read once, and then taken over from the record before: a read of a member of a kernel
+ * structure costs ten instructions, one of the table's one. Under TCP_REPAIR it is settled by the application. */
+static __always_inline void settle(struct sock *sk, struct tcp_sock *tp, struct tt_record *before, struct tt_record *record)
+{
+	__u16 flags = passing_flags(sk, tp);
+
+	if (before->number && !(before->flags & TT_REPAIR)) {
+		record->tsoffset = before->tsoffset;
+		record->mss_clamp = before->mss_clamp;
+		record->snd_wscale = before->snd_wscale;
+		record->rcv_wscale = before->rcv_wscale;
+		record->flags = flags | (before->flags & SETTLED);
+		return;
+	}
+	record->tsoffset = tp->tsoffset;
+	record->mss_clamp = tp->rx_opt.mss_clamp;
+	record->snd_wscale = BPF_CORE_READ_BITFIELD(tp, rx_opt.snd_wscale);
+	record->rcv_wscale = BPF_CORE_READ_BITFIELD(tp, rx_opt.rcv_wscale);
+	record->flags = flags | settled_flags(sk, tp);
 }
 
 /* Whether a record says what reinstating goes by. Times are not compared: they count when something leaves. */
@@ -408,16 +441,20 @@ static __always_inline int is_said(struct tt_record *record, struct sock *sk, st
 	       record->state == sk->__sk_common.skc_state && !(sk->__sk_common.skc_flags & SOCK_DEAD);
 }
 
+static __always_inline struct tt_record *newest(struct tt_slot *slot)
+{
+	return &slot->records[slot->records[1].number > slot->records[0].number];
+}
+
 static __always_inline void say(struct sock *sk, struct tcp_sock *tp, struct own *own, struct tt_slot *slot, int always)
 {
-	struct tt_record *even = &slot->records[0], *odd = &slot->records[1], *record;
+	struct tt_record *before = newest(slot), *record;
 	__u64 number, clock;
 
-	record = odd->number > even->number ? odd : even;
-	if (!always && is_said(record, sk, tp, own))
+	if (!always && is_said(before, sk, tp, own))
 		return;
-	number = record->number + 1;
-	record = number & 1 ? odd : even;
+	number = before->number + 1;
+	record = &slot->records[number & 1];
 	VOLATILE(record->check) = 0;
 	BARRIER();
 	record->number = number;
@@ -433,7 +470,6 @@ static __always_inline void say(struct sock *sk, struct tcp_sock *tp, struct own
 	record->max_window = tp->max_window;
 	record->snd_cwnd = tp->snd_cwnd;
 	record->mss_cache = tp->mss_cache;
-	record->tsoffset = tp->tsoffset;
 	record->ts_recent = tp->rx_opt.ts_recent;
 	record->tcp_mstamp_us = tp->tcp_mstamp;
 	/* What is about to leave bears the later of both. */
@@ -444,12 +480,9 @@ static __always_inline void say(struct sock *sk, struct tcp_sock *tp, struct own
 	record->bytes_acked = tp->bytes_acked;
 	record->bytes_received = tp->bytes_received;
 	record->taken = own->taken;
-	record->mss_clamp = tp->rx_opt.mss_clamp;
-	record->snd_wscale = BPF_CORE_READ_BITFIELD(tp, rx_opt.snd_wscale);
-	record->rcv_wscale = BPF_CORE_READ_BITFIELD(tp, rx_opt.rcv_wscale);
 	record->state = sk->__sk_common.skc_state;
 	record->shutdown = BPF_CORE_READ_BITFIELD(sk, sk_shutdown);
-	record->flags = flags_of(sk, tp);
+	settle(sk, tp, before, record);
 	record->bound_device = sk->__sk_common.skc_bound_dev_if;
 	record->reserved = 0;
 	BARRIER();
@@ -480,14 +513,31 @@ int on_transmit(__u64 *arguments)
 	return 0;
 }
 
+/* Whether a record covers what has left: what was acknowledged, and what was sent. */
+static __always_inline int is_covered(struct tt_record *record, struct tcp_sock *tp)
+{
+	return !is_after(tp->rcv_wup, record->rcv_nxt) && !is_after(tp->snd_nxt, record->write_seq);
+}
+
+/* A packet has been taken in: all that left for it is in the table, unless a program was passed over. */
 SEC("fexit/tcp_rcv_established")
 int on_received(__u64 *arguments)
 {
-	mirror((struct sock *)arguments[0], 0);
+	struct sock *sk = (struct sock *)arguments[0];
+	struct own *own = bpf_sk_storage_get(&tcp_socks, sk, 0, 0);
+	struct tcp_sock *tp;
+	struct tt_slot *slot;
+
+	if (!own)
+		return 0;
+	slot = slot_at(own->slot);
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (slot && tp && !is_covered(newest(slot), tp))
+		mirror(sk, 1);
 	return 0;
 }
 
-/* The same in the other states. */
+/* In the other states. */
 SEC("fexit/tcp_rcv_state_process")
 int on_received_closing(__u64 *arguments)
 {
@@ -495,25 +545,9 @@ int on_received_closing(__u64 *arguments)
 	return 0;
 }
 
-/* The application has written: what it may rely on from here on counts, whether it has left or not. */
-SEC("fexit/tcp_sendmsg_locked")
-int on_sent(__u64 *arguments)
-{
-	mirror((struct sock *)arguments[0], 0);
-	return 0;
-}
-
-/* The application has closed; the kernel goes on with it. */
+/* The application has closed; the kernel goes on with it, and the box says nothing any more. */
 SEC("fexit/__tcp_close")
 int on_close(__u64 *arguments)
-{
-	mirror((struct sock *)arguments[0], 0);
-	return 0;
-}
-
-/* The application has read; it does not know it yet. */
-SEC("fentry/__tcp_cleanup_rbuf")
-int on_read(__u64 *arguments)
 {
 	mirror((struct sock *)arguments[0], 0);
 	return 0;

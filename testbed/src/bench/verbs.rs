@@ -1,9 +1,10 @@
 //! READs of adapters (soft-RoCE in two guests) by our carrier, beside perftest between the same devices: `ib_read_lat`
 //! for one READ at a time, `ib_read_bw` for many.
 //!
-//! Both have the same length, path MTU, depth and batches, and take turns. perftest looks for completions without end;
-//! our daemons look for a while and then sleep, so each figure is taken that way, and again with a look as long as
-//! perftest's. Guests are emulated: ratios mean something, microseconds do not.
+//! Both have the same length, path MTU, depth and batches, and take turns. perftest looks for completions without end.
+//! Whoever locks, diagnoses or recovers looks for as long as answers usually take, and then sleeps: that is what has a
+//! goal. A monitor's samples sleep at once, since one that comes late costs nothing: that is shown beside it. Guests are
+//! emulated: ratios mean something, microseconds do not.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -34,8 +35,8 @@ const RATIO_MIN: f64 = 0.91;
 const GUEST_MIB: u32 = 320;
 /// For one run of either.
 const RUN_BOUND: Duration = Duration::from_secs(120);
-/// Longer than any READ takes.
-const SPIN_US: u64 = 10_000_000;
+/// What samples look before they sleep.
+const SAMPLES_LOOK_US: u64 = 0;
 /// Ends when perftest listens at its TCP port, as /proc/net/tcp writes both, or after a while.
 const WAITS: &str = "i=0; until cat /proc/net/tcp /proc/net/tcp6 | grep -q ':4853 .* 0A '; do \
                      sleep 0.05; i=$((i+1)); [ $i -lt 200 ] || break; done";
@@ -81,31 +82,31 @@ impl Guests {
 
     /// By turns; each round begins with the other one.
     fn compare(&mut self, many: bool, len: u32, count: u32, rounds: usize) -> Result<[Line; 2]> {
-        let (mut dozing, mut spinning, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut looking, mut sleeping, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..rounds {
             if round % 2 == 1 {
                 theirs.push(self.theirs(many, len, count)?);
             }
-            dozing.push(self.ours(many, len, count, None)?);
-            spinning.push(self.ours(many, len, count, Some(SPIN_US))?);
+            looking.push(self.ours(many, len, count, None)?);
+            sleeping.push(self.ours(many, len, count, Some(SAMPLES_LOOK_US))?);
             if round % 2 == 0 {
                 theirs.push(self.theirs(many, len, count)?);
             }
         }
+        let limit = Sample::of(theirs).median;
         let line = |how: &str, ours: Vec<f64>| {
-            let limit = Sample::of(theirs.clone()).median;
             if many {
                 let name = format!("verbs READs of {len} B{how}");
                 let is = "ib_read_bw of perftest, same depth, batches and devices";
-                Line::new(Group::Verbs, name, Unit::Reads, &least(ours), limit, is).goal(Goal::RatioAtLeast(RATIO_MIN))
+                Line::new(Group::Verbs, name, Unit::Reads, &least(ours), limit, is)
             } else {
                 let name = format!("verbs READ of {len} B{how}");
-                let is = "ib_read_lat of perftest, which spins, same devices";
+                let is = "ib_read_lat of perftest, which looks without end, same devices";
                 Line::new(Group::Verbs, name, Unit::Micros, &Sample::of(ours), limit, is)
-                    .goal(Goal::RatioAtMost(RATIO_MAX))
             }
         };
-        Ok([line("", dozing), line(", spinning", spinning)])
+        let goal = if many { Goal::RatioAtLeast(RATIO_MIN) } else { Goal::RatioAtMost(RATIO_MAX) };
+        Ok([line("", looking).goal(goal), line(", as samples wait", sleeping)])
     }
 
     fn ours(&mut self, many: bool, len: u32, count: u32, spin_us: Option<u64>) -> Result<f64> {
