@@ -166,12 +166,49 @@ __noinline int depth_of(pt_u64 of)
 	return depth;
 }
 
+/* A free place is taken for a process that has no record. */
+static __always_inline void claim_record(pt_u64 of, pt_u32 capacity, struct pt_who *who, pt_u64 memory)
+{
+	struct pt_head_words *counts;
+
+	who->depth = depth_of(of);
+	for (int i = 0; i < CLAIM_TRIES; i++) {
+		int index = place_of_process(who->pid, capacity, 1);
+		struct pt_record *record = index < 0 ? 0 : process_record(index);
+		pt_u64 life;
+
+		if (!record)
+			break;
+		life = PT_READ(record->life);
+		/* Another processor may have been quicker. */
+		if (PT_STATE(life) == PT_FREE && pt_write(record, life, who, memory))
+			return;
+	}
+	counts = head_of_processes(1);
+	if (counts)
+		__sync_fetch_and_add(&counts->words[0], 1);
+}
+
+/* A process is made. Nobody has met it, so no record of it is looked for: that would be a look at every place where it
+ * could be. One that an earlier process of its id left is overwritten when it is met, or freed when it is buried. */
+__noinline int note_birth(pt_u64 of)
+{
+	pt_u32 capacity = capacity_of_processes();
+	struct pt_who who = {};
+
+	if (!capacity)
+		return 0;
+	identify((void *)of, &who);
+	if (who.pid)
+		claim_record(of, capacity, &who, memory_of((void *)of));
+	return 0;
+}
+
 /* A process was met: what the table says of it is made right. It costs a look if that is so already. */
 __noinline int note_process(pt_u64 of)
 {
 	struct task_struct *task = (void *)of;
 	pt_u32 capacity = capacity_of_processes();
-	struct pt_head_words *counts;
 	struct pt_record *record;
 	struct pt_who who = {};
 	pt_u64 memory;
@@ -195,36 +232,46 @@ __noinline int note_process(pt_u64 of)
 		pt_write(record, PT_READ(record->life), &who, memory);
 		return 0;
 	}
-	who.depth = depth_of(of);
-	for (int i = 0; i < CLAIM_TRIES; i++) {
-		pt_u64 life;
-
-		index = place_of_process(who.pid, capacity, 1);
-		record = index < 0 ? 0 : process_record(index);
-		if (!record)
-			break;
-		life = PT_READ(record->life);
-		/* Another processor may have been quicker. */
-		if (PT_STATE(life) == PT_FREE && pt_write(record, life, &who, memory))
-			return 0;
-	}
-	counts = head_of_processes(1);
-	if (counts)
-		__sync_fetch_and_add(&counts->words[0], 1);
+	claim_record(of, capacity, &who, memory);
 	return 0;
 }
 
+/* Ends a record of process `pid`, if it says when that began, or at a burial says an earlier one of its id, which is
+ * dead as well; a later one may have been born already. */
 __noinline int end_record(pt_u32 index, pt_u32 pid, pt_u64 start_ns, pt_u32 state)
 {
 	struct pt_record *record = process_record(index);
+	pt_u64 life, began_ns;
 
-	if (record)
-		pt_end(record, pid, start_ns, state);
+	if (!record)
+		return 0;
+	life = PT_READ(record->life);
+	began_ns = PT_READ(record->start_ns);
+	/* What is being written may still have the beginning of who was there before. */
+	if (began_ns > start_ns || (began_ns < start_ns && (state != PT_FREE || PT_STATE(life) == PT_WRITING)))
+		return 0;
+	pt_end(record, pid, began_ns, state);
+	return 0;
+}
+
+/* Its exit is said in the first record of it, where every look ends; the burial follows. */
+__noinline int note_exit(pt_u64 of)
+{
+	struct task_struct *task = (void *)of;
+	pt_u32 capacity = capacity_of_processes(), pid = BPF_CORE_READ(task, tgid);
+	pt_u64 start_ns = BPF_CORE_READ(task, group_leader, start_time);
+	int index;
+
+	if (!capacity)
+		return 0;
+	index = place_of_process(pid, capacity, 0);
+	if (index >= 0)
+		end_record(index, pid, start_ns, PT_EXITING);
 	return 0;
 }
 
 /* Every record of it, should there be two: two processors may have met it first at the same moment. */
-__noinline int end_process(pt_u64 of, pt_u32 state)
+__noinline int bury_process(pt_u64 of)
 {
 	struct task_struct *task = (void *)of;
 	pt_u32 capacity = capacity_of_processes(), pid = BPF_CORE_READ(task, tgid);
@@ -237,7 +284,7 @@ __noinline int end_process(pt_u64 of, pt_u32 state)
 		struct pt_record *record = process_record(index);
 
 		if (record && PT_PID(PT_READ(record->life)) == pid)
-			end_record(index, pid, start_ns, state);
+			end_record(index, pid, start_ns, PT_FREE);
 	}
 	return 0;
 }
@@ -276,7 +323,7 @@ int on_exit(__u64 *task_alone)
 
 	/* Others of its threads may live. */
 	if (BPF_CORE_READ(task, signal, live.counter) == 0)
-		end_process((pt_u64)task, PT_EXITING);
+		note_exit((pt_u64)task);
 	return 0;
 }
 
@@ -286,7 +333,7 @@ int on_free(__u64 *task_alone)
 	struct task_struct *task = (void *)task_at(task_alone);
 
 	if (BPF_CORE_READ(task, pid) == BPF_CORE_READ(task, tgid))
-		end_process((pt_u64)task, PT_FREE);
+		bury_process((pt_u64)task);
 	return 0;
 }
 
@@ -300,9 +347,9 @@ int list_all(struct bpf_iter__task *context)
 		return 0;
 	note_process((pt_u64)task);
 	if (BPF_CORE_READ(task, signal, live.counter) == 0)
-		end_process((pt_u64)task, PT_EXITING);
+		note_exit((pt_u64)task);
 	/* Buried meanwhile: who freed its place may have been before us. The kernel lets go of `sighand` first. */
 	if (!BPF_CORE_READ(task, sighand))
-		end_process((pt_u64)task, PT_FREE);
+		bury_process((pt_u64)task);
 	return 0;
 }

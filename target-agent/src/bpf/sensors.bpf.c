@@ -204,7 +204,7 @@ int on_fork(__u64 *parent_and_child)
 
 	advance(FORKS);
 	if (BPF_CORE_READ(child, pid) == BPF_CORE_READ(child, tgid))
-		note_process(task_at(&parent_and_child[1]));
+		note_birth(task_at(&parent_and_child[1]));
 	if (armed) {
 		inherit(child);
 		enforce();
