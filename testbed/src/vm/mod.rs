@@ -11,6 +11,7 @@
 //! Invariants: the process ends with its [`Vm`], also when the testbed itself is killed; its folder goes with it.
 //! Nothing here needs root: without a tap device of the caller's there is no network.
 
+mod boot;
 mod control;
 mod gdb;
 mod process;

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::Qmp;
+use super::boot::{Boot, whereabouts};
 use super::control::{Control, Output};
 use super::process::Kept;
 use super::spec::{Accel, Places, Ram, Tap, VmSpec, arguments};
@@ -41,6 +42,8 @@ pub struct Vm {
     control: Control,
     qmp: Qmp,
     ram: PathBuf,
+    reboots: bool,
+    was_ready: bool,
     places: Places,
     _folder: Folder,
 }
@@ -69,20 +72,28 @@ impl Vm {
             Ram::Memfd => memfd_of(process.pid())?,
             Ram::File(path) => path.clone(),
         };
-        Ok(Self { name: spec.name, process, control, qmp, ram, places, _folder: folder })
+        let (name, reboots) = (spec.name, spec.reboots);
+        Ok(Self { name, process, control, qmp, ram, reboots, was_ready: false, places, _folder: folder })
     }
 
-    /// Waits until init has started every service.
+    /// Waits until init has started every service. A guest that stands still in its first boot is reset once.
     ///
     /// # Errors
     /// If the guest is not ready within `bound` or QEMU ends; quotes the end of the console.
     pub fn wait_ready(&mut self, bound: Duration) -> Result<()> {
-        let deadline = Instant::now() + bound;
+        let (mut boot, mut deadline) = (Boot::new(), Instant::now() + bound);
         while !self.control.heard_ready().with_context(|| self.tail())? {
+            if !self.was_ready && boot.stands_still(&self.places.console) {
+                eprintln!("{} stands still in its boot, and is reset\n{}", self.name, self.tail());
+                eprintln!("{}", whereabouts(&mut self.qmp));
+                boot.again(&mut self.qmp)?;
+                deadline = Instant::now() + bound;
+            }
             ensure!(self.process.runs(), "{} ended while the guest booted\n{}", self.name, self.tail());
             ensure!(Instant::now() < deadline, "{} is not ready after {bound:?}\n{}", self.name, self.tail());
         }
-        Ok(())
+        self.was_ready = true;
+        boot.done(&mut self.qmp, self.reboots)
     }
 
     /// Writes the machine as it is to `file` and leaves it stopped. Another [`Vm`] of the same make can go on from
