@@ -9,6 +9,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use testbed::guest::{ImageSpec, Kernel};
 use testbed::pair::{DEVICE, RdmaGuest};
 use testbed::topology::Topology;
@@ -19,8 +20,8 @@ const ADAPTER: &str = "BACKDOORS_ADAPTER";
 /// What is in use of each adapter, apart from its number: queue pairs, memory regions and the rest.
 const RESOURCES: &str = "rdma resource show | cut -d: -f2-";
 
-/// How long a path may take to be well again. Guests are emulated, and look at each other's state over serial ports.
-const RECOVERY: Duration = Duration::from_secs(5);
+/// How long a path may take to be well again: generous, since guests are emulated. What it took is printed.
+const RECOVERY: Duration = Duration::from_secs(60);
 
 fn selftest() -> PathBuf {
     port::built(&["-p", "rdma", "--example", "verbs_selftest"], "examples/verbs_selftest")
@@ -62,6 +63,28 @@ impl Watched {
         self.target.run(&format!("{line} >>/run/agent.log 2>&1 </dev/null &")).unwrap();
     }
 
+    /// Starts the agent, and waits until it has loaded its programs and answers: an emulated guest takes seconds for it.
+    fn have_agent(&mut self) {
+        let begin = Instant::now();
+        self.target.run(": >/run/agent.log").unwrap();
+        self.start_agent();
+        while !self.agent_log().contains("the agent is up") {
+            assert!(begin.elapsed() < RECOVERY, "the agent does not start:\n{}", self.agent_log());
+            thread::sleep(Duration::from_millis(20));
+        }
+        println!("the agent has started in {:?}", begin.elapsed());
+    }
+
+    /// Ends the target without a word, as a power failure does, and boots it anew.
+    fn reset_target(&mut self) {
+        self.target.qmp().execute("system_reset", json!({})).unwrap();
+    }
+
+    fn have_target(&mut self) {
+        self.target.wait_ready(Duration::from_secs(180)).unwrap();
+        self.have_agent();
+    }
+
     fn stop_agent(&mut self) {
         self.target.run("kill -9 $(pidof target-agent)").unwrap();
     }
@@ -70,6 +93,10 @@ impl Watched {
         let (target, own) = (self.target.address(), self.watcher.address());
         let line = format!("peek {target}:4790 {own} verbs 600");
         self.watcher.run(&format!("{line} >/run/peek 2>&1 </dev/null &")).unwrap();
+    }
+
+    fn stop_peek(&mut self) {
+        self.watcher.run("kill -9 $(pidof peek)").unwrap();
     }
 
     /// Waits until the watcher says something that begins so; returns how long that took.
@@ -123,7 +150,7 @@ fn a_target_s_own_adapter_shows_its_sensors_and_whatever_ends_the_path_is_recove
         let topology = Topology::build().unwrap();
         let image = ImageSpec::new(Kernel::cached(&line).unwrap());
         let image = image.program("target-agent", &agent).program("peek", &peek);
-        let [target, watcher] = RdmaGuest::boot(&topology, image, &port::images(), |_| ()).unwrap();
+        let [target, watcher] = RdmaGuest::boot(&topology, image, &port::images(), |spec| spec.reboots = true).unwrap();
         let mut watched = Watched { target, watcher };
         println!("Linux {line}");
         let before = [&mut watched.target, &mut watched.watcher].map(|guest| guest.run(RESOURCES).unwrap().text());
@@ -135,9 +162,14 @@ fn a_target_s_own_adapter_shows_its_sensors_and_whatever_ends_the_path_is_recove
 
         watched.recovers("the target's adapter", |it| unplug(&mut it.target), |it| plug(&mut it.target));
         watched.recovers("the watcher's adapter", |it| unplug(&mut it.watcher), |it| plug(&mut it.watcher));
-        watched.recovers("the agent", Watched::stop_agent, Watched::start_agent);
+        watched.recovers("the agent", Watched::stop_agent, Watched::have_agent);
+        watched.recovers("the target", Watched::reset_target, Watched::have_target);
+        watched.stop_peek();
+        watched.start_peek();
+        let again = watched.until("moving", RECOVERY);
+        println!("the watcher: moving {again:?} after its start");
         watched.stop_agent();
-        watched.watcher.run("kill -9 $(pidof peek)").unwrap();
+        watched.stop_peek();
         thread::sleep(Duration::from_millis(500));
         let after = [&mut watched.target, &mut watched.watcher].map(|guest| guest.run(RESOURCES).unwrap().text());
         assert_eq!(after, before, "something is left behind\n{}", watched.agent_log());

@@ -66,8 +66,8 @@ const AFTERWARDS: Duration = Duration::from_millis(2500);
 pub enum Stop {
     /// Every process is stopped by a signal.
     Frozen,
-    /// A program of a high priority keeps every processor that user space has, and nothing takes it away. The adapter
-    /// has one by itself.
+    /// A program of a high priority keeps every processor that user space has, and nothing takes it away: neither the
+    /// limit on such programs nor, from Linux 6.12 on, the server of fair ones. The adapter has one by itself.
     Starved,
 }
 
@@ -78,6 +78,8 @@ impl Stop {
             Self::Frozen => "(sleep 0.3; kill -STOP -1) >/dev/null 2>&1 </dev/null &",
             Self::Starved => {
                 "(sleep 0.3; echo -1 >/proc/sys/kernel/sched_rt_runtime_us; \
+                 mount -t debugfs debugfs /sys/kernel/debug; \
+                 for runtime in /sys/kernel/debug/sched/fair_server/cpu*/runtime; do echo 0 >$runtime; done; \
                  for cpu in $(seq $(nproc)); do taskset $((1 << (cpu - 1))) \
                  chrt --fifo 90 sh -c 'while :; do :; done' & done) \
                  >/dev/null 2>&1 </dev/null &"
