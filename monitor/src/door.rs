@@ -50,7 +50,8 @@ impl LinkDoor {
             memory_patience: read_patience(config),
             landing_bytes: BOX_BYTES + more_bytes,
             depth: DEPTH + more_reads,
-            spin: Some(Duration::ZERO), // a sample may come some ten microseconds later; spinning would cost more than it
+            // A sample may come some ten microseconds later; spinning would cost more than it.
+            spin: Some(Duration::ZERO),
             carrier: target.carrier.clone(),
             ..Options::new(&config.name)
         };

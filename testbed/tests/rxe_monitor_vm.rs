@@ -1,6 +1,6 @@
-//! Two machines with RDMA adapters and no hypervisor to help: one is watched, locked, rid of a fork bomb and of a memory
-//! hog, and evacuated by the other, while its own user space does not run. Slow (a minute each), because everything in
-//! it is real.
+//! Two machines with RDMA adapters and no hypervisor to help: one is watched, locked, rid of a fork bomb and of a
+//! memory hog, and evacuated by the other, while its own user space does not run. Slow (a minute each), because
+//! everything in it is real.
 //!
 //! The daemons must have been built (`make test` does).
 

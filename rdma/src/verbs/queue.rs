@@ -40,8 +40,8 @@ use crate::{Dialed, QpAttributes};
 /// Completions taken from the adapter at a time.
 const COMPLETIONS: usize = 64;
 
-/// Looks at the completion queue, which lies in memory of this process, between two looks at the clock. In a guest whose
-/// clock is a device, a look at it costs more than all of these.
+/// Looks at the completion queue, which lies in memory of this process, between two looks at the clock. In a guest
+/// whose clock is a device, a look at it costs more than all of these.
 const LOOKS: usize = 32;
 
 /// How often it is looked whether the adapter is still there.

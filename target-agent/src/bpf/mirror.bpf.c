@@ -413,7 +413,8 @@ static __always_inline __u16 passing_flags(struct sock *sk, struct tcp_sock *tp)
 
 /* What a handshake settles is read once, and then taken over from the record before: a read of a member of a kernel
  * structure costs ten instructions, one of the table's one. Under TCP_REPAIR it is settled by the application. */
-static __always_inline void settle(struct sock *sk, struct tcp_sock *tp, struct tt_record *before, struct tt_record *record)
+static __always_inline void settle(struct sock *sk, struct tcp_sock *tp, struct tt_record *before,
+				   struct tt_record *record)
 {
 	__u16 flags = passing_flags(sk, tp);
 

@@ -3,8 +3,8 @@
 //!
 //! Both have the same length, path MTU, depth and batches, and take turns. perftest looks for completions without end.
 //! Whoever locks, diagnoses or recovers looks for as long as answers usually take, and then sleeps: that is what has a
-//! goal. A monitor's samples sleep at once, since one that comes late costs nothing: that is shown beside it. Guests are
-//! emulated: ratios mean something, microseconds do not.
+//! goal. A monitor's samples sleep at once, since one that comes late costs nothing: that is shown beside it. Guests
+//! are emulated: ratios mean something, microseconds do not.
 
 use std::{fs, path::Path, time::Duration};
 
