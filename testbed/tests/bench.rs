@@ -53,8 +53,8 @@ fn reads_and_boxes_are_measured() {
 
 #[test]
 fn reads_of_adapters_are_measured_beside_perftest() {
-    let lines = ["READ", "READs"]
-        .map(|what| [8, 64, 4096].map(|len| ["", ", spinning"].map(|how| format!("verbs {what} of {len} B{how}"))));
+    let of = |what: &str, len: u32| ["", ", as samples wait"].map(|how| format!("verbs {what} of {len} B{how}"));
+    let lines = ["READ", "READs"].map(|what| [8, 64, 4096].map(|len| of(what, len)));
     let lines: Vec<&str> = lines.iter().flatten().flatten().map(String::as_str).collect();
     check("verbs", &lines);
 }

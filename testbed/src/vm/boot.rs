@@ -6,7 +6,6 @@
 //! and one of a hundred emulated guests with two processors ends its boot there, both of them at the place of the
 //! change. It is reset once, and where its processors were is said.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -29,17 +28,16 @@ pub(super) struct Boot {
 }
 
 impl Boot {
-    pub fn new() -> Self {
-        Self { said_bytes: 0, said: Instant::now(), was_reset: false }
+    pub fn begins(now: Instant) -> Self {
+        Self { said_bytes: 0, said: now, was_reset: false }
     }
 
-    /// Whether the guest has been silent for too long, for the first time.
-    pub fn stands_still(&mut self, console: &Path) -> bool {
-        let bytes = console.metadata().map_or(0, |file| file.len());
-        if bytes != self.said_bytes {
-            (self.said_bytes, self.said) = (bytes, Instant::now());
+    /// Whether the guest, of whose console there are so many bytes, has been silent for too long, for the first time.
+    pub fn stands_still(&mut self, said_bytes: u64, now: Instant) -> bool {
+        if said_bytes != self.said_bytes {
+            (self.said_bytes, self.said) = (said_bytes, now);
         }
-        !self.was_reset && self.said.elapsed() > STANDS_STILL
+        !self.was_reset && now.duration_since(self.said) > STANDS_STILL
     }
 
     /// Boots it anew, also where a guest that reboots is to end: firmware that is interrupted does so by itself.
@@ -80,4 +78,20 @@ pub(super) fn whereabouts(qmp: &mut Qmp) -> String {
         });
     }
     told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_goes_on_talking_does_not_stand_still_and_one_is_reset_once() {
+        let begin = Instant::now();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let mut boot = Boot::begins(begin);
+        assert!(!boot.stands_still(0, at(59)) && !boot.stands_still(10, at(61)) && !boot.stands_still(10, at(120)));
+        assert!(boot.stands_still(10, at(122)));
+        boot.was_reset = true;
+        assert!(!boot.stands_still(10, at(1000)));
+    }
 }

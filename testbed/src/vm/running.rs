@@ -81,9 +81,10 @@ impl Vm {
     /// # Errors
     /// If the guest is not ready within `bound` or QEMU ends; quotes the end of the console.
     pub fn wait_ready(&mut self, bound: Duration) -> Result<()> {
-        let (mut boot, mut deadline) = (Boot::new(), Instant::now() + bound);
+        let (mut boot, mut deadline) = (Boot::begins(Instant::now()), Instant::now() + bound);
         while !self.control.heard_ready().with_context(|| self.tail())? {
-            if !self.was_ready && boot.stands_still(&self.places.console) {
+            let said_bytes = self.places.console.metadata().map_or(0, |console| console.len());
+            if !self.was_ready && boot.stands_still(said_bytes, Instant::now()) {
                 eprintln!("{} stands still in its boot, and is reset\n{}", self.name, self.tail());
                 eprintln!("{}", whereabouts(&mut self.qmp));
                 boot.again(&mut self.qmp)?;
