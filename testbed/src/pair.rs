@@ -97,6 +97,14 @@ impl RdmaGuest {
         rdma_v4(self.number)
     }
 
+    /// What is in use of its devices: queue pairs, memory regions and the rest, without the devices' numbers.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn resources(&mut self) -> Result<String> {
+        Ok(self.run("rdma resource show | cut -d: -f2-")?.text())
+    }
+
     /// Its address on the service network, where nothing is lost.
     pub fn service_address(&self) -> Ipv4Addr {
         service_v4(self.number)

@@ -17,9 +17,6 @@ use testbed::topology::Topology;
 /// The address of an RDMA adapter of this machine: the checks are then made on it and not in a guest.
 const ADAPTER: &str = "BACKDOORS_ADAPTER";
 
-/// What is in use of each adapter, apart from its number: queue pairs, memory regions and the rest.
-const RESOURCES: &str = "rdma resource show | cut -d: -f2-";
-
 /// How long a path may take to be well again: generous, since guests are emulated. What it took is printed.
 const RECOVERY: Duration = Duration::from_secs(60);
 
@@ -42,11 +39,11 @@ fn both_ends_work_on_one_adapter() {
         let image = ImageSpec::new(Kernel::cached(&line).unwrap()).program("verbs_selftest", &selftest());
         let [mut guest] = RdmaGuest::boot(&topology, image, &port::images(), |_| ()).unwrap();
         let address = guest.address();
-        let before = guest.run(RESOURCES).unwrap().text();
+        let before = guest.resources().unwrap();
         let told = guest.run(&format!("verbs_selftest {address} 2>&1")).unwrap();
         println!("Linux {line}\n{}", told.text());
         assert_eq!(told.status, 0, "{}", told.text());
-        assert_eq!(guest.run(RESOURCES).unwrap().text(), before, "something is left behind");
+        assert_eq!(guest.resources().unwrap(), before, "something is left behind");
     }
 }
 
@@ -155,7 +152,7 @@ fn a_target_s_own_adapter_shows_its_sensors_and_whatever_ends_the_path_is_recove
         let [target, watcher] = RdmaGuest::boot(&topology, image, &port::images(), |spec| spec.reboots = true).unwrap();
         let mut watched = Watched { target, watcher };
         println!("Linux {line}");
-        let before = [&mut watched.target, &mut watched.watcher].map(|guest| guest.run(RESOURCES).unwrap().text());
+        let before = [&mut watched.target, &mut watched.watcher].map(|guest| guest.resources().unwrap());
         watched.start_agent();
         watched.start_peek();
         watched.until("moving", Duration::from_secs(60));
@@ -173,7 +170,7 @@ fn a_target_s_own_adapter_shows_its_sensors_and_whatever_ends_the_path_is_recove
         watched.stop_agent();
         watched.stop_peek();
         thread::sleep(Duration::from_millis(500));
-        let after = [&mut watched.target, &mut watched.watcher].map(|guest| guest.run(RESOURCES).unwrap().text());
+        let after = [&mut watched.target, &mut watched.watcher].map(|guest| guest.resources().unwrap());
         assert_eq!(after, before, "something is left behind\n{}", watched.agent_log());
     }
 }

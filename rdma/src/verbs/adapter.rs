@@ -24,6 +24,7 @@ use super::VerbsError;
 use super::ffi::{self, access, event};
 use super::landing::Landing;
 use super::library::{Verbs, verbs};
+use super::manners::Manners;
 use super::ports::{CLASS, Choice, Chosen, choose};
 use crate::PathMtu;
 
@@ -75,6 +76,7 @@ pub struct Adapter {
     context: NonNull<ffi::Context>,
     chosen: Chosen,
     limits: Limits,
+    manners: Manners,
     presence: Option<Presence>,
     has_failed: AtomicBool,
 }
@@ -125,8 +127,9 @@ impl Adapter {
         let context = open_context(verbs, &chosen.device)?;
         let blank = Limits { path_mtu: PathMtu::MIN, depth: 0, completions: 0, reads_answered: 0, reads_asked: 0 };
         let has_failed = AtomicBool::new(false);
-        let mut adapter = Self { verbs, context, chosen, limits: blank, presence, has_failed };
-        adapter.limits = adapter.ask_limits()?;
+        let manners = Manners::of(0);
+        let mut adapter = Self { verbs, context, chosen, limits: blank, manners, presence, has_failed };
+        (adapter.limits, adapter.manners) = adapter.ask_limits()?;
         set_nonblocking(adapter.event_fd()).map_err(|error| adapter.refused("deliver events", error))?;
         Ok(Arc::new(adapter))
     }
@@ -139,6 +142,11 @@ impl Adapter {
     /// What it can do.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// How it wants to be asked.
+    pub(super) fn manners(&self) -> Manners {
+        self.manners
     }
 
     /// Whether it was removed or has failed for good.
@@ -204,7 +212,7 @@ impl Adapter {
         self.refused(what, io::Error::last_os_error())
     }
 
-    fn ask_limits(&self) -> Result<Limits, VerbsError> {
+    fn ask_limits(&self) -> Result<(Limits, Manners), VerbsError> {
         // SAFETY: numbers, for which zero is a value.
         let mut device: ffi::DeviceAttr = unsafe { std::mem::zeroed() };
         // SAFETY: the context is open, and there is room for what libraries of this interface write.
@@ -216,13 +224,14 @@ impl Adapter {
         self.checked(status, "describe its port")?;
         let number = |value: c_int| u32::try_from(value).unwrap_or(0);
         let few = |value: c_int| u8::try_from(value.clamp(0, READS_MAX)).unwrap_or(0);
-        Ok(Limits {
+        let limits = Limits {
             path_mtu: mtu_of(port.active_mtu),
             depth: number(device.max_qp_wr),
             completions: number(device.max_cqe),
             reads_answered: few(device.max_qp_rd_atom),
             reads_asked: few(device.max_qp_init_rd_atom),
-        })
+        };
+        Ok((limits, Manners::of(device.vendor_id)))
     }
 
     pub(super) fn checked(&self, status: c_int, what: &'static str) -> Result<(), VerbsError> {

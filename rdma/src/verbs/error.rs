@@ -78,6 +78,11 @@ impl VerbsError {
         };
         Self::Refused { device: device.to_owned(), what, source, hint }
     }
+
+    /// Whether somebody was waited for in vain.
+    pub(super) fn is_timeout(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.raw_os_error() == Some(libc::ETIMEDOUT))
+    }
 }
 
 impl From<VerbsError> for LinkError {

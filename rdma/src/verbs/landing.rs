@@ -9,6 +9,9 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
+/// What an answer is until it has come. A word that holds this is taken for an answer that was lost.
+const AWAITED: u64 = 0x9d2c_5680_efc6_0b17;
+
 /// So that no other data shares a page with what an adapter writes.
 const ALIGN: usize = 4096;
 
@@ -79,11 +82,22 @@ impl Landing {
         self.start() as u64 + self.answer_offset(index) as u64
     }
 
-    /// Answer `index`, once the operation that asked for it has completed. Adapters deliver the original value of an
-    /// atomic in the byte order of their host.
-    pub fn answer(&self, index: usize) -> u64 {
+    /// Prepares answer `index` for an operation that is about to ask for it.
+    pub fn await_answer(&self, index: usize) {
+        // SAFETY: as in `answer`, and nothing that is on its way asks for it.
+        unsafe { self.answer_place(index).write_volatile(AWAITED) };
+    }
+
+    /// Answer `index`, once the operation that asked for it has completed; `None` if it has not come. Adapters deliver
+    /// the original value of an atomic in the byte order of their host.
+    pub fn answer(&self, index: usize) -> Option<u64> {
         // SAFETY: inside the allocation, aligned, and the adapter has written it.
-        unsafe { self.start().add(self.answer_offset(index)).cast::<u64>().read_volatile() }
+        let found = unsafe { self.answer_place(index).read_volatile() };
+        (found != AWAITED).then_some(found)
+    }
+
+    fn answer_place(&self, index: usize) -> *mut u64 {
+        self.start().wrapping_add(self.answer_offset(index)).cast()
     }
 
     fn answer_offset(&self, index: usize) -> usize {
@@ -109,6 +123,8 @@ mod tests {
         assert_eq!((landing.bytes().len(), landing.len()), (13, 32));
         assert_eq!(landing.answer_address(0), landing.address(16));
         assert_eq!(landing.answer_address(1) + 8, landing.address(0) + landing.len() as u64);
-        assert_eq!(landing.answer(1), 0);
+        assert_eq!(landing.answer(1), Some(0));
+        landing.await_answer(1);
+        assert_eq!((landing.answer(0), landing.answer(1)), (Some(0), None));
     }
 }

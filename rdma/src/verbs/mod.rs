@@ -25,12 +25,14 @@ mod error;
 pub mod ffi;
 mod landing;
 mod library;
+mod manners;
 mod options;
 mod pair;
 mod patience;
 mod ports;
 mod queue;
 mod server;
+mod slots;
 mod work;
 
 pub use adapter::{Adapter, Event, Limits, Registered};

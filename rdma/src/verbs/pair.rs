@@ -27,6 +27,10 @@ const RNR_RETRIES: u8 = 6;
 /// The most repetitions that can be asked for: 7 are without end on rxe, whatever the specification says.
 pub const RETRIES_MAX: u8 = 6;
 
+/// How often the kernel is asked to find the peer's link address. It gives a neighbour that it does not know one second,
+/// which is up when the first question or its answer is lost.
+const JOIN_TRIES: usize = 3;
+
 /// The unit in which an adapter counts its time-outs: 4.096 us, doubled so many times.
 const TIMEOUT_UNIT: Duration = Duration::from_nanos(4096);
 
@@ -128,7 +132,15 @@ impl Pair {
             End::Answering => (0, limits.reads_answered),
         };
         self.modify(to_init(chosen, self.end), "take a queue pair into use")?;
-        self.modify(to_rtr(chosen, remote, mtu, answered, options), "join a queue pair to its peer")?;
+        let to_rtr = to_rtr(chosen, remote, mtu, answered, options);
+        let mut joined = Ok(());
+        for _ in 0..JOIN_TRIES {
+            joined = self.modify(to_rtr, "join a queue pair to its peer");
+            if !joined.as_ref().is_err_and(VerbsError::is_timeout) {
+                break;
+            }
+        }
+        joined?;
         self.modify(to_rts(ours.first_psn, asked, options), "let a queue pair send")
     }
 

@@ -1,17 +1,13 @@
 //! The asking end on an adapter: the carrier behind [`remote_memory::Queue`].
 //!
-//! ```text
-//!   slots   … taken │ ended, not taken │ outstanding │ free …      one for each operation, in the order of posting
-//!                    ▲taken             ▲ended        ▲posted
-//! ```
-//! A completion ends its operation and all before it. Each connection has its own generation, which its operations
+//! A completion ends its operation and all before it ([`Slots`]). Each connection has its own generation, which its operations
 //! carry in their names: what comes late of an earlier one changes nothing.
 //!
 //! Operations take effect in the order in which they are posted, as everywhere. An adapter may take a READ's data, or
 //! take them again, when WRITEs behind it have been carried out; so what changes memory is not taken before the READs
 //! ahead of it have ended. The fence flag of verbs would say the same, but Linux' rxe (6.1) counts the fenced
 //! operation's own claim, and those of READs and atomics behind it, among what a repetition waits for: one lost packet,
-//! and it waits for ever.
+//! and it waits for ever. Other [`Manners`] are for some adapters only.
 //!
 //! A refused access ends the connection, a lost peer as well: [`Queue::reconnect`] goes on with one that stood by, if
 //! there is one, and dials anew otherwise. A vanished adapter is let go of, so that the kernel can remove it, and
@@ -31,8 +27,10 @@ use super::engine::{Dialer, Engine, Joined};
 use super::ffi::Wc;
 use super::landing::Landing;
 use super::library::status_text;
+use super::manners::Manners;
 use super::pair::Pair;
 use super::patience::Patience;
+use super::slots::{Kind, Slots};
 use super::work::{self, Chain, Said};
 use super::{Choice, Options, VerbsError};
 use crate::{Dialed, QpAttributes};
@@ -59,12 +57,7 @@ pub struct VerbsQueue {
     dialer: Option<Arc<Mutex<Dialer>>>,
     landing: Arc<Landing>,
     chain: Chain,
-    slots: Vec<Slot>,
-    posted: u32,
-    ended: u32,
-    taken: u32,
-    /// Behind the last READ that was posted.
-    reads_end: u32,
+    slots: Slots,
     generation: u32,
     /// Why the connection is of no more use.
     broken: Option<Broken>,
@@ -72,13 +65,6 @@ pub struct VerbsQueue {
     is_armed: bool,
     looked: Instant,
     patience: Patience,
-}
-
-#[derive(Clone, Copy)]
-struct Slot {
-    id: u64,
-    is_atomic: bool,
-    outcome: Result<u64, AccessError>,
 }
 
 /// How a connection ended.
@@ -101,7 +87,6 @@ impl VerbsQueue {
         let landing = Arc::new(Landing::new(options.landing_bytes, options.depth));
         let engine = Engine::open(&choice, &landing, &options)?;
         let (pair, ours) = engine.pair()?;
-        let blank = Slot { id: 0, is_atomic: false, outcome: Err(AccessError::Flushed) };
         let queue = Self {
             choice,
             connection: None,
@@ -110,13 +95,9 @@ impl VerbsQueue {
             dialer: None,
             landing,
             chain: Chain::new(options.depth),
-            slots: vec![blank; options.depth],
+            slots: Slots::new(options.depth),
             patience: Patience::new(options.spin),
             options,
-            posted: 0,
-            ended: 0,
-            taken: 0,
-            reads_end: 0,
             generation: 0,
             broken: None,
             is_armed: false,
@@ -199,7 +180,7 @@ impl VerbsQueue {
 
     fn begin(&mut self, joined: Joined) {
         self.generation = self.generation.wrapping_add(1);
-        (self.posted, self.ended, self.taken, self.reads_end) = (0, 0, 0, 0);
+        self.slots.clear();
         self.broken = None;
         self.connection = Some(joined);
         self.tend();
@@ -208,7 +189,7 @@ impl VerbsQueue {
     /// Ends the connection: when this returns, nothing of it reaches memory any more.
     fn retire(&mut self) {
         self.connection = None;
-        (self.posted, self.ended, self.taken, self.reads_end) = (0, 0, 0, 0);
+        self.slots.clear();
         let Some(engine) = &self.engine else { return };
         let mut stale = [Wc::default(); COMPLETIONS];
         while engine.completions.poll(&mut stale).is_ok_and(|count| count == stale.len()) {}
@@ -241,10 +222,6 @@ impl VerbsQueue {
         Err(error)
     }
 
-    fn outstanding(&self) -> usize {
-        self.posted.wrapping_sub(self.taken) as usize
-    }
-
     /// Takes what has completed from the adapter.
     fn collect(&mut self) -> Result<(), LinkError> {
         let mut arrived = [Wc::default(); COMPLETIONS];
@@ -262,21 +239,26 @@ impl VerbsQueue {
 
     fn absorb(&mut self, completion: &Wc) {
         let (generation, position) = ((completion.wr_id >> 32) as u32, completion.wr_id as u32);
-        let ahead = position.wrapping_sub(self.ended);
-        if generation != self.generation || self.broken.is_some() || ahead >= self.posted.wrapping_sub(self.ended) {
+        let Some(ending) = self.slots.ending_with(position) else { return };
+        if generation != self.generation || self.broken.is_some() {
             return;
         }
-        for _ in 0..ahead {
-            self.end_next(None);
+        let said = work::meaning(completion.status);
+        let well = if said == Said::Done { ending } else { ending - 1 };
+        for _ in 0..well {
+            if !self.end_well() {
+                // The peer has said that it is done, and not what an atomic found: that was lost.
+                return self.fail(LinkError::Lost { tries: 1 });
+            }
         }
-        match work::meaning(completion.status) {
-            Said::Done => self.end_next(None),
+        match said {
+            Said::Done => {}
             Said::Refused(error) => {
-                self.end_next(Some(error));
+                self.slots.end(Err(error));
                 self.broken = Some(Broken::Refused);
                 // The adapter would say the same of each, one by one.
-                while self.ended != self.posted {
-                    self.end_next(Some(AccessError::Flushed));
+                while self.slots.oldest().is_some() {
+                    self.slots.end(Err(AccessError::Flushed));
                 }
             }
             Said::Silent => self.fail(LinkError::Lost { tries: u32::from(self.options.retries) + 1 }),
@@ -289,70 +271,60 @@ impl VerbsQueue {
         }
     }
 
-    /// Ends the oldest outstanding operation: well, if there is no error.
-    fn end_next(&mut self, error: Option<AccessError>) {
-        let place = self.ended as usize % self.slots.len();
-        let slot = &mut self.slots[place];
-        slot.outcome = match error {
-            Some(error) => Err(error),
-            None if slot.is_atomic => Ok(self.landing.answer(place)),
-            None => Ok(0),
+    /// Ends the oldest outstanding operation well; whether its answer is there, if it asked for one.
+    fn end_well(&mut self) -> bool {
+        let found = match self.slots.oldest() {
+            Some((Kind::Atomic, place)) => self.landing.answer(place),
+            _ => Some(0),
         };
-        self.ended = self.ended.wrapping_add(1);
+        if let Some(found) = found {
+            self.slots.end(Ok(found));
+        }
+        found.is_some()
     }
 
     /// The connection is of no more use; what is outstanding is void.
     fn fail(&mut self, error: LinkError) {
-        self.posted = self.ended;
+        self.slots.void();
         self.broken = Some(Broken::Failed(error));
     }
 
-    fn harvest(&mut self, completions: &mut [Completion]) -> usize {
-        let count = completions.len().min(self.ended.wrapping_sub(self.taken) as usize);
-        for place in &mut completions[..count] {
-            let slot = self.slots[self.taken as usize % self.slots.len()];
-            *place = Completion { id: slot.id, outcome: slot.outcome };
-            self.taken = self.taken.wrapping_add(1);
-        }
-        count
-    }
-
     /// Lays out as many of `requests` as there is room for; stops before one that makes no sense, or that has to wait
-    /// for a READ.
+    /// for another.
     fn lay_out(&mut self, requests: &[Request], depth: usize) -> Result<usize, LinkError> {
         let Some((engine, connection)) = self.engine.as_ref().zip(self.connection.as_ref()) else {
             return Err(NOT_CONNECTED);
         };
         let (key, inline_bytes) = (engine.registered.local_key(), connection.pair.inline_bytes());
+        let (manners, packet) = (engine.adapter.manners(), connection.mtu.bytes());
         self.chain.clear();
-        let room = depth.saturating_sub(self.posted.wrapping_sub(self.taken) as usize);
-        for request in requests.iter().take(room) {
+        for (index, request) in requests.iter().enumerate() {
             match work::check(&request.work, self.landing.landing_bytes()) {
-                Err(error) if self.chain.len() == 0 => return Err(error),
-                Err(_) => break, // reported when it comes first
+                Err(error) if index == 0 => return Err(error),
+                Err(_) => return Ok(index), // reported when it comes first
                 Ok(()) => {}
             }
-            let position = self.posted.wrapping_add(self.chain.len() as u32);
-            match request.work {
-                Work::Read { .. } => self.reads_end = position.wrapping_add(1),
-                _ if self.reads_end.wrapping_sub(self.ended).cast_signed() > 0 => break, // taken when they have ended
-                _ => {}
+            let pieces = work::pieces(request.work, |len| manners.piece_bytes(len, packet, depth));
+            let room = depth.saturating_sub(self.slots.outstanding());
+            if pieces.len() > room || must_wait(&request.work, &self.slots, manners) {
+                return Ok(index);
             }
-            let place = position as usize % self.slots.len();
-            let is_atomic = matches!(request.work, Work::CompareSwap { .. } | Work::FetchAdd { .. });
-            self.slots[place] = Slot { id: request.id, is_atomic, outcome: Err(AccessError::Flushed) };
-            let name = u64::from(self.generation) << 32 | u64::from(position);
-            self.chain.push(name, &request.work, place, &self.landing, key, inline_bytes);
+            for (kind, work) in pieces {
+                let (position, place) = self.slots.next();
+                let name = u64::from(self.generation) << 32 | u64::from(position);
+                self.slots.put(request.id, kind);
+                self.chain.push(name, &work, place, &self.landing, key, inline_bytes);
+            }
         }
-        Ok(self.chain.len())
+        Ok(requests.len())
     }
 
     /// Looks until something has completed, some times at most.
     fn spin(&mut self) -> Result<(), LinkError> {
         for _ in 0..LOOKS {
-            let before = self.ended;
+            let before = self.slots.ended();
             self.collect()?;
-            if self.ended != before || self.broken.is_some() {
+            if self.slots.ended() != before || self.broken.is_some() {
                 return Ok(());
             }
             hint::spin_loop();
@@ -388,6 +360,17 @@ impl VerbsQueue {
             self.looked = now.checked_sub(LOOK_EVERY).unwrap_or(now);
         }
         Ok(())
+    }
+}
+
+/// What changes memory is not taken before the READs ahead of it have ended, see the module.
+fn must_wait(work: &Work, slots: &Slots, manners: Manners) -> bool {
+    match work {
+        Work::Read { .. } => false,
+        Work::Write { .. } => slots.has_reads(),
+        Work::CompareSwap { .. } | Work::FetchAdd { .. } => {
+            slots.has_reads() || manners.atomics_wait && slots.has_writes()
+        }
     }
 }
 
@@ -431,7 +414,6 @@ impl Queue for VerbsQueue {
                 return Err(error);
             }
         }
-        self.posted = self.posted.wrapping_add(count as u32);
         Ok(count)
     }
 
@@ -444,14 +426,14 @@ impl Queue for VerbsQueue {
         let mut now = began;
         loop {
             self.collect()?;
-            let taken = self.harvest(completions);
+            let taken = self.slots.take(completions);
             match &self.broken {
                 Some(Broken::Failed(error)) if taken == 0 => return Err(error.clone()),
                 _ if taken > 0 => {
                     self.patience.learn(now.duration_since(began));
                     return Ok(taken);
                 }
-                _ if completions.is_empty() || self.outstanding() == 0 => return Ok(taken),
+                _ if completions.is_empty() || self.slots.outstanding() == 0 => return Ok(taken),
                 _ => {}
             }
             if wait.is_zero() || now.duration_since(began) >= wait {

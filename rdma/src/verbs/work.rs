@@ -6,10 +6,11 @@
 
 use std::ptr;
 
-use remote_memory::{AccessError, LinkError, Work};
+use remote_memory::{AccessError, LinkError, RemoteAddr, Work};
 
 use super::ffi::{Atomic, Rdma, Remote, SendWr, Sge, opcode, send, status};
 use super::landing::Landing;
+use super::slots::Kind;
 
 /// Requests from one completion to the next at most: enough that they cost little, few enough that a long chain is
 /// consumed while it is still being carried out.
@@ -45,11 +46,6 @@ impl Chain {
     /// Begins a chain anew.
     pub fn clear(&mut self) {
         self.len = 0;
-    }
-
-    /// Requests in the chain.
-    pub fn len(&self) -> usize {
-        self.len
     }
 
     /// Adds `work`, which is called `id` and whose answer, if it is an atomic, goes to answer `slot`.
@@ -104,8 +100,33 @@ impl Chain {
     }
 }
 
+/// Where an atomic's answer is to go, in which nothing is there yet.
 fn answer(landing: &Landing, slot: usize) -> (u64, u32) {
+    landing.await_answer(slot);
     (landing.answer_address(slot), size_of::<u64>() as u32)
+}
+
+/// The requests that `work` is to an adapter: itself, or a WRITE's pieces of as many bytes as `piece_bytes` has them for
+/// its length.
+pub fn pieces(work: Work, piece_bytes: impl Fn(usize) -> usize) -> impl ExactSizeIterator<Item = (Kind, Work)> {
+    let (kind, len) = match work {
+        Work::Read { .. } => (Kind::Read, 1),
+        Work::Write { len, .. } => (Kind::Write, len.max(1)),
+        Work::CompareSwap { .. } | Work::FetchAdd { .. } => (Kind::Atomic, 1),
+    };
+    let each = if kind == Kind::Write { piece_bytes(len as usize) as u32 } else { len };
+    let count = len.div_ceil(each);
+    (0..count).map(move |index| {
+        let from = index * each;
+        match work {
+            Work::Write { at, len, landing } if count > 1 => {
+                let at = RemoteAddr::new(at.key, at.addr.wrapping_add(from.into()));
+                let kind = if index + 1 < count { Kind::Piece } else { Kind::Write };
+                (kind, Work::Write { at, len: each.min(len - from), landing: landing + from })
+            }
+            whole => (kind, whole),
+        }
+    })
 }
 
 /// Whether `work` fits the landing buffer, and makes sense.
@@ -154,7 +175,7 @@ pub fn meaning(code: u32) -> Said {
 
 #[cfg(test)]
 mod tests {
-    use remote_memory::{RemoteAddr, RemoteKey};
+    use remote_memory::RemoteKey;
 
     use super::*;
 
@@ -201,6 +222,23 @@ mod tests {
         let (requests, _, _) = chain(&[Work::Read { at: AT, len: 8, landing: 0 }; 40], 0);
         let signalled = requests.iter().enumerate().filter(|(_, one)| one.send_flags & send::SIGNALED != 0);
         assert_eq!(signalled.map(|(index, _)| index).collect::<Vec<_>>(), [31, 39]);
+    }
+
+    #[test]
+    fn a_write_is_cut_into_pieces_and_nothing_else_is() {
+        let write =
+            |from: u32, len| Work::Write { at: AT.checked_add(u64::from(from)).unwrap(), len, landing: 8 + from };
+        let cut = |work| pieces(work, |len| len.min(40)).collect::<Vec<_>>();
+        let expected = [(Kind::Piece, write(0, 40)), (Kind::Piece, write(40, 40)), (Kind::Write, write(80, 20))];
+        assert_eq!(cut(write(0, 100)), expected);
+        for len in [0, 1, 40] {
+            assert_eq!(cut(write(0, len.min(40))).len(), 1);
+            assert_eq!(pieces(write(0, len), |len| len.max(1)).collect::<Vec<_>>(), [(Kind::Write, write(0, len))]);
+        }
+        let read = Work::Read { at: AT, len: 100, landing: 0 };
+        assert_eq!(cut(read), [(Kind::Read, read)]);
+        let add = Work::FetchAdd { at: AT, add: 1 };
+        assert_eq!(cut(add), [(Kind::Atomic, add)]);
     }
 
     #[test]

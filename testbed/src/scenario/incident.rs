@@ -117,7 +117,12 @@ fn parse(text: &str) -> Result<Vec<Line>> {
 
 /// Whether the detector has begun to watch.
 pub fn watches(lines: &[Line]) -> bool {
-    lines.iter().any(|line| matches!(line.event, Event::Watching { .. }))
+    watched_times(lines) > 0
+}
+
+/// How often the detector has begun to watch: once in each life of a monitor, if the target stays what it is.
+pub fn watched_times(lines: &[Line]) -> usize {
+    lines.iter().filter(|line| matches!(line.event, Event::Watching { .. })).count()
 }
 
 /// Whether a line says that the target is ill, or that something is done about it.

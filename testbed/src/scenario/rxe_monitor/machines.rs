@@ -155,6 +155,16 @@ impl Machines {
         told(&mut self.watcher, &line, "/var/log/monitor")
     }
 
+    /// Ends the monitor as a crash of its process does.
+    pub(super) fn kill_monitor(&mut self) -> Result<()> {
+        told(&mut self.watcher, "kill -9 $(pidof monitor) && while pidof monitor; do sleep 0.01; done", "")
+    }
+
+    /// What is in use of both machines' adapters.
+    pub(super) fn resources(&mut self) -> Result<[String; 2]> {
+        Ok([self.target.resources()?, self.watcher.resources()?])
+    }
+
     /// What an operator on the watcher does with the program `monitor`.
     pub(super) fn operate(&mut self, arguments: &str) -> Result<String> {
         let done = self.watcher.run(&format!("/bin/monitor {arguments} --config {OUT}/monitor.toml"))?;

@@ -3,9 +3,9 @@
 //! on with the other.
 //!
 //! ```text
-//!   sampled ── locked: nobody reaches the service ── unlocked ── a fork bomb, a memory hog ── each ended by orders
-//!      in the kill table ── clients ── user space stands still ── fenced by the lock word ── sessions out of tables
-//!      ── clients go on
+//!   the monitor is killed and started again ── sampled ── locked: nobody reaches the service ── unlocked ── a fork
+//!      bomb, a memory hog ── each ended by orders in the kill table ── clients ── user space stands still ── fenced by
+//!      the lock word ── sessions out of tables ── clients go on
 //! ```
 //! Nothing reads the target's memory but what its agent has registered, and after the stop nothing of its user space
 //! runs. Its adapter is Linux' soft-RoCE: a program of its kernel, which answers with the target's processors. Where
@@ -114,6 +114,8 @@ pub struct Verdict {
     pub kernel: String,
     /// How the target stopped.
     pub stop: Option<Stop>,
+    /// From starting the monitor again, after it was killed, to its watching the target.
+    pub watched_again_ms: Option<f64>,
     /// Samples of all sensors that were recorded over the adapter.
     pub samples: usize,
     /// Of those, the slowest read of half of them, in microseconds.
@@ -173,6 +175,8 @@ fn carry_out(run: &Run, machines: &mut Machines, progress: Progress) -> Result<(
     progress.step("the monitor watches");
     machines.start_monitor()?;
     await_lines(machines, "the monitor watches", incident::watches)?;
+    progress.step("the monitor is killed and started again");
+    restart_monitor(machines, &mut verdict)?;
     progress.step("sensors are recorded");
     sample(machines, &mut verdict)?;
     progress.step("the target is locked and unlocked");
@@ -189,6 +193,28 @@ fn carry_out(run: &Run, machines: &mut Machines, progress: Progress) -> Result<(
 
 fn await_lines(machines: &Machines, what: &str, are_there: impl Fn(&[Line]) -> bool) -> Result<Vec<Line>> {
     incident::wait_for(&machines.journal(), what, BOUND, are_there)
+}
+
+/// A monitor that follows one whose process was killed watches again, and nothing of the first stays in use: neither here
+/// nor at the target, which has to notice that its peer is gone.
+fn restart_monitor(machines: &mut Machines, verdict: &mut Verdict) -> Result<()> {
+    let before = machines.resources()?;
+    machines.kill_monitor()?;
+    let begin = Instant::now();
+    machines.start_monitor()?;
+    await_lines(machines, "the next monitor watches", |lines| incident::watched_times(lines) > 1)?;
+    verdict.watched_again_ms = Some(begin.elapsed().as_secs_f64() * 1e3);
+    loop {
+        let after = machines.resources()?;
+        if after == before {
+            return Ok(());
+        }
+        ensure!(
+            begin.elapsed() < BOUND,
+            "in use of the adapters before the monitor was killed, and now: {before:?}, {after:?}"
+        );
+        thread::sleep(PAUSE);
+    }
 }
 
 fn sample(machines: &mut Machines, verdict: &mut Verdict) -> Result<()> {
