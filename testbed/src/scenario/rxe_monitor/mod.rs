@@ -56,6 +56,9 @@ const PROCESSES: u32 = 60;
 const HOGS: u32 = 4;
 const HOG_LEAVES_MIB: u32 = 24;
 
+/// What has not changed for so long is taken for settled: spares that were not ready are asked again sooner.
+const SETTLED: Duration = Duration::from_secs(5);
+
 /// Between the clients' first bytes and the stop, and how long they go on after it.
 const PAUSE: Duration = Duration::from_millis(500);
 const AFTERWARDS: Duration = Duration::from_millis(2500);
@@ -172,11 +175,8 @@ fn carry_out(run: &Run, machines: &mut Machines, progress: Progress) -> Result<(
         seed: run.seed,
         ..Verdict::default()
     };
-    progress.step("the monitor watches");
-    machines.start_monitor()?;
-    await_lines(machines, "the monitor watches", incident::watches)?;
-    progress.step("the monitor is killed and started again");
-    restart_monitor(machines, &mut verdict)?;
+    progress.step("a monitor watches, is killed, and another one goes on");
+    start_monitors(machines, &mut verdict)?;
     progress.step("sensors are recorded");
     sample(machines, &mut verdict)?;
     progress.step("the target is locked and unlocked");
@@ -195,26 +195,45 @@ fn await_lines(machines: &Machines, what: &str, are_there: impl Fn(&[Line]) -> b
     incident::wait_for(&machines.journal(), what, BOUND, are_there)
 }
 
-/// A monitor that follows one whose process was killed watches again, and nothing of the first stays in use: neither here
-/// nor at the target, which has to notice that its peer is gone.
-fn restart_monitor(machines: &mut Machines, verdict: &mut Verdict) -> Result<()> {
-    let before = machines.resources()?;
+/// The monitor is started, killed, and another one started: how long that one takes until it watches. Of the first one
+/// nothing may stay in use, neither here nor at the target, which has to notice that its peer is gone.
+fn start_monitors(machines: &mut Machines, verdict: &mut Verdict) -> Result<()> {
+    watch(machines, 1)?;
+    let before = settled(machines)?;
     machines.kill_monitor()?;
     let begin = Instant::now();
-    machines.start_monitor()?;
-    await_lines(machines, "the next monitor watches", |lines| incident::watched_times(lines) > 1)?;
+    watch(machines, 2)?;
     verdict.watched_again_ms = Some(begin.elapsed().as_secs_f64() * 1e3);
-    loop {
-        let after = machines.resources()?;
-        if after == before {
-            return Ok(());
-        }
-        ensure!(
-            begin.elapsed() < BOUND,
-            "in use of the adapters before the monitor was killed, and now: {before:?}, {after:?}"
-        );
-        thread::sleep(PAUSE);
+    let after = settled(machines)?;
+    if after != before {
+        verdict.why.push(format!(
+            "in use of the adapters with a monitor, and with the one that followed it: {before:?}, {after:?}"
+        ));
     }
+    Ok(())
+}
+
+/// Starts a monitor, and waits until it watches, the one of that number.
+fn watch(machines: &mut Machines, number: usize) -> Result<()> {
+    machines.start_monitor()?;
+    await_lines(machines, "the monitor watches", |lines| incident::watched_times(lines) >= number)?;
+    Ok(())
+}
+
+/// What is in use of the adapters when that does not change any more: the monitor and the spare have all connections
+/// that they want, and what those before them had is gone.
+fn settled(machines: &mut Machines) -> Result<[String; 2]> {
+    let (begin, mut since) = (Instant::now(), Instant::now());
+    let mut used = machines.resources()?;
+    while since.elapsed() < SETTLED {
+        ensure!(begin.elapsed() < BOUND, "what is in use of the adapters changes without end: {used:?}");
+        thread::sleep(PAUSE);
+        let now = machines.resources()?;
+        if now != used {
+            (used, since) = (now, Instant::now());
+        }
+    }
+    Ok(used)
 }
 
 fn sample(machines: &mut Machines, verdict: &mut Verdict) -> Result<()> {
