@@ -53,6 +53,9 @@ pub enum Action {
         /// Everything once and briefly: shows that it runs, the figures mean nothing.
         #[arg(long)]
         brief: bool,
+        /// Numbers of clients of the auction; from 1 to 128 if none is said.
+        #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+        clients: Vec<u32>,
         #[command(flatten)]
         guest: Guest,
     },

@@ -122,6 +122,11 @@ impl Effort {
             auction_s: 1,
         }
     }
+
+    /// With these numbers of clients of the auction, if there are any.
+    pub fn with_auction_clients(self, clients: Vec<u32>) -> Self {
+        if clients.is_empty() { self } else { Self { auction_clients: clients, ..self } }
+    }
 }
 
 /// Measures, prints the table and saves the result.
