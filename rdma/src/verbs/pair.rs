@@ -27,8 +27,8 @@ const RNR_RETRIES: u8 = 6;
 /// The most repetitions that can be asked for: 7 are without end on rxe, whatever the specification says.
 pub const RETRIES_MAX: u8 = 6;
 
-/// How often the kernel is asked to find the peer's link address. It gives a neighbour that it does not know one second,
-/// which is up when the first question or its answer is lost.
+/// How often the kernel is asked to find the peer's link address. It gives a neighbour that it does not know one
+/// second, which is up when the first question or its answer is lost.
 const JOIN_TRIES: usize = 3;
 
 /// The unit in which an adapter counts its time-outs: 4.096 us, doubled so many times.

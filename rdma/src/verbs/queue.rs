@@ -1,7 +1,7 @@
 //! The asking end on an adapter: the carrier behind [`remote_memory::Queue`].
 //!
-//! A completion ends its operation and all before it ([`Slots`]). Each connection has its own generation, which its operations
-//! carry in their names: what comes late of an earlier one changes nothing.
+//! A completion ends its operation and all before it ([`Slots`]). Each connection has its own generation, which its
+//! operations carry in their names: what comes late of an earlier one changes nothing.
 //!
 //! Operations take effect in the order in which they are posted, as everywhere. An adapter may take a READ's data, or
 //! take them again, when WRITEs behind it have been carried out; so what changes memory is not taken before the READs

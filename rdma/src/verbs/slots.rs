@@ -4,8 +4,8 @@
 //!   slots   … taken │ ended, not taken │ outstanding │ free …      one for each request to the adapter
 //!                    ▲taken             ▲ended        ▲posted
 //! ```
-//! An operation is one request as a rule, and several where the adapter wants a long WRITE in pieces: then only the last
-//! piece is anything to the queue's user, and it says what has become of all.
+//! An operation is one request as a rule, and several where the adapter wants a long WRITE in pieces: then only the
+//! last piece is anything to the queue's user, and it says what has become of all.
 
 use remote_memory::{AccessError, Completion};
 

@@ -106,8 +106,8 @@ fn answer(landing: &Landing, slot: usize) -> (u64, u32) {
     (landing.answer_address(slot), size_of::<u64>() as u32)
 }
 
-/// The requests that `work` is to an adapter: itself, or a WRITE's pieces of as many bytes as `piece_bytes` has them for
-/// its length.
+/// The requests that `work` is to an adapter: itself, or a WRITE's pieces of as many bytes as `piece_bytes` has them
+/// for its length.
 pub fn pieces(work: Work, piece_bytes: impl Fn(usize) -> usize) -> impl ExactSizeIterator<Item = (Kind, Work)> {
     let (kind, len) = match work {
         Work::Read { .. } => (Kind::Read, 1),
