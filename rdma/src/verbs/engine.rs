@@ -12,7 +12,8 @@ use std::thread;
 
 use remote_memory::{LinkError, Window};
 
-use super::adapter::{Adapter, Completions, Domain, Registered};
+use super::adapter::Adapter;
+use super::domain::{Completions, Domain, Registered};
 use super::landing::Landing;
 use super::pair::{End, Pair};
 use super::{Choice, Options, VerbsError};

@@ -19,6 +19,7 @@
 #![allow(unsafe_code)]
 
 mod adapter;
+mod domain;
 mod engine;
 mod error;
 #[doc(hidden)]
@@ -35,7 +36,8 @@ mod server;
 mod slots;
 mod work;
 
-pub use adapter::{Adapter, Event, Limits, Registered};
+pub use adapter::{Adapter, Event, Limits};
+pub use domain::Registered;
 pub use engine::{Call, Dialer};
 pub use error::VerbsError;
 pub use options::Options;

@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::adapter::{Completions, Domain};
+use super::domain::{Completions, Domain};
 use super::ffi::{self, AhAttr, GlobalRoute, QpAttr, access, mask, state};
 use super::ports::Chosen;
 use super::{Options, VerbsError};

@@ -13,7 +13,8 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use remote_memory::Rights;
 
-use super::adapter::{Adapter, Completions, Domain, Event, Registered};
+use super::adapter::{Adapter, Event};
+use super::domain::{Completions, Domain, Registered};
 use super::pair::{End, Pair};
 use super::{Choice, Options, VerbsError};
 use crate::{PathMtu, QpAttributes, random};
