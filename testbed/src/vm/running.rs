@@ -83,8 +83,8 @@ impl Vm {
     pub fn wait_ready(&mut self, bound: Duration) -> Result<()> {
         let (mut boot, mut deadline) = (Boot::begins(Instant::now()), Instant::now() + bound);
         while !self.control.heard_ready().with_context(|| self.tail())? {
-            let said_bytes = self.places.console.metadata().map_or(0, |console| console.len());
-            if !self.was_ready && boot.stands_still(said_bytes, Instant::now()) {
+            let console = fs::read(&self.places.console).unwrap_or_default();
+            if !self.was_ready && boot.stands_still(&String::from_utf8_lossy(&console), Instant::now()) {
                 eprintln!("{} stands still in its boot, and is reset\n{}", self.name, self.tail());
                 eprintln!("{}", whereabouts(&mut self.qmp));
                 boot.again(&mut self.qmp)?;
