@@ -4,7 +4,8 @@
 //!   whose own answer is still on its way, an asking rxe takes this ACK for the end of the atomic, with no number in
 //!   it. So an atomic waits until the WRITEs ahead of it have ended.
 //! * An asking rxe counts each packet that was lost of a WRITE as one of the peer's last chances, however far it has
-//!   come since: a long one over a path that loses packets ends the connection. So it is handed over in pieces.
+//!   come since: a long one over a path that loses packets ends the connection. So it is handed over in pieces. One
+//!   that is refused leaves those before it written.
 //!
 //! Source: `rxe_resp.c` (`duplicate_request`) and `rxe_comp.c` (`check_ack`, `COMPST_ERROR_RETRY`) of Linux 6.1 and
 //! 6.12; `testbed run interop --directions rxe-to-rxe` shows both.
