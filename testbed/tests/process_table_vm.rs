@@ -138,31 +138,28 @@ impl Look {
             (one, said)
         })
     }
-
-    /// Those of whom the table says something else than /proc.
-    fn taken_for_others(&self) -> Vec<(&Record, &Told)> {
-        // Threads of the kernel have longer names in /proc, with what they work at.
-        let is_called = |one: &Record, said: &Told| {
-            one.comm == said.comm || one.is_kernel && said.comm.starts_with(&one.comm[..one.comm.len().min(7)])
-        };
-        let is_it =
-            |one: &Record, said: &Told| is_called(one, said) && (one.parent, one.uid) == (said.parent, said.uid);
-        self.lasting().filter(|(one, said)| !is_it(one, said)).collect()
-    }
 }
 
-/// Whoever is in both looks of the table, before and after, is in /proc between them, and the other way round. A name
-/// may be behind by a round of the agent's: a thread of the kernel is born with its maker's, and sleeps.
+/// Threads of the kernel have longer names in /proc, with what they work at.
+fn is_named(one: &Record, said: &Told) -> bool {
+    one.comm == said.comm || one.is_kernel && said.comm.starts_with(&one.comm[..one.comm.len().min(7)])
+}
+
+/// Whoever is in both looks of the table, before and after, is in /proc between them, and the other way round. The name
+/// of a thread of the kernel may be behind by a round of the agent's: it is born with its maker's, and sleeps.
 fn the_table_says_what_proc_says(patient: &mut Patient) {
     let mut look = Look::at(patient);
-    let begin = Instant::now();
-    while !look.taken_for_others().is_empty() {
-        assert!(begin.elapsed() < BOUND, "{:?}", look.taken_for_others());
-        thread::sleep(Duration::from_millis(50));
-        look = Look::at(patient);
-    }
+    patient.until("threads of the kernel have names of their own", |patient| {
+        let have = look.lasting().all(|(one, said)| !one.is_kernel || is_named(one, said));
+        if !have {
+            look = Look::at(patient);
+        }
+        have
+    });
     let mut compared = 0;
     for (one, said) in look.lasting() {
+        let is_it = is_named(one, said) && (one.parent, one.uid) == (said.parent, said.uid);
+        assert!(is_it, "{one:?}, /proc says {said:?}");
         // A start in the clock that counts time asleep, and a machine that never slept; in hundredths of a second.
         assert!((one.start_ns / 10_000_000).abs_diff(said.start_ticks) <= 1, "{one:?}, /proc says {said:?}");
         // What threads or processors have not yet added: 64 pages each, of three kinds.

@@ -112,6 +112,11 @@ impl Watched {
         }
     }
 
+    /// What is in use of both adapters.
+    fn resources(&mut self) -> [String; 2] {
+        [&mut self.target, &mut self.watcher].map(|guest| guest.resources().unwrap())
+    }
+
     fn agent_log(&mut self) -> String {
         self.target.run("cat /run/agent.log").unwrap().text()
     }
@@ -152,7 +157,7 @@ fn a_target_s_own_adapter_shows_its_sensors_and_whatever_ends_the_path_is_recove
         let [target, watcher] = RdmaGuest::boot(&topology, image, &port::images(), |spec| spec.reboots = true).unwrap();
         let mut watched = Watched { target, watcher };
         println!("Linux {line}");
-        let before = [&mut watched.target, &mut watched.watcher].map(|guest| guest.resources().unwrap());
+        let before = watched.resources();
         watched.start_agent();
         watched.start_peek();
         watched.until("moving", Duration::from_secs(60));
@@ -170,7 +175,6 @@ fn a_target_s_own_adapter_shows_its_sensors_and_whatever_ends_the_path_is_recove
         watched.stop_agent();
         watched.stop_peek();
         thread::sleep(Duration::from_millis(500));
-        let after = [&mut watched.target, &mut watched.watcher].map(|guest| guest.resources().unwrap());
-        assert_eq!(after, before, "something is left behind\n{}", watched.agent_log());
+        assert_eq!(watched.resources(), before, "something is left behind\n{}", watched.agent_log());
     }
 }

@@ -39,6 +39,8 @@ pub struct Limits {
     pub reads_answered: u8,
     /// READs and atomics that a queue pair asks for at the same time.
     pub reads_asked: u8,
+    /// Who made it, by number: some have limits of other kinds, see `manners.rs`.
+    pub vendor: u32,
 }
 
 /// What an adapter has told of itself.
@@ -71,7 +73,6 @@ pub struct Adapter {
     context: NonNull<ffi::Context>,
     chosen: Chosen,
     limits: Limits,
-    manners: Manners,
     presence: Option<Presence>,
     has_failed: AtomicBool,
 }
@@ -120,11 +121,11 @@ impl Adapter {
         // Before it is opened: an adapter that is replaced in between then counts as gone.
         let presence = Presence::of(&chosen.device);
         let context = open_context(verbs, &chosen.device)?;
-        let blank = Limits { path_mtu: PathMtu::MIN, depth: 0, completions: 0, reads_answered: 0, reads_asked: 0 };
+        let blank =
+            Limits { path_mtu: PathMtu::MIN, depth: 0, completions: 0, reads_answered: 0, reads_asked: 0, vendor: 0 };
         let has_failed = AtomicBool::new(false);
-        let manners = Manners::of(0);
-        let mut adapter = Self { verbs, context, chosen, limits: blank, manners, presence, has_failed };
-        (adapter.limits, adapter.manners) = adapter.ask_limits()?;
+        let mut adapter = Self { verbs, context, chosen, limits: blank, presence, has_failed };
+        adapter.limits = adapter.ask_limits()?;
         set_nonblocking(adapter.event_fd()).map_err(|error| adapter.refused("deliver events", error))?;
         Ok(Arc::new(adapter))
     }
@@ -141,7 +142,7 @@ impl Adapter {
 
     /// How it wants to be asked.
     pub(super) fn manners(&self) -> Manners {
-        self.manners
+        Manners::of(self.limits.vendor)
     }
 
     /// Whether it was removed or has failed for good.
@@ -207,7 +208,7 @@ impl Adapter {
         self.refused(what, io::Error::last_os_error())
     }
 
-    fn ask_limits(&self) -> Result<(Limits, Manners), VerbsError> {
+    fn ask_limits(&self) -> Result<Limits, VerbsError> {
         // SAFETY: numbers, for which zero is a value.
         let mut device: ffi::DeviceAttr = unsafe { std::mem::zeroed() };
         // SAFETY: the context is open, and there is room for what libraries of this interface write.
@@ -219,14 +220,14 @@ impl Adapter {
         self.checked(status, "describe its port")?;
         let number = |value: c_int| u32::try_from(value).unwrap_or(0);
         let few = |value: c_int| u8::try_from(value.clamp(0, READS_MAX)).unwrap_or(0);
-        let limits = Limits {
+        Ok(Limits {
             path_mtu: mtu_of(port.active_mtu),
             depth: number(device.max_qp_wr),
             completions: number(device.max_cqe),
             reads_answered: few(device.max_qp_rd_atom),
             reads_asked: few(device.max_qp_init_rd_atom),
-        };
-        Ok((limits, Manners::of(device.vendor_id)))
+            vendor: device.vendor_id,
+        })
     }
 
     pub(super) fn checked(&self, status: c_int, what: &'static str) -> Result<(), VerbsError> {

@@ -83,8 +83,7 @@ impl Vm {
     pub fn wait_ready(&mut self, bound: Duration) -> Result<()> {
         let (mut boot, mut deadline) = (Boot::begins(Instant::now()), Instant::now() + bound);
         while !self.control.heard_ready().with_context(|| self.tail())? {
-            let console = fs::read(&self.places.console).unwrap_or_default();
-            if !self.was_ready && boot.stands_still(&String::from_utf8_lossy(&console), Instant::now()) {
+            if !self.was_ready && boot.stands_still(&self.console(), Instant::now()) {
                 eprintln!("{} stands still in its boot, and is reset\n{}", self.name, self.tail());
                 eprintln!("{}", whereabouts(&mut self.qmp));
                 boot.again(&mut self.qmp)?;
@@ -232,9 +231,12 @@ impl Vm {
         &self.places.folder
     }
 
+    fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.places.console).unwrap_or_default()).into_owned()
+    }
+
     fn tail(&self) -> String {
-        let console = fs::read(&self.places.console).unwrap_or_default();
-        let console = String::from_utf8_lossy(&console);
+        let console = self.console();
         let lines: Vec<&str> = console.lines().collect();
         let from = lines.len().saturating_sub(TAIL_LINES);
         format!("the console of {} ends with:\n{}", self.name, lines[from..].join("\n"))

@@ -227,7 +227,7 @@ fn settled(machines: &mut Machines) -> Result<[String; 2]> {
     let mut used = machines.resources()?;
     while since.elapsed() < SETTLED {
         ensure!(begin.elapsed() < BOUND, "what is in use of the adapters changes without end: {used:?}");
-        thread::sleep(PAUSE);
+        thread::sleep(SETTLED / 10);
         let now = machines.resources()?;
         if now != used {
             (used, since) = (now, Instant::now());
