@@ -19,6 +19,9 @@ use crate::{DiscoverError, Extent, Kernel};
 /// Kernels that are told apart: each reset leaves one, and memory is used again.
 const LIVES_MAX: usize = 8;
 
+/// How often a clock is looked at that does not agree with itself: it goes on between the reads of one look.
+const LOOKS: usize = 3;
+
 /// A machine that has been up longer says something else.
 const UPTIME_MAX_S: u64 = 100 * 366 * 24 * 3600;
 
@@ -53,8 +56,7 @@ impl ClockLayout {
 }
 
 impl Kernel {
-    /// Seconds since 1970 by the clock of this kernel; `None` if it has none that agrees with itself, as while it is
-    /// being set.
+    /// Seconds since 1970 by the clock of this kernel; `None` if it has none that agrees with itself.
     ///
     /// # Errors
     /// [`LinkError`] if the path to the memory failed.
@@ -63,15 +65,20 @@ impl Kernel {
         let mut memory = Memory::new(mem, ram, &self.space.extents);
         let fields = [layout.wall_s, layout.to_monotonic_s, layout.monotonic_s];
         let at = fields.map(|field| KernelVirt::new(core.raw().wrapping_add(field.offset as u64)));
-        let found = self.space.fetch_equal(&mut memory, &at, 8)?;
-        let [Some(wall), Some(to_monotonic), Some(monotonic)] =
-            [0, 1, 2].map(|index| found.bytes(index).map(|bytes| word(bytes, 0, 8)))
-        else {
-            return Ok(None);
-        };
-        // Nanoseconds may carry.
-        let carry = monotonic.wrapping_sub(wall.wrapping_add(to_monotonic));
-        Ok((wall > 0 && carry <= 1 && monotonic < UPTIME_MAX_S).then_some(wall))
+        for _ in 0..LOOKS {
+            let found = self.space.fetch_equal(&mut memory, &at, 8)?;
+            let [Some(wall), Some(to_monotonic), Some(monotonic)] =
+                [0, 1, 2].map(|index| found.bytes(index).map(|bytes| word(bytes, 0, 8)))
+            else {
+                return Ok(None);
+            };
+            // Nanoseconds may carry.
+            let carry = monotonic.wrapping_sub(wall.wrapping_add(to_monotonic));
+            if wall > 0 && carry <= 1 && monotonic < UPTIME_MAX_S {
+                return Ok(Some(wall));
+            }
+        }
+        Ok(None)
     }
 
     /// [`Kernel::discover`] of the kernel that lives, in a machine that was reset: of those that memory holds, the one

@@ -24,8 +24,11 @@ const KEY: RemoteKey = RemoteKey::new(1);
 /// Generous: software emulation on a loaded machine.
 const BOUND: Duration = Duration::from_secs(120);
 
-/// Resets until what is left does not lie where the next kernel does: about every second.
+/// Resets until what is left does not lie where the next kernel does: about three of four.
 const RESETS_MAX: usize = 12;
+
+/// Twice as many places for a kernel as in the usual guest.
+const MEMORY_MIB: u32 = 512;
 
 /// Of each page that is searched for a kernel's note, its head is read.
 const SEARCHED_BYTES: usize = 40;
@@ -80,7 +83,7 @@ impl Guest {
         let image = ImageSpec::new(guest::Kernel::cached(line).unwrap());
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guest-images");
         let mut spec = VmSpec::new("living", &image.kernel().vmlinuz, &image.build(&folder).unwrap());
-        spec.reboots = true;
+        (spec.reboots, spec.memory_mib) = (true, MEMORY_MIB);
         let mut vm = Vm::start(spec).unwrap();
         vm.wait_ready(BOUND).unwrap();
         let ram = Ram::of(&vm);

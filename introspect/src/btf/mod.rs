@@ -6,6 +6,7 @@
 
 mod types;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use btfparse::{MemberList, Offset, Readable, TypeInformation, TypeVariant};
@@ -24,6 +25,10 @@ const MEMBERS_MAX: usize = 100_000;
 
 /// No struct of the kernel is larger, in bytes; keeps what is allocated for copies of one small.
 const STRUCT_BYTES_MAX: usize = 64 * 1024;
+
+/// How many times a blob's length the parser may read of it. It reads a name wherever that is used: 1.1 times for
+/// kernels.
+const READINGS_MAX: usize = 4;
 
 const MAGIC: u64 = 0xeb9f;
 const HEADER_BYTES: u64 = 24;
@@ -130,12 +135,27 @@ pub(crate) struct Btf {
     enumerators: HashMap<String, Vec<i64>>,
 }
 
-struct Blob<'a>(&'a [u8]);
+/// Hands the parser bytes, so many at most: of a blob that something else was written over, each member may have a name
+/// of megabytes, which the parser reads and keeps for each of them.
+struct Blob<'a> {
+    bytes: &'a [u8],
+    left: Cell<usize>,
+}
+
+impl<'a> Blob<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, left: Cell::new(bytes.len().saturating_mul(READINGS_MAX)) }
+    }
+}
 
 impl Readable for Blob<'_> {
     fn read(&self, offset: u64, buffer: &mut [u8]) -> btfparse::Result<()> {
+        let left = self.left.get().checked_sub(buffer.len()).ok_or_else(|| {
+            btfparse::Error::new(btfparse::ErrorKind::InvalidString, "its names are longer than all of it")
+        })?;
+        self.left.set(left);
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let found = start.checked_add(buffer.len()).and_then(|end| self.0.get(start..end));
+        let found = start.checked_add(buffer.len()).and_then(|end| self.bytes.get(start..end));
         let found = found.ok_or_else(|| btfparse::Error::new(btfparse::ErrorKind::EOF, "the blob ends here"))?;
         buffer.copy_from_slice(found);
         Ok(())
@@ -149,8 +169,8 @@ impl Btf {
     /// [`TypeError::Malformed`]
     pub(crate) fn parse(blob: &[u8]) -> Result<Self, TypeError> {
         check_header(blob)?;
-        let types =
-            TypeInformation::new(&Blob(blob)).map_err(|error| TypeError::Malformed(error.message().to_string()))?;
+        let types = TypeInformation::new(&Blob::new(blob))
+            .map_err(|error| TypeError::Malformed(error.message().to_string()))?;
         let mut btf = Self {
             structs: HashMap::new(),
             others: HashMap::new(),
@@ -291,10 +311,21 @@ mod tests {
 
     use super::*;
 
+    fn assembled(types: &[u32], strings: &[u8]) -> Vec<u8> {
+        let mut blob = vec![0x9f, 0xeb, 1, 0];
+        let sizes = [24, 0, types.len() as u32 * 4, types.len() as u32 * 4, strings.len() as u32];
+        blob.extend(sizes.iter().chain(types).flat_map(|word| word.to_le_bytes()));
+        blob.extend_from_slice(strings);
+        blob
+    }
+
+    const fn kind(kind: u32, members: u32, flag: u32) -> u32 {
+        kind << 24 | members | flag << 31
+    }
+
     /// A struct `s` { int a; struct { int c; u3 f:3 at bit 69 }; } followed by a typedef of the same name.
     fn blob() -> Vec<u8> {
         let strings = b"\0int\0s\0a\0c\0f\0";
-        let kind = |kind: u32, members: u32, flag: u32| kind << 24 | members | flag << 31;
         let types: Vec<u32> = [
             vec![1, kind(1, 0, 0), 4, 32],                           // 1: int
             vec![0, kind(4, 2, 1), 8, 9, 1, 0, 11, 1, 37 | 3 << 24], // 2: anonymous { c; f:3 at bit 37 }
@@ -302,11 +333,7 @@ mod tests {
             vec![5, kind(8, 0, 0), 1],                               // 4: typedef int s
         ]
         .concat();
-        let mut blob = vec![0x9f, 0xeb, 1, 0];
-        let sizes = [24, 0, types.len() as u32 * 4, types.len() as u32 * 4, strings.len() as u32];
-        blob.extend(sizes.iter().chain(&types).flat_map(|word| word.to_le_bytes()));
-        blob.extend_from_slice(strings);
-        blob
+        assembled(&types, strings)
     }
 
     #[test]
@@ -317,6 +344,20 @@ mod tests {
         assert_eq!(btf.field("s", "f"), Ok(Field { offset: 8, size: 1, bits: Some((5, 3)) }));
         assert!(matches!(btf.field("s", "x"), Err(TypeError::NoMember { .. })));
         assert!(matches!(btf.field("int", "x"), Err(TypeError::NoStruct(_))));
+    }
+
+    /// What the next kernel has written over the names of a dead one need not end for megabytes.
+    #[test]
+    fn members_whose_names_do_not_end_cost_no_more_than_the_blob() {
+        let (members, name) = (2000, "n".repeat(64 * 1024));
+        let mut types = vec![1, kind(4, members, 0), 4];
+        types.extend((0..members).flat_map(|_| [1, 0, 0]));
+        let mut blob = assembled(&types, format!("\0{name}\0").as_bytes());
+        let refused = Btf::parse(&blob).map(drop).unwrap_err().to_string();
+        assert!(refused.contains("longer than all of it"), "{refused}");
+        let short = blob.len() - 2;
+        blob[short - name.len() + 2..short].fill(0);
+        assert_eq!(Btf::parse(&blob).unwrap().size("n"), Ok(4));
     }
 
     #[test]
