@@ -71,8 +71,8 @@ impl Incident {
     /// The latest time at which the verdict must have fallen. `gap` is the longest stretch from the begin of one look
     /// that brought something to the end of the next, which is all that the network can take from the monitor: the
     /// look that first shows the last value ends within one gap of the death; the look that completes the deadline
-    /// within one more of its passing, and what exceeds half a deadline in each of two stretches is not counted; then
-    /// one look confirms, and each one that failed to costs two.
+    /// within one more of its passing, or, of looks further apart than half of it, is the fifth; then one look
+    /// confirms, and each one that failed to costs two.
     fn bound_ns(&self) -> u64 {
         let verdict_ns = self.verdict_ns();
         let before = self.lines.iter().filter(|line| line.mono_ns <= verdict_ns);
@@ -82,7 +82,8 @@ impl Incident {
         let good: Vec<_> = self.looks.iter().filter(|(_, end_ns, is_good)| *is_good && *end_ns <= verdict_ns).collect();
         let gaps = good.windows(2).filter(|pair| pair[1].1 > from_ns).map(|pair| pair[1].1 - pair[0].0);
         let gap = gaps.max().unwrap_or(0);
-        from_ns + DEADLINE_NS + 2 * gap + 2 * gap.saturating_sub(DEADLINE_NS / 2) + gap * (1 + 2 * undecided)
+        let completed = if gap > DEADLINE_NS / 2 { (DEADLINE_NS + gap).max(5 * gap) } else { DEADLINE_NS + gap };
+        from_ns + gap + completed + gap * (1 + 2 * undecided)
     }
 
     /// What the spare does: extracts over a link of its own, again while the link fails.
