@@ -51,7 +51,7 @@ const ROUTE_LEN: usize = 12;
 const ROUTE_KIND: usize = 7;
 
 /// Within this the kernel makes an IPv6 address local, and between two looks at whether it has.
-const LOCAL_WITHIN: Duration = Duration::from_secs(1);
+const LOCAL_WITHIN: Duration = Duration::from_secs(10);
 const LOCAL_LOOK: Duration = Duration::from_micros(50);
 
 /// A network interface of this machine.
@@ -215,10 +215,11 @@ impl StandBy {
 
 /// Waits until an address of this machine is local. Linux answers that it has an IPv6 address, and makes it local in
 /// the background, when it has the lock that all changes of the network share (`addrconf_dad_work`). Until then what
-/// this machine says to it goes onto the wire, and nobody is answered who asks for it.
+/// this machine says to it goes onto the wire, and nobody is answered who asks for it. Where network namespaces are
+/// taken down, that lock is held for a second and more.
 ///
 /// # Errors
-/// It takes a second.
+/// It takes ten seconds.
 pub fn await_local(netlink: &mut Netlink, address: IpAddr) -> io::Result<()> {
     let begin = Instant::now();
     loop {
