@@ -6,8 +6,6 @@
 
 mod ram;
 
-use std::collections::BTreeSet;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +13,7 @@ use introspect::{Extent, Kernel};
 use monitor::kernel;
 use ram::Ram;
 use remote_memory::image::Image;
+use remote_memory::trace::Trace;
 use remote_memory::{LinkError, PAGE_BYTES, Read, RemoteAddr, RemoteKey, RemoteRead};
 use testbed::guest::{self, ImageSpec};
 use testbed::vm::{Vm, VmSpec};
@@ -30,9 +29,6 @@ const RESETS_MAX: usize = 12;
 /// Twice as many places for a kernel as in the usual guest.
 const MEMORY_MIB: u32 = 512;
 
-/// Of each page that is searched for a kernel's note, its head is read.
-const SEARCHED_BYTES: usize = 40;
-
 struct Guest {
     vm: Vm,
     ram: Overlaid,
@@ -43,22 +39,6 @@ struct Guest {
 struct Overlaid {
     ram: Ram,
     left: Image,
-}
-
-/// Notes the pages of what is read, those aside that are only looked at in search of a kernel.
-struct Reading<'a> {
-    ram: &'a mut Overlaid,
-    pages: BTreeSet<u64>,
-}
-
-impl RemoteRead for Reading<'_> {
-    fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
-        for read in batch.iter().filter(|read| read.into.len() != SEARCHED_BYTES) {
-            let end = read.at.addr + read.into.len() as u64;
-            self.pages.extend(read.at.addr / PAGE_BYTES..end.div_ceil(PAGE_BYTES));
-        }
-        self.ram.read(batch)
-    }
 }
 
 impl RemoteRead for Overlaid {
@@ -95,18 +75,14 @@ impl Guest {
     fn known_by(&mut self) -> Image {
         self.ram.left = Image::new();
         self.vm.qmp().stop().unwrap();
-        let mut trace = Reading { ram: &mut self.ram, pages: BTreeSet::new() };
+        let mut trace = Trace::new(&mut self.ram);
         let kernel = Kernel::discover(&mut trace, KEY, &self.extents).unwrap();
         kernel.wall_clock_s(&mut trace, KEY).unwrap().unwrap();
         kernel::survey(&kernel, &mut trace, KEY, &[]).unwrap();
         let ticks = kernel.phys(kernel.symbol("jiffies").unwrap(), 8).unwrap();
         trace.read(&mut [Read::new(RemoteAddr::new(KEY, ticks.raw()), &mut [0; 8])]).unwrap();
-        let mut image = Image::new();
-        for page in trace.pages {
-            let mut bytes = [0; PAGE_BYTES as usize];
-            self.ram.ram.0.read_exact_at(&mut bytes, page * PAGE_BYTES).unwrap();
-            image.insert(page, &bytes);
-        }
+        let reads = trace.reads().to_vec();
+        let image = self.ram.ram.touched(&reads);
         self.vm.qmp().cont().unwrap();
         image
     }

@@ -5,9 +5,7 @@
 
 mod ram;
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -30,10 +28,7 @@ const BOUND: Duration = Duration::from_secs(120);
 /// Damaged copies of the kernel.
 const RUNS: u64 = 60;
 
-/// Of each page that is searched for a kernel's note, its head is read.
-const SEARCHED_BYTES: usize = 40;
-
-/// Symbols and types of a whole kernel come to some 100 MiB.
+/// More than ten times what a whole kernel takes.
 const GROWTH_KIB_MAX: u64 = 512 * 1024;
 
 /// The pages by which a running kernel of 6.1 is known.
@@ -49,17 +44,8 @@ fn recorded() -> (Image, [Extent; 1]) {
     let extents = ram.extents();
     let mut trace = Trace::new(&mut ram);
     Kernel::discover(&mut trace, KEY, &extents).unwrap();
-    let touched = trace.reads().iter().filter(|read| read.ok && read.len != SEARCHED_BYTES);
-    let pages: BTreeSet<u64> = touched
-        .flat_map(|read| read.at.addr / PAGE_BYTES..(read.at.addr + read.len as u64).div_ceil(PAGE_BYTES))
-        .collect();
-    let mut left = Image::new();
-    for page in pages {
-        let mut bytes = [0; PAGE];
-        ram.0.read_exact_at(&mut bytes, page * PAGE_BYTES).unwrap();
-        left.insert(page, &bytes);
-    }
-    (left, extents)
+    let reads = trace.reads().to_vec();
+    (ram.touched(&reads), extents)
 }
 
 /// A copy with some stretches written over: by nothing, by text, by noise, by other pages of the same kernel.

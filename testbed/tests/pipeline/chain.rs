@@ -82,7 +82,7 @@ impl Incident {
         let good: Vec<_> = self.looks.iter().filter(|(_, end_ns, is_good)| *is_good && *end_ns <= verdict_ns).collect();
         let gaps = good.windows(2).filter(|pair| pair[1].1 > from_ns).map(|pair| pair[1].1 - pair[0].0);
         let gap = gaps.max().unwrap_or(0);
-        let completed = if gap > DEADLINE_NS / 2 { (DEADLINE_NS + gap).max(5 * gap) } else { DEADLINE_NS + gap };
+        let completed = if gap > DEADLINE_NS / 2 { 5 * gap } else { DEADLINE_NS + gap };
         from_ns + gap + completed + gap * (1 + 2 * undecided)
     }
 
