@@ -34,11 +34,14 @@ fn read_all(link: &mut Link, key: u32, addrs: &[u64]) -> Vec<Result<Vec<u8>, Acc
 
 /// Reads `members` of the structs at `bases`.
 fn gather_all(link: &mut Link, key: u32, bases: &[u64], members: &[Member]) -> Vec<Result<Vec<u8>, AccessError>> {
-    let len: usize = members.iter().map(|member| member.len as usize).sum();
-    let (mut into, mut outcomes) = (vec![0; len * bases.len()], vec![Err(AccessError::Flushed); bases.len()]);
-    let key = RemoteKey::new(key);
-    link.memory().gather(&mut Gather { key, bases, members, into: &mut into, outcomes: &mut outcomes }).unwrap();
-    outcomes.into_iter().zip(into.chunks(len)).map(|(outcome, bytes)| outcome.map(|()| bytes.to_vec())).collect()
+    let mut found = Vec::new();
+    link.memory()
+        .gather(&Gather { key: RemoteKey::new(key), bases, members }, &mut |number, outcome| {
+            assert_eq!(number, found.len(), "in their order");
+            found.push(outcome.map(<[u8]>::to_vec));
+        })
+        .unwrap();
+    found
 }
 
 fn sent(link: &mut Link) -> u64 {

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use remote_memory::{AccessError, Gather, GuestPhys, LinkError, Member, Read, RemoteAddr, RemoteKey, RemoteRead};
+use remote_memory::{Gather, GuestPhys, LinkError, Member, Read, RemoteAddr, RemoteKey, RemoteRead};
 
 use crate::Extent;
 
@@ -221,16 +221,16 @@ impl<'a> Memory<'a> {
         self.fetch_records(at, len, true)
     }
 
-    /// Reads `members` of the structs at `bases`, which lie in the RAM with all of them; those of a struct that could
-    /// not be read are not present.
-    pub(crate) fn gather(&mut self, bases: &[u64], members: &[Member], records: &mut Records) -> Result<(), LinkError> {
-        let mut outcomes = vec![Err(AccessError::Flushed); bases.len()];
-        let into = records.bytes.as_mut_slice();
-        self.link.gather(&mut Gather { key: self.ram, bases, members, into, outcomes: &mut outcomes })?;
-        for (present, outcome) in records.present.iter_mut().zip(outcomes) {
-            *present = outcome.is_ok();
-        }
-        Ok(())
+    /// Reads `members` of the structs at `bases`, which lie in the RAM with all of them, and hands each over with its
+    /// number; `None` for one that could not be read.
+    pub(crate) fn gather(
+        &mut self,
+        bases: &[u64],
+        members: &[Member],
+        mut take: impl FnMut(usize, Option<&[u8]>),
+    ) -> Result<(), LinkError> {
+        let wanted = Gather { key: self.ram, bases, members };
+        self.link.gather(&wanted, &mut |number, outcome| take(number, outcome.ok()))
     }
 
     fn fetch_records(&mut self, at: &[Option<GuestPhys>], len: usize, apart: bool) -> Result<Records, LinkError> {

@@ -30,6 +30,9 @@ const LARGE: u64 = 1 << 7;
 /// `_PAGE_PROTNONE`: not present for the processor, yet the frame is valid.
 const PROT_NONE: u64 = 1 << 8;
 
+/// Structs that are read piece by piece in one round: no more memory of ours than caches hold.
+const STRUCTS_PER_ROUND: usize = 2048;
+
 /// The rules of one kernel's address space.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Space {
@@ -134,19 +137,47 @@ impl Space {
         Ok(records)
     }
 
-    /// Reads the same `parts`, as (offset, length) in ascending order, of all structs at `bases`, in one round plus
-    /// those of [`Space::fetch_equal`].
-    pub(crate) fn fetch_parts(
+    /// Reads the same `parts`, as (offset, length) in ascending order, of all structs at `bases`, and hands those of
+    /// each over with its number, in any order; `None` for one that could not be read. One round for thousands, plus
+    /// those of [`Space::fetch_equal`] for structs at addresses that have to be walked.
+    pub(crate) fn each_of_parts(
+        &self,
+        memory: &mut Memory<'_>,
+        bases: &[u64],
+        parts: &[(usize, usize)],
+        mut take: impl FnMut(usize, Option<&[u8]>),
+    ) -> Result<(), LinkError> {
+        let (mut numbers, mut places) = (Vec::with_capacity(bases.len()), Vec::with_capacity(bases.len()));
+        let mut others = Vec::new();
+        let members = members_of(parts);
+        for (number, base) in bases.iter().enumerate() {
+            match members.as_ref().and_then(|_| self.whole(*base, parts)) {
+                Some(place) => {
+                    numbers.push(number);
+                    places.push(place);
+                }
+                None => others.push(number),
+            }
+        }
+        if let Some(members) = members.filter(|_| !places.is_empty()) {
+            memory.gather(&places, &members, |index, found| take(numbers[index], found))?;
+        }
+        for others in others.chunks(STRUCTS_PER_ROUND) {
+            let bases: Vec<u64> = others.iter().map(|number| bases[*number]).collect();
+            let records = self.fetch_parts(memory, &bases, parts)?;
+            others.iter().zip(records.iter()).for_each(|(number, found)| take(*number, found));
+        }
+        Ok(())
+    }
+
+    /// The same piece by piece, wherever they lie.
+    fn fetch_parts(
         &self,
         memory: &mut Memory<'_>,
         bases: &[u64],
         parts: &[(usize, usize)],
     ) -> Result<Records, LinkError> {
         let mut records = Records::blank(bases.len(), parts.iter().map(|(_, len)| len).sum());
-        if let Some((places, members)) = self.whole(bases, parts) {
-            memory.gather(&places, &members, &mut records)?;
-            return Ok(records);
-        }
         let (copies, present) = records.parts_mut();
         let mut pieces = Pieces::default();
         for (owner, mut rest) in copies.enumerate() {
@@ -160,17 +191,11 @@ impl Space {
         Ok(records)
     }
 
-    /// Where each struct's parts begin and what they are from there, if those of each lie in one piece of the RAM.
-    fn whole(&self, bases: &[u64], parts: &[(usize, usize)]) -> Option<(Vec<u64>, Vec<Member>)> {
-        let (first, _) = parts.first()?;
-        let (last, last_len) = parts.last()?;
+    /// Where the first of a struct's parts lies, if all of them lie in one piece of the RAM.
+    fn whole(&self, base: u64, parts: &[(usize, usize)]) -> Option<u64> {
+        let ((first, _), (last, last_len)) = (parts.first()?, parts.last()?);
         let span = (last + last_len - first) as u64;
-        let place = |base: &u64| Some(self.known(KernelVirt::new(base.wrapping_add(*first as u64)), span)?.raw());
-        let places = bases.iter().map(place).collect::<Option<_>>()?;
-        let member = |(start, len): &(usize, usize)| {
-            Some(Member { offset: u32::try_from(start - first).ok()?, len: u32::try_from(*len).ok()? })
-        };
-        Some((places, parts.iter().map(member).collect::<Option<_>>()?))
+        Some(self.known(KernelVirt::new(base.wrapping_add(*first as u64)), span)?.raw())
     }
 
     /// Reads one stretch; `None` if any of it cannot be read.
@@ -182,6 +207,15 @@ impl Space {
     ) -> Result<Option<Vec<u8>>, LinkError> {
         Ok(self.fetch_equal(memory, &[virt], len)?.bytes(0).map(<[u8]>::to_vec))
     }
+}
+
+/// Parts of a struct, from the first of them on.
+fn members_of(parts: &[(usize, usize)]) -> Option<Vec<Member>> {
+    let (first, _) = parts.first()?;
+    let member = |(start, len): &(usize, usize)| {
+        Some(Member { offset: u32::try_from(start - first).ok()?, len: u32::try_from(*len).ok()? })
+    };
+    parts.iter().map(member).collect()
 }
 
 /// Stretches of virtual memory, split where the translation may jump.

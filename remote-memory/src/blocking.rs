@@ -11,7 +11,7 @@ use crate::gather;
 use crate::merge::{Plan, Span};
 use crate::operation::gather_apart;
 use crate::{
-    AccessError, Completion, Gather, LinkError, Queue, Read, RemoteAddr, RemoteRead, RemoteWrite, Request, Warrant,
+    AccessError, Completion, Gather, LinkError, Queue, Read, RemoteAddr, RemoteRead, RemoteWrite, Request, Take, Warrant,
     Work, WriteError,
 };
 
@@ -41,6 +41,14 @@ pub struct Blocking<Q> {
     pub(crate) merges: bool,
     /// Of the last list that was written through a window.
     pub(crate) list_number: u32,
+    rounds: u64,
+}
+
+/// A round that has begun.
+#[must_use = "what was posted is to be waited for"]
+pub(crate) struct Round {
+    posted: usize,
+    outstanding: usize,
 }
 
 impl<Q: Queue> Blocking<Q> {
@@ -57,6 +65,7 @@ impl<Q: Queue> Blocking<Q> {
             spans,
             merges: true,
             list_number: 0,
+            rounds: 0,
         }
     }
 
@@ -64,6 +73,11 @@ impl<Q: Queue> Blocking<Q> {
     #[must_use]
     pub fn without_merging(self) -> Self {
         Self { merges: false, ..self }
+    }
+
+    /// Rounds so far.
+    pub fn rounds(&self) -> u64 {
+        self.rounds
     }
 
     /// The queue underneath.
@@ -76,7 +90,7 @@ impl<Q: Queue> Blocking<Q> {
         &mut self.queue
     }
 
-    fn ensure_usable(&mut self) -> Result<(), LinkError> {
+    pub(crate) fn ensure_usable(&mut self) -> Result<(), LinkError> {
         if self.is_usable() { Ok(()) } else { self.renew() }
     }
 
@@ -104,9 +118,23 @@ impl<Q: Queue> Blocking<Q> {
     }
 
     /// Posts the planned requests and hands each completion to `finish`.
-    pub(crate) fn run_round(&mut self, mut finish: impl FnMut(&Q, Completion)) -> Result<(), LinkError> {
-        let mut posted = 0;
-        let mut outstanding = 0;
+    pub(crate) fn run_round(&mut self, finish: impl FnMut(&Q, Completion)) -> Result<(), LinkError> {
+        let round = self.begin_round()?;
+        self.end_round(round, finish)
+    }
+
+    /// Posts as many of the planned requests as the queue takes. Nothing else is planned until [`Blocking::end_round`].
+    pub(crate) fn begin_round(&mut self) -> Result<Round, LinkError> {
+        // Should nobody end it, what is still to come would be taken for answers to others.
+        self.is_abandoned = true;
+        self.rounds += 1;
+        let posted = self.queue.post(&self.requests)?;
+        Ok(Round { posted, outstanding: posted })
+    }
+
+    /// Posts the rest, and hands each completion to `finish`.
+    pub(crate) fn end_round(&mut self, round: Round, mut finish: impl FnMut(&Q, Completion)) -> Result<(), LinkError> {
+        let Round { mut posted, mut outstanding } = round;
         let blank = Completion { id: 0, outcome: Err(AccessError::Flushed) };
         let mut completions = [blank; COMPLETIONS_PER_POLL];
         while posted < self.requests.len() || outstanding > 0 {
@@ -120,7 +148,6 @@ impl<Q: Queue> Blocking<Q> {
             }
             let taken = self.queue.poll(&mut completions, self.patience)?;
             if taken == 0 {
-                self.is_abandoned = true;
                 return Err(LinkError::Lost { tries: 1 });
             }
             for completion in &completions[..taken] {
@@ -128,6 +155,7 @@ impl<Q: Queue> Blocking<Q> {
             }
             outstanding = outstanding.saturating_sub(taken);
         }
+        self.is_abandoned = false;
         Ok(())
     }
 
@@ -168,18 +196,11 @@ impl<Q: Queue> RemoteRead for Blocking<Q> {
         if self.queue.window().is_some() { gather::GAP_BYTES } else { crate::operation::GAP_BYTES }
     }
 
-    fn gather(&mut self, wanted: &mut Gather<'_>) -> Result<(), LinkError> {
-        let Some((window, structs)) = self.window_for_members(wanted) else { return gather_apart(self, wanted) };
-        let bytes = wanted.struct_bytes();
-        let rooms = wanted.into.chunks_mut(structs * bytes).zip(wanted.outcomes.chunks_mut(structs));
-        for (bases, (into, outcomes)) in wanted.bases.chunks(structs).zip(rooms) {
-            let mut part = Gather { key: wanted.key, bases, members: wanted.members, into, outcomes };
-            self.ensure_usable()?;
-            if !self.gather_list(&window, &mut part)? {
-                gather_apart(self, &mut part)?;
-            }
+    fn gather(&mut self, wanted: &Gather<'_>, take: &mut Take<'_>) -> Result<(), LinkError> {
+        match self.structs_of_a_list(wanted) {
+            Some(structs) => self.gather_lists(structs, wanted, take),
+            None => gather_apart(self, wanted, take),
         }
-        Ok(())
     }
 
     fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {

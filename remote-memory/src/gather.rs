@@ -11,10 +11,12 @@
 //! Writes keep their contract. A packet of data ends with a stretch, and a server checks all of a packet before it
 //! writes the first byte of it: the first that fails is the first of the packet that was refused.
 
-use crate::blocking::{Blocking, Outcomes};
+use crate::blocking::{Blocking, Outcomes, Round};
+use crate::operation::gather_apart;
 use crate::window::{Stretch, encode, encode_members, members_bytes};
 use crate::{
-    AccessError, Completion, Gather, LinkError, Queue, Read, RemoteAddr, RemoteKey, Request, Window, Work, WriteError,
+    AccessError, Completion, Gather, LinkError, Queue, Read, RemoteAddr, RemoteKey, Request, Take, Window, Work,
+    WriteError,
 };
 
 /// Bytes between two stretches of a window that are read along: an entry of its list, and what the server does for it.
@@ -69,8 +71,11 @@ impl<Q: Queue> Blocking<Q> {
         Ok(())
     }
 
-    /// The window to gather `wanted` through, if it is worth it, and how many structs fit into one list.
-    pub(crate) fn window_for_members(&self, wanted: &Gather<'_>) -> Option<(Window, usize)> {
+    /// How many structs of `wanted` fit into one list of the window, if there is one and it is worth it.
+    pub(crate) fn structs_of_a_list(&self, wanted: &Gather<'_>) -> Option<usize> {
+        if !wanted.is_sound() {
+            return None;
+        }
         let (count, bytes) = (wanted.members.len(), wanted.struct_bytes());
         let pieces = wanted.bases.len().saturating_mul(count);
         let window = self.queue().window().filter(|_| self.merges && pieces >= STRETCHES_MIN)?;
@@ -81,32 +86,74 @@ impl<Q: Queue> Blocking<Q> {
         let end = wanted.members.iter().map(|member| u64::from(member.offset) + u64::from(member.len)).max()?;
         let fits = wanted.bases.iter().all(|base| base.checked_add(end).is_some());
         let is_small = list.is_some_and(|bytes| bytes <= window.list_bytes_max());
-        (structs > 0 && is_small && fits && wanted.is_sound()).then_some((window, structs))
+        (structs > 0 && is_small && fits).then_some(structs)
     }
 
-    /// One round through `window`; `false` if it was refused, or the connection is broken.
-    pub(crate) fn gather_list(&mut self, window: &Window, wanted: &mut Gather<'_>) -> Result<bool, LinkError> {
+    /// List after list of so many structs through the window. While one is under way, what came by the one before it is
+    /// handed over.
+    pub(crate) fn gather_lists(
+        &mut self,
+        structs: usize,
+        wanted: &Gather<'_>,
+        take: &mut Take<'_>,
+    ) -> Result<(), LinkError> {
+        let bytes = wanted.struct_bytes();
+        let mut came = vec![0; bytes * structs.min(wanted.bases.len())];
+        let mut lists = wanted.bases.chunks(structs).map(|bases| Gather { bases, ..*wanted }).enumerate().peekable();
+        let mut asked = None;
+        if let Some((_, first)) = lists.peek() {
+            asked = self.ask_members(first)?;
+        }
+        while let Some((number, list)) = lists.next() {
+            let came = &mut came[..bytes * list.bases.len()];
+            let mut take = |index: usize, outcome: Result<&[u8], AccessError>| take(number * structs + index, outcome);
+            let is_answered = match asked.take() {
+                Some(asked) => self.members_came(asked, came)?,
+                None => false,
+            };
+            if !is_answered {
+                gather_apart(self, &list, &mut take)?;
+            }
+            if let Some((_, next)) = lists.peek() {
+                asked = self.ask_members(next)?;
+            }
+            if is_answered {
+                came.chunks_exact(bytes).enumerate().for_each(|(index, came)| take(index, Ok(came)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for members by a list, and returns where they land; `None` if a new connection has no window for it.
+    fn ask_members(&mut self, wanted: &Gather<'_>) -> Result<Option<(Round, usize)>, LinkError> {
+        self.ensure_usable()?;
+        let pieces = wanted.bases.len() * wanted.members.len();
+        let Some(window) = self.queue.window().filter(|window| window.pieces_max as usize >= pieces) else {
+            return Ok(None);
+        };
         self.requests.clear();
         self.list_number = self.list_number.wrapping_add(1);
         let name = (wanted.key, self.list_number);
         let list = encode_members(self.queue.landing_mut(), name, wanted.members, wanted.bases).ok_or(TOO_LARGE)?;
-        let (len, landing) = (wanted.into.len(), list.next_multiple_of(ALIGN));
-        self.push_list(window, list);
+        let (len, landing) = (wanted.struct_bytes() * wanted.bases.len(), list.next_multiple_of(ALIGN));
+        self.push_list(&window, list);
         let at = window.data_at(self.list_number, 0);
         self.requests.push(Request { id: 0, work: Work::Read { at, len: len as u32, landing: landing as u32 } });
+        Ok(Some((self.begin_round()?, landing)))
+    }
+
+    /// Waits for what was asked; `false` if it was refused, or the connection is broken.
+    fn members_came(&mut self, (round, landing): (Round, usize), into: &mut [u8]) -> Result<bool, LinkError> {
         let mut is_answered = false;
-        self.run_round(|queue, completion| {
+        self.end_round(round, |queue, completion| {
             if completion.id == LIST || completion.outcome.is_err() {
                 return;
             }
-            if let Some(found) = queue.landing().get(landing..landing + len) {
-                wanted.into.copy_from_slice(found);
+            if let Some(found) = queue.landing().get(landing..landing + into.len()) {
+                into.copy_from_slice(found);
                 is_answered = true;
             }
         })?;
-        if is_answered {
-            wanted.outcomes.fill(Ok(()));
-        }
         Ok(is_answered)
     }
 

@@ -31,7 +31,7 @@ pub mod window;
 
 pub use address::{GuestPhys, KernelVirt, PAGE_BYTES, Region, RemoteAddr, RemoteKey, Rights};
 pub use blocking::Blocking;
-pub use operation::{AccessError, Gather, LinkError, Read, RemoteRead, RemoteWrite, WriteError};
+pub use operation::{AccessError, Gather, LinkError, Read, RemoteRead, RemoteWrite, Take, WriteError};
 pub use published::{Published, TornRead};
 pub use queue::{Completion, Queue, Request, Work};
 pub use warrant::{Epoch, Fenced, HookWord, Warrant};

@@ -57,7 +57,7 @@ impl<'a> Read<'a> {
 }
 
 /// A read of the same members of many equal structs.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Gather<'a> {
     /// The region in which all of them lie.
     pub key: RemoteKey,
@@ -65,12 +65,10 @@ pub struct Gather<'a> {
     pub bases: &'a [u64],
     /// What is wanted of each.
     pub members: &'a [Member],
-    /// Takes the members, one behind the other, struct by struct. Those of a struct with another outcome than `Ok` are
-    /// not to be looked at.
-    pub into: &'a mut [u8],
-    /// How it went for each struct.
-    pub outcomes: &'a mut [Result<(), AccessError>],
 }
+
+/// Takes the members of one struct, one behind the other: the struct's number, and what came of it.
+pub type Take<'t> = dyn FnMut(usize, Result<&[u8], AccessError>) + 't;
 
 impl Gather<'_> {
     /// Bytes of the members of one struct.
@@ -78,25 +76,47 @@ impl Gather<'_> {
         self.members.iter().map(|member| member.len as usize).sum()
     }
 
-    /// Whether there is room for everything, and everything is something.
+    /// Whether every member is something.
     pub(crate) fn is_sound(&self) -> bool {
-        let bytes = self.struct_bytes().checked_mul(self.bases.len());
-        bytes == Some(self.into.len())
-            && self.outcomes.len() == self.bases.len()
-            && self.members.iter().all(|member| member.len > 0)
+        !self.members.is_empty() && self.members.iter().all(|member| member.len > 0)
     }
 }
 
-/// [`RemoteRead::gather`] as a batch of reads.
-pub(crate) fn gather_apart<R: RemoteRead + ?Sized>(link: &mut R, wanted: &mut Gather<'_>) -> Result<(), LinkError> {
+/// Structs of one batch where a carrier has no shorter way: no more memory of ours than caches hold.
+const STRUCTS_PER_BATCH: usize = 2048;
+
+/// [`RemoteRead::gather`] as batches of reads.
+pub(crate) fn gather_apart<R: RemoteRead + ?Sized>(
+    link: &mut R,
+    wanted: &Gather<'_>,
+    take: &mut Take<'_>,
+) -> Result<(), LinkError> {
     if !wanted.is_sound() {
-        return Err(LinkError::Misused("room for other members than are gathered"));
+        return Err(LinkError::Misused("members without a byte are gathered"));
     }
+    let bytes = wanted.struct_bytes();
+    let mut came = vec![0; bytes * wanted.bases.len().min(STRUCTS_PER_BATCH)];
+    for (number, bases) in wanted.bases.chunks(STRUCTS_PER_BATCH).enumerate() {
+        let came = &mut came[..bytes * bases.len()];
+        let outcomes = read_apart(link, &Gather { bases, ..*wanted }, came)?;
+        for (index, (outcome, came)) in outcomes.into_iter().zip(came.chunks_exact(bytes)).enumerate() {
+            take(number * STRUCTS_PER_BATCH + index, outcome.map(|()| came));
+        }
+    }
+    Ok(())
+}
+
+/// One batch of them, into a room for all their members; what came of each struct.
+fn read_apart<R: RemoteRead + ?Sized>(
+    link: &mut R,
+    wanted: &Gather<'_>,
+    into: &mut [u8],
+) -> Result<Vec<Result<(), AccessError>>, LinkError> {
+    let mut outcomes = vec![Ok(()); wanted.bases.len()];
     let mut batch = Vec::with_capacity(wanted.bases.len() * wanted.members.len());
     let mut owners = Vec::with_capacity(batch.capacity());
-    let mut rest = &mut *wanted.into;
+    let mut rest = into;
     for (owner, base) in wanted.bases.iter().enumerate() {
-        wanted.outcomes[owner] = Ok(());
         for member in wanted.members {
             let (into, later) = rest.split_at_mut(member.len as usize);
             rest = later;
@@ -105,16 +125,15 @@ pub(crate) fn gather_apart<R: RemoteRead + ?Sized>(link: &mut R, wanted: &mut Ga
                     batch.push(Read::new(RemoteAddr::new(wanted.key, at), into));
                     owners.push(owner);
                 }
-                None => wanted.outcomes[owner] = Err(AccessError::Refused),
+                None => outcomes[owner] = Err(AccessError::Refused),
             }
         }
     }
     link.read(&mut batch)?;
     for (read, owner) in batch.iter().zip(owners) {
-        let outcome = &mut wanted.outcomes[owner];
-        *outcome = outcome.and(read.outcome);
+        outcomes[owner] = outcomes[owner].and(read.outcome);
     }
-    Ok(())
+    Ok(outcomes)
 }
 
 /// What a packet each way costs, in bytes of a larger one.
@@ -133,13 +152,13 @@ pub trait RemoteRead {
         GAP_BYTES
     }
 
-    /// Reads members of equal structs; a carrier may have a shorter way for them than for as many stretches.
+    /// Reads members of equal structs and hands each over, in the order of `wanted`. A carrier may have a shorter way for
+    /// them than for as many stretches, and may ask for the next of them while `take` looks at those that came.
     ///
     /// # Errors
-    /// [`LinkError`] if the path failed as a whole, or lists and room do not fit each other; outcomes are then
-    /// meaningless.
-    fn gather(&mut self, wanted: &mut Gather<'_>) -> Result<(), LinkError> {
-        gather_apart(self, wanted)
+    /// [`LinkError`] if the path failed as a whole; what `take` has been given by then holds.
+    fn gather(&mut self, wanted: &Gather<'_>, take: &mut Take<'_>) -> Result<(), LinkError> {
+        gather_apart(self, wanted, take)
     }
 
     /// Reads one stretch.
@@ -162,8 +181,8 @@ impl<R: RemoteRead + ?Sized> RemoteRead for &mut R {
         (**self).gap_bytes()
     }
 
-    fn gather(&mut self, wanted: &mut Gather<'_>) -> Result<(), LinkError> {
-        (**self).gather(wanted)
+    fn gather(&mut self, wanted: &Gather<'_>, take: &mut Take<'_>) -> Result<(), LinkError> {
+        (**self).gather(wanted, take)
     }
 }
 
@@ -176,8 +195,8 @@ impl<R: RemoteRead + ?Sized> RemoteRead for Box<R> {
         (**self).gap_bytes()
     }
 
-    fn gather(&mut self, wanted: &mut Gather<'_>) -> Result<(), LinkError> {
-        (**self).gather(wanted)
+    fn gather(&mut self, wanted: &Gather<'_>, take: &mut Take<'_>) -> Result<(), LinkError> {
+        (**self).gather(wanted, take)
     }
 }
 

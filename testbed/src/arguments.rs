@@ -56,6 +56,9 @@ pub enum Action {
         /// Numbers of clients of the auction; from 1 to 128 if none is said.
         #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
         clients: Vec<u32>,
+        /// Numbers of processes of the bombs that are cured; from 100 to 30000 if none is said.
+        #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+        processes: Vec<u32>,
         #[command(flatten)]
         guest: Guest,
     },

@@ -75,9 +75,9 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             let pass = demo::demo(&out, guest.order(), guest.seed)?;
             Ok(if pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Action::Bench { out, only, runs, brief, clients, guest } => {
+        Action::Bench { out, only, runs, brief, clients, processes, guest } => {
             let effort = if brief { Effort::brief() } else { Effort::full(runs) };
-            let effort = effort.with_auction_clients(clients);
+            let effort = effort.with_auction_clients(clients).with_crowds(&processes);
             bench::bench(&Bench { out, order: guest.order(), only, effort })?;
             Ok(ExitCode::SUCCESS)
         }

@@ -13,10 +13,6 @@ pub(super) const GAP_BYTES: usize = 256;
 /// `CONFIG_NR_CPUS` of the largest kernels.
 const CPUS_MAX: u64 = 8192;
 
-/// Structs whose members travel in one round: their stretches fill a window, more would be another round in any case,
-/// and what we keep for them stays in a processor's caches.
-pub(super) const STRUCTS_PER_ROUND: usize = 2048;
-
 pub(super) struct Walk<'a> {
     pub kernel: &'a Kernel,
     pub memory: Memory<'a>,
@@ -78,60 +74,36 @@ impl<'a> Walk<'a> {
         part: &'static str,
         of: impl Fn(&[u8]) -> T,
     ) -> Result<Vec<Option<T>>, LinkError> {
-        let mut found = Vec::with_capacity(bases.len());
-        for bases in bases.chunks(STRUCTS_PER_ROUND) {
-            self.copies(bases, fields, part)?.each(|_, copy| found.push(copy.map(&of)));
-        }
+        let mut found: Vec<Option<T>> = bases.iter().map(|_| None).collect();
+        self.each_copy(bases, fields, part, |number, copy| found[number] = copy.map(&of))?;
         Ok(found)
     }
 
-    /// Copies of some members of the structs at `bases`, in one round. A struct that could not be read is reported.
-    pub fn copies(&mut self, bases: &[u64], fields: &[Field], part: &'static str) -> Result<Copies, LinkError> {
+    /// Calls `each` with the number of every struct at `bases`, in any order, and a copy of it in which the members
+    /// `fields` lie at their own offsets; `None` for one that could not be read, which is reported. Of a task's ten
+    /// thousand bytes two hundred travel.
+    pub fn each_copy(
+        &mut self,
+        bases: &[u64],
+        fields: &[Field],
+        part: &'static str,
+        mut each: impl FnMut(usize, Option<&[u8]>),
+    ) -> Result<(), LinkError> {
         let parts = merged(fields, self.memory.gap_bytes().min(GAP_BYTES));
-        // In the order of memory, which serves whoever reads it.
-        let mut order: Vec<usize> = (0..bases.len()).collect();
-        order.sort_unstable_by_key(|number| bases[*number]);
-        let ordered: Vec<u64> = order.iter().map(|number| bases[*number]).collect();
-        let packed = self.kernel.space.fetch_parts(&mut self.memory, &ordered, &parts)?;
-        let mut places = vec![0; bases.len()];
-        for (place, number) in order.into_iter().enumerate() {
-            places[number] = place;
-        }
-        for (base, place) in bases.iter().zip(&places) {
-            if packed.bytes(*place).is_none() {
-                self.report(*base, part, Fault::Unreadable);
-            }
-        }
-        Ok(Copies { packed, places, parts })
-    }
-}
-
-/// Members of equal structs, without what lies between them: of a task's ten thousand bytes, two hundred.
-pub(super) struct Copies {
-    packed: Records,
-    /// Where in `packed` each struct is.
-    places: Vec<usize>,
-    /// Of a struct, as (offset, length).
-    parts: Vec<(usize, usize)>,
-}
-
-impl Copies {
-    /// Calls `each` with the number of every struct and a copy of it in which the members lie at their own offsets;
-    /// `None` for one that could not be read.
-    pub fn each(&self, mut each: impl FnMut(usize, Option<&[u8]>)) {
-        let mut image = vec![0; self.parts.last().map_or(0, |(start, len)| start + len)];
-        for (number, place) in self.places.iter().enumerate() {
-            let Some(mut rest) = self.packed.bytes(*place) else {
-                each(number, None);
-                continue;
+        let mut image = vec![0; parts.last().map_or(0, |(start, len)| start + len)];
+        let damage = &mut self.damage;
+        self.kernel.space.each_of_parts(&mut self.memory, bases, &parts, |number, packed| {
+            let Some(mut rest) = packed else {
+                damage.push(Damage { at: KernelVirt::new(bases[number]), part, fault: Fault::Unreadable });
+                return each(number, None);
             };
-            for (start, len) in &self.parts {
+            for (start, len) in &parts {
                 let (piece, later) = rest.split_at(*len);
                 image[*start..start + len].copy_from_slice(piece);
                 rest = later;
             }
             each(number, Some(&image));
-        }
+        })
     }
 }
 

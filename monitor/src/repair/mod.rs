@@ -23,6 +23,7 @@ mod evidence;
 mod known;
 mod listed;
 mod patient;
+mod prefault;
 mod program;
 mod standstill;
 mod surgery;

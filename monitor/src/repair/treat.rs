@@ -9,6 +9,7 @@ use introspect::linux::kill;
 use remote_memory::RemoteKey;
 
 use super::contain::{Case, give_back};
+use super::prefault::Prefaulted;
 use super::{
     Findings, Occasion, Operation, PATIENCE, RepairError, Sight, Table, Ways, conclude, look_at, operate_by, survivors,
 };
@@ -16,6 +17,9 @@ use super::{
 /// Repairs of one treatment. A bomb is over after one, a hog whose controller starts it anew after a few; what needs
 /// more than this is not cured by more of it.
 const REPAIRS_MAX: usize = 16;
+
+/// Memory of ours that a repair takes for each process: what was read of it, what is to be written, what is reported.
+const BYTES_OF_A_PROCESS: usize = 3000;
 
 /// One repair and what came of it.
 #[derive(Debug)]
@@ -80,6 +84,9 @@ pub fn treat<'a>(
         if repairs == REPAIRS_MAX {
             break;
         }
+        // Done while the target runs. What this look took serves the standstill, too.
+        let _prefaulted = Prefaulted::of(evidence.processes.len() * BYTES_OF_A_PROCESS);
+        drop((evidence, tasks));
         let mut unanswered = None;
         let mut decide = |evidence: &Evidence| {
             let found = healer.consult(Moment::Standstill, evidence, earlier.as_ref(), safety);

@@ -127,6 +127,12 @@ impl Effort {
     pub fn with_auction_clients(self, clients: Vec<u32>) -> Self {
         if clients.is_empty() { self } else { Self { auction_clients: clients, ..self } }
     }
+
+    /// With bombs of these numbers of processes, if there are any.
+    pub fn with_crowds(self, crowds: &[u32]) -> Self {
+        let crowds: Vec<usize> = crowds.iter().map(|processes| *processes as usize).collect();
+        if crowds.is_empty() { self } else { Self { crowds, ..self } }
+    }
 }
 
 /// Measures, prints the table and saves the result.

@@ -15,7 +15,7 @@ use healing_modules::{ForkBomb, Safety};
 use link::{Link, LinkFailure, Options};
 use monitor::config::Hook;
 use monitor::repair::{self, Cure, Table, Treated};
-use remote_memory::{Gather, LinkError, Read, RemoteAddr, RemoteKey, RemoteRead, RemoteWrite, Warrant, WriteError};
+use remote_memory::{RemoteAddr, RemoteKey, RemoteRead, RemoteWrite};
 
 use super::{
     Effort,
@@ -172,7 +172,7 @@ fn spawn(installation: &mut Installation, processes: usize) -> Result<()> {
 /// Treats the guest as the monitor does. Each standstill is counted, the looks before and after it are not: the guest
 /// runs meanwhile.
 fn cured(size: &mut Size) -> Result<()> {
-    let mut table = Counted { link: connect()?, rounds: 0, in_standstill: None, of_standstills: 0 };
+    let mut table = Counted { link: connect()?, in_standstill: None, of_standstills: 0 };
     let kernel = repair::discover(&mut table).map_err(|why| anyhow!(why))?;
     let bomb = ForkBomb { too_many_procs: Some(PROCESSES_MAX), ..ForkBomb::default() };
     let safety = Safety { blast_cap: size.processes * 2, ..Safety::default() };
@@ -188,21 +188,21 @@ fn cured(size: &mut Size) -> Result<()> {
 /// A link that counts its round trips.
 struct Counted {
     link: Link,
-    rounds: usize,
     /// Of all before the standstill that is, and of all standstills that were.
-    in_standstill: Option<usize>,
-    of_standstills: usize,
+    in_standstill: Option<u64>,
+    of_standstills: u64,
 }
 
 impl Table for Counted {
     fn lock(&mut self, reason: &str, lease_ms: u32) -> Result<LockToken, LinkFailure> {
         let token = Table::lock(&mut self.link, reason, lease_ms)?;
-        self.in_standstill = Some(self.rounds);
+        self.in_standstill = Some(self.link.memory().rounds());
         Ok(token)
     }
 
     fn unlock(&mut self, token: &LockToken) -> Result<(), LinkFailure> {
-        self.of_standstills += self.in_standstill.take().map_or(0, |before| self.rounds - before);
+        let rounds = self.link.memory().rounds();
+        self.of_standstills += self.in_standstill.take().map_or(0, |before| rounds - before);
         Table::unlock(&mut self.link, token)
     }
 
@@ -211,44 +211,6 @@ impl Table for Counted {
     }
 
     fn memory(&mut self) -> &mut dyn RemoteWrite {
-        self
-    }
-}
-
-impl RemoteRead for Counted {
-    fn read(&mut self, batch: &mut [Read<'_>]) -> Result<(), LinkError> {
-        self.rounds += 1;
-        self.link.memory().read(batch)
-    }
-
-    fn gather(&mut self, wanted: &mut Gather<'_>) -> Result<(), LinkError> {
-        self.rounds += 1;
-        self.link.memory().gather(wanted)
-    }
-
-    fn gap_bytes(&self) -> u64 {
-        self.link.gap_bytes()
-    }
-}
-
-impl RemoteWrite for Counted {
-    fn write(&mut self, warrant: Warrant<'_>, at: RemoteAddr, bytes: &[u8]) -> Result<(), WriteError> {
-        self.rounds += 1;
-        self.link.memory().write(warrant, at, bytes)
-    }
-
-    fn write_all(&mut self, warrant: Warrant<'_>, writes: &[(RemoteAddr, &[u8])]) -> Result<(), (usize, WriteError)> {
-        self.rounds += 1;
-        self.link.memory().write_all(warrant, writes)
-    }
-
-    fn compare_swap(&mut self, w: Warrant<'_>, at: RemoteAddr, expect: u64, swap: u64) -> Result<u64, WriteError> {
-        self.rounds += 1;
-        self.link.memory().compare_swap(w, at, expect, swap)
-    }
-
-    fn fetch_add(&mut self, warrant: Warrant<'_>, at: RemoteAddr, add: u64) -> Result<u64, WriteError> {
-        self.rounds += 1;
-        self.link.memory().fetch_add(warrant, at, add)
+        self.link.memory()
     }
 }

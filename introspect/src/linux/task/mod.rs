@@ -11,7 +11,7 @@ mod rss;
 
 use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
 
-use super::walk::{STRUCTS_PER_ROUND, Walk as Shared};
+use super::walk::Walk as Shared;
 use crate::btf::{Field, layout};
 use crate::keyed::{NumberMap, NumberSet};
 use crate::memory::word;
@@ -132,18 +132,18 @@ pub(crate) fn again(
     let links = walk.words(&pids, kernel.task.pid_tasks, "pid.tasks")?;
     let bases: Vec<u64> = tasks.iter().map(|task| task.address.raw()).collect();
     let fields: Vec<Field> = wanted(kernel).collect();
-    let mut found = Vec::with_capacity(tasks.len());
-    walk.shared.copies(&bases, &fields, "task_struct")?.each(|number, image| {
+    let mut found = vec![None; tasks.len()];
+    walk.shared.each_copy(&bases, &fields, "task_struct", |number, image| {
         let (before, link) = (&tasks[number], links[number]);
         let is_named = link.map(|link| link.wrapping_sub(kernel.task.pid_links.offset as u64)) == Some(bases[number]);
-        found.push(image.filter(|_| is_named).and_then(|image| {
+        found[number] = image.filter(|_| is_named).and_then(|image| {
             let names = kernel.task.thread_pid.is_none_or(|field| field.of(image) == pids[number]);
             let now = task(kernel, (pids[number], bases[number]), image);
             let same =
                 names && (now.pid, now.tgid, now.start_time_ns) == (before.pid, before.tgid, before.start_time_ns);
             same.then_some(Task { parent: before.parent, uid: before.uid, ..now })
-        }));
-    });
+        });
+    })?;
     Ok((found, walk.shared.damage))
 }
 
@@ -177,15 +177,8 @@ impl Walk<'_> {
 
     /// Reads one word behind each of `pointers`.
     fn words(&mut self, pointers: &[u64], field: Field, part: &'static str) -> Result<Vec<Option<u64>>, LinkError> {
-        let at: Vec<_> = pointers.iter().map(|pointer| offset(*pointer, field.offset)).collect();
-        let records = self.shared.kernel.space.fetch_equal(&mut self.shared.memory, &at, 8)?;
-        let words: Vec<_> = records.iter().map(|bytes| bytes.map(|bytes| word(bytes, 0, 8))).collect();
-        for (pointer, word) in pointers.iter().zip(&words) {
-            if word.is_none() {
-                self.report(*pointer, part, Fault::Unreadable);
-            }
-        }
-        Ok(words)
+        let first = Field { size: 8, bits: None, ..field };
+        self.shared.gather(pointers, &[first], part, |image| first.of(image))
     }
 
     /// The addresses of all `struct pid`, level by level down the tree.
@@ -256,25 +249,25 @@ impl Walk<'_> {
         let named = |(pid, link): (&u64, Option<u64>)| Some((*pid, link.filter(|link| *link != 0).map(base)?));
         let named: Vec<(u64, u64)> = pids.iter().zip(links).filter_map(named).collect();
         let mut found = Vec::with_capacity(named.len());
-        self.seen.reserve(named.len());
+        let bases: Vec<u64> = named.iter().map(|(_, base)| *base).collect();
         let fields: Vec<Field> = wanted(self.shared.kernel).chain(more.iter().copied()).collect();
-        for named in named.chunks(STRUCTS_PER_ROUND) {
-            let bases: Vec<u64> = named.iter().map(|(_, base)| *base).collect();
-            let copies = self.shared.copies(&bases, &fields, "task_struct")?;
-            copies.each(|number, image| {
-                let (Some(image), (pid, base)) = (image, named[number]) else { return };
-                // A repair writes into what is taken for a task: it must name the pid that names it.
-                let back = layout.thread_pid.map(|field| field.of(image));
-                if let Some(found) = back.filter(|back| *back != pid) {
-                    return self.report(base, "task_struct.thread_pid", Fault::Mismatch { expected: pid, found });
-                }
-                if !self.seen.insert(base) {
-                    return self.report(base, "pid.tasks", Fault::Cycle);
-                }
-                let task = task(self.shared.kernel, (pid, base), image);
-                found.push((task, (layout.real_parent.of(image), layout.real_cred.of(image)), of(image)));
-            });
-        }
+        let (kernel, seen, mut damage) = (self.shared.kernel, &mut self.seen, Vec::new());
+        seen.reserve(named.len());
+        self.shared.each_copy(&bases, &fields, "task_struct", |number, image| {
+            let (Some(image), (pid, base)) = (image, named[number]) else { return };
+            let mut report = |part, fault| damage.push(Damage { at: KernelVirt::new(base), part, fault });
+            // A repair writes into what is taken for a task: it must name the pid that names it.
+            let back = layout.thread_pid.map(|field| field.of(image));
+            if let Some(found) = back.filter(|back| *back != pid) {
+                return report("task_struct.thread_pid", Fault::Mismatch { expected: pid, found });
+            }
+            if !seen.insert(base) {
+                return report("pid.tasks", Fault::Cycle);
+            }
+            let task = task(kernel, (pid, base), image);
+            found.push((task, (layout.real_parent.of(image), layout.real_cred.of(image)), of(image)));
+        })?;
+        self.shared.damage.append(&mut damage);
         let uids = self.uids(found.iter().map(|(_, (_, cred), _)| *cred).collect())?;
         let tgids: NumberMap<u64, u32> = found.iter().map(|(task, ..)| (task.address.raw(), task.tgid)).collect();
         found.sort_by_key(|(task, ..)| task.pid);
