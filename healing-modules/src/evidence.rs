@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 
 /// One process: a thread group of the target.
@@ -17,7 +18,7 @@ pub struct Process {
     /// Real user id; `None` if it could not be read. Such a process is nobody's, and no culprit.
     pub uid: Option<u32>,
     /// Command name, cut by the kernel to 15 bytes.
-    pub comm: String,
+    pub comm: CompactString,
     /// When it started, in nanoseconds of the target's monotonic clock.
     pub start_ns: u64,
     /// Generations below the first process; `None` if its line of parents could not be followed.
@@ -102,7 +103,7 @@ pub(crate) mod tests {
             pid,
             parent: 1,
             uid: Some(uid),
-            comm: comm.to_owned(),
+            comm: comm.into(),
             start_ns: u64::from(pid),
             depth: Some(1),
             rss_pages: Some(100),

@@ -1,5 +1,6 @@
 //! What a healing module wants done, and why; and the bounds that no module can talk its way out of.
 
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 
 use crate::evidence::{Evidence, Process};
@@ -12,7 +13,7 @@ pub struct Culprit {
     /// Its user.
     pub uid: u32,
     /// Its command name.
-    pub comm: String,
+    pub comm: CompactString,
     /// When it started: a process of the same id that started at another time is another one.
     pub start_ns: u64,
 }
@@ -76,7 +77,7 @@ pub enum Unsafe {
         /// Its user.
         uid: u32,
         /// Its command name.
-        comm: String,
+        comm: CompactString,
     },
     /// It would end too many.
     #[error("it would end {culprits} processes, more than the {cap} that one repair may end")]
@@ -101,7 +102,7 @@ impl Safety {
     /// Whether a process is spared.
     pub fn spares(&self, process: &Process) -> bool {
         let is_spared_user = process.uid.is_none_or(|uid| self.spare_uids.contains(&uid));
-        is_spared_user || self.spare_comms.contains(&process.comm)
+        is_spared_user || self.spare_comms.iter().any(|comm| *comm == process.comm)
     }
 
     /// Checks a plan against what was read.

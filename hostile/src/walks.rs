@@ -49,7 +49,7 @@ const SIGNAL_BYTES: u64 = 2 << 10;
 /// The clock of a wheel and its first level.
 const WHEEL_BYTES: u64 = 1 << 10;
 /// Memory below a megabyte that is nobody's.
-const LOW_AREA: std::ops::Range<u64> = 0x2_0000..0x9_0000;
+const LOW_AREA: std::ops::Range<u64> = 0x1_0000..0x9_0000;
 /// Descriptors looked at of each process, and of all.
 const FDS: u32 = 12;
 const DESCRIPTORS_MAX: usize = 1_000;

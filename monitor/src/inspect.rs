@@ -171,7 +171,7 @@ fn task_line(task: &task::Task) -> TaskLine {
         uid: task.uid,
         state: state_letter(task.state),
         kernel_thread: task.is_kernel_thread(),
-        comm: task.comm.clone(),
+        comm: task.comm.to_string(),
     }
 }
 

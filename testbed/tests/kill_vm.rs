@@ -199,8 +199,11 @@ fn check_held(line: &str, vcpus: u32) {
 
 /// Timers lie from here on, the header first, each slot with the address of what points to its timer at its second
 /// word as long as that waits.
-const TIMERS: u64 = 0x2_0000;
+const TIMERS: u64 = 0x1_0000;
 const SLOT_BYTES: u64 = 48;
+
+/// Where they lay before.
+const OLD_TIMERS: u64 = 0x2_0000;
 
 /// Slots that are left.
 const ROOM: usize = 40;
@@ -213,10 +216,20 @@ fn check_crowd(line: &str, vcpus: u32) {
     patient.wait_until("the first are gone", |patient| patient.count("sleep") == 0);
     let all = kill::room(&patient.kernel, &mut patient.ram, KEY).unwrap();
     assert!(all > ROOM, "room for {all}");
-    // As if timers waited that never fire.
+    // As if an older monitor had left timers, which lay elsewhere.
+    for (magic, slot_bytes) in [(b"bdwakr48", 48), (b"bdwakers", 64)] {
+        let header = [magic.as_slice(), &1u64.to_le_bytes()].concat();
+        patient.ram.0.write_all_at(&header, OLD_TIMERS).unwrap();
+        for (waits, room) in [(1u64, 0), (0, all)] {
+            patient.ram.0.write_all_at(&waits.to_le_bytes(), OLD_TIMERS + slot_bytes + 8).unwrap();
+            assert_eq!(kill::room(&patient.kernel, &mut patient.ram, KEY).unwrap(), room);
+        }
+    }
+    // As if all were used, and timers waited in most of them that never fire.
     patient.ram.0.write_all_at(&(all as u64).to_le_bytes(), TIMERS + 8).unwrap();
-    for slot in ROOM as u64..all as u64 {
-        patient.ram.0.write_all_at(&[1], TIMERS + (slot + 1) * SLOT_BYTES + 8).unwrap();
+    for slot in 0..all as u64 {
+        let waits = u64::from(slot >= ROOM as u64);
+        patient.ram.0.write_all_at(&waits.to_le_bytes(), TIMERS + (slot + 1) * SLOT_BYTES + 8).unwrap();
     }
     assert_eq!(kill::room(&patient.kernel, &mut patient.ram, KEY).unwrap(), ROOM);
 

@@ -87,7 +87,7 @@ fn process(record: Record) -> Process {
         pid: record.pid,
         parent: record.parent,
         uid: Some(record.uid),
-        comm: record.comm,
+        comm: record.comm.into(),
         start_ns: record.start_ns,
         depth: record.depth,
         rss_pages: Some(record.rss_pages).filter(|_| !record.is_kernel && !record.is_exiting),

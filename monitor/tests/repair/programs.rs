@@ -137,7 +137,7 @@ fn hog_name() -> String {
     let mut patient = Patient::new(Mishap::None);
     let found = monitor::repair::look_at(&mut patient, &kernel()).unwrap().evidence;
     let hog = found.judged().find(|process| process.uid == Some(HOG_USER)).unwrap();
-    hog.comm.clone()
+    hog.comm.to_string()
 }
 
 #[test]

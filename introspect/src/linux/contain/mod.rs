@@ -341,7 +341,7 @@ mod tests {
             tgid: pid,
             parent: 1,
             uid: Some(uid),
-            comm: String::new(),
+            comm: "".into(),
             state: 0,
             flags: 0,
             start_time_ns: 0,

@@ -1,8 +1,8 @@
 //! Where timers lie: memory below 1 MiB, which Linux reserves and leaves alone.
 //!
 //! ```text
-//!   0x20000   header: magic, slots that were ever used
-//!   0x20030   slot: a timer that waits, or one that has fired (its pprev is null) and whose slot is free
+//!   0x10000   header: magic, slots that were ever used
+//!   0x10030   slot: a timer that waits, or one that has fired (its pprev is null) and whose slot is free
 //!   …         up to 0x90000, to the trampoline, or to the first page that is not reserved
 //! ```
 //! Why there and nowhere else is in decision 0010.
@@ -14,10 +14,11 @@ use crate::Kernel;
 use crate::linux::walk::Walk;
 use crate::memory::word;
 
-/// Where slots lie: between the BIOS's own data and where its extended data may begin. What boot loaders leave there
-/// was copied when the kernel began. Less of it where the trampoline or a page that is not reserved comes first.
-const AREA_START: u64 = 0x2_0000;
-const AREA_BYTES: u64 = 0x7_0000;
+/// Where slots lie: between the 64 KiB that firmware is known to write to while the kernel runs, and where its extended
+/// data may begin. What boot loaders leave there was copied when the kernel began. Less of it where the trampoline or a
+/// page that is not reserved comes first.
+const AREA_START: u64 = 0x1_0000;
+const AREA_BYTES: u64 = 0x8_0000;
 
 /// The trampoline is some tens of kilobytes long.
 const TRAMPOLINE_BYTES_MAX: u64 = 0x1_0000;
@@ -25,12 +26,16 @@ const TRAMPOLINE_BYTES_MAX: u64 = 0x1_0000;
 /// One timer each; the first slot is a header: the magic, then how many slots have been used.
 pub(super) const SLOT_BYTES: usize = 48;
 
+/// The magic, and how many slots were ever used.
+const HEADER_BYTES: usize = 16;
+
 /// "bdwakr48", so that what the BIOS left there is not taken for used slots.
 const MAGIC: u64 = u64::from_le_bytes(*b"bdwakr48");
 
-/// What monitors wrote there whose slots were larger: their timers have to fire before there is room for ours.
-const OLD_MAGIC: u64 = u64::from_le_bytes(*b"bdwakers");
-const OLD_SLOT_BYTES: usize = 64;
+/// Where older monitors began, and what they wrote there with slots of which length: their timers have to fire before
+/// there is room for ours.
+const OLD_START: u64 = 0x2_0000;
+const OLD_KINDS: [(u64, usize); 2] = [(MAGIC, 48), (u64::from_le_bytes(*b"bdwakers"), 64)];
 
 impl Walk<'_> {
     /// The direct map's address of a place in the first megabyte.
@@ -60,23 +65,22 @@ impl Walk<'_> {
             Ok(bytes) => (bytes as usize / SLOT_BYTES).saturating_sub(1),
             Err(why) => return Ok(Err(why)),
         };
-        let start = KernelVirt::new(self.low(AREA_START));
+        let [start, old] = [AREA_START, OLD_START].map(|at| KernelVirt::new(self.low(at)));
         let unreadable = || Ok(Err("the first megabyte cannot be read".to_owned()));
-        let Some(header) = self.kernel.space.fetch(&mut self.memory, start, SLOT_BYTES)? else { return unreadable() };
-        let claimed = usize::try_from(word(&header, 8, 8)).unwrap_or(usize::MAX);
-        let used = match word(&header, 0, 8) {
-            MAGIC => claimed.min(slots_max),
-            OLD_MAGIC => {
-                let len = claimed.saturating_add(1).saturating_mul(OLD_SLOT_BYTES).min(AREA_BYTES as usize);
-                let Some(old) = self.kernel.space.fetch(&mut self.memory, start, len)? else { return unreadable() };
-                let waits = |slot: &[u8]| word(slot, layout.node_pprev.offset, 8) != 0;
-                if old.chunks(OLD_SLOT_BYTES).skip(1).any(waits) {
-                    return Ok(Err("timers of an older monitor still wait to wake somebody".to_owned()));
-                }
-                0
+        let headers = self.kernel.space.fetch_equal(&mut self.memory, &[start, old], HEADER_BYTES)?;
+        let (Some(header), Some(old_header)) = (headers.bytes(0), headers.bytes(1)) else { return unreadable() };
+        let claimed = |header: &[u8]| usize::try_from(word(header, 8, 8)).unwrap_or(usize::MAX);
+        let old_kind = OLD_KINDS.into_iter().find(|(magic, _)| *magic == word(old_header, 0, 8));
+        if let Some((_, slot_bytes)) = old_kind {
+            let len = claimed(old_header).saturating_add(1).saturating_mul(slot_bytes);
+            let len = len.min((AREA_START + AREA_BYTES - OLD_START) as usize);
+            let Some(slots) = self.kernel.space.fetch(&mut self.memory, old, len)? else { return unreadable() };
+            let waits = |slot: &[u8]| word(slot, layout.node_pprev.offset, 8) != 0;
+            if slots.chunks(slot_bytes).skip(1).any(waits) {
+                return Ok(Err("timers of an older monitor still wait to wake somebody".to_owned()));
             }
-            _ => 0,
-        };
+        }
+        let used = if word(header, 0, 8) == MAGIC { claimed(header).min(slots_max) } else { 0 };
         // Those that were never used come behind the others: no more has to be read.
         let looked_at = used.saturating_add(count).min(slots_max);
         let len = (looked_at + 1) * SLOT_BYTES;
@@ -170,7 +174,7 @@ impl Slots {
         let now_used = used.max(chosen.last().map_or(0, |slot| slot + 1)) as u64;
         let header = [MAGIC.to_le_bytes(), now_used.to_le_bytes()].concat();
         let mut stretches =
-            vec![Stretch { at: AREA_START, was: area[..16].to_vec(), now: header, what: "how many slots are used" }];
+            vec![Stretch { at: AREA_START, was: area[..HEADER_BYTES].to_vec(), now: header, what: "how many slots are used" }];
         let (mut homes, mut follows) = (Vec::with_capacity(chosen.len()), usize::MAX);
         for slot in chosen {
             if follows != *slot {
@@ -207,7 +211,7 @@ mod tests {
     fn the_area_ends_where_the_trampoline_begins() {
         assert_eq!(before_trampoline(AREA_BYTES, None), AREA_BYTES);
         assert_eq!(before_trampoline(AREA_BYTES, Some(AREA_START + AREA_BYTES)), AREA_BYTES);
-        assert_eq!(before_trampoline(AREA_BYTES, Some(0x1_0000)), AREA_BYTES, "it ends before");
+        assert_eq!(before_trampoline(AREA_BYTES, Some(0)), AREA_BYTES, "it ends before");
         assert_eq!(before_trampoline(AREA_BYTES, Some(AREA_START + 0x3_0800)), 0x3_0000);
         assert_eq!(before_trampoline(AREA_BYTES, Some(AREA_START - 0x1000)), 0);
     }

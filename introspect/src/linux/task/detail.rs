@@ -410,7 +410,7 @@ mod tests {
     use super::*;
 
     fn task(pid: u32, parent: u32) -> Task {
-        let (comm, address, words) = (String::new(), KernelVirt::new(u64::from(pid) << 16), Words::default());
+        let (comm, address, words) = ("".into(), KernelVirt::new(u64::from(pid) << 16), Words::default());
         Task { address, pid, tgid: pid, parent, uid: None, comm, state: 0, flags: 0, start_time_ns: 0, words }
     }
 

@@ -9,6 +9,7 @@ mod cgroup;
 mod detail;
 mod rss;
 
+use compact_str::CompactString;
 use remote_memory::{KernelVirt, LinkError, RemoteKey, RemoteRead};
 
 use super::walk::Walk as Shared;
@@ -67,7 +68,7 @@ pub struct Task {
     /// Real user id; `None` if the credentials could not be read.
     pub uid: Option<u32>,
     /// Command name, without the trailing zeroes; not necessarily UTF-8 in the target, so lossy here.
-    pub comm: String,
+    pub comm: CompactString,
     /// `__state`: 0 running, 1 interruptible sleep, 2 uninterruptible, …
     pub state: u32,
     /// `PF_*` bits.
@@ -131,7 +132,7 @@ pub(crate) fn again(
     let pids: Vec<u64> = tasks.iter().map(|task| task.words.named_by).collect();
     let links = walk.words(&pids, kernel.task.pid_tasks, "pid.tasks")?;
     let bases: Vec<u64> = tasks.iter().map(|task| task.address.raw()).collect();
-    let fields: Vec<Field> = wanted(kernel).collect();
+    let fields: Vec<Field> = changing(kernel).collect();
     let mut found = vec![None; tasks.len()];
     walk.shared.each_copy(&bases, &fields, "task_struct", |number, image| {
         let (before, link) = (&tasks[number], links[number]);
@@ -141,7 +142,8 @@ pub(crate) fn again(
             let now = task(kernel, (pids[number], bases[number]), image);
             let same =
                 names && (now.pid, now.tgid, now.start_time_ns) == (before.pid, before.tgid, before.start_time_ns);
-            same.then_some(Task { parent: before.parent, uid: before.uid, ..now })
+            let Task { parent, uid, ref comm, .. } = *before;
+            same.then(|| Task { parent, uid, comm: comm.clone(), ..now })
         });
     })?;
     Ok((found, walk.shared.damage))
@@ -296,14 +298,17 @@ fn offset(base: u64, bytes: usize) -> KernelVirt {
 /// The members that a [`Task`] is made of.
 fn wanted(kernel: &Kernel) -> impl Iterator<Item = Field> {
     let layout = &kernel.task;
+    [layout.comm, layout.real_cred, layout.real_parent].into_iter().chain(changing(kernel))
+}
+
+/// Those of them that say whether it is the same, and what it does.
+fn changing(kernel: &Kernel) -> impl Iterator<Item = Field> {
+    let layout = &kernel.task;
     let always = [
         layout.pid,
         layout.tgid,
-        layout.comm,
         layout.state,
         layout.flags,
-        layout.real_cred,
-        layout.real_parent,
         layout.start_time,
         layout.pending,
         layout.thread_flags,
@@ -312,7 +317,7 @@ fn wanted(kernel: &Kernel) -> impl Iterator<Item = Field> {
     always.into_iter().chain(layout.thread_pid).chain(kill.map(|kill| kill.usage)).chain(kill.and_then(|it| it.jobctl))
 }
 
-/// A task out of a copy of its struct; parent and user are to be found yet.
+/// A task out of a copy of its struct; parent and user are to be found yet, and its name where that was not read.
 fn task(kernel: &Kernel, (named_by, base): (u64, u64), image: &[u8]) -> Task {
     let (layout, kill) = (&kernel.task, kernel.kill.as_ref());
     let comm = layout.comm.bytes_of(image);
@@ -323,7 +328,7 @@ fn task(kernel: &Kernel, (named_by, base): (u64, u64), image: &[u8]) -> Task {
         tgid: layout.tgid.of(image) as u32,
         parent: 0,
         uid: None,
-        comm: String::from_utf8_lossy(&comm[..end]).into_owned(),
+        comm: CompactString::from_utf8_lossy(&comm[..end]),
         state: layout.state.of(image) as u32,
         flags: layout.flags.of(image) as u32,
         start_time_ns: layout.start_time.of(image),
