@@ -137,7 +137,8 @@ fn worst_until<'a>(mut sizes: Vec<(Group<'a>, usize)>, wanted: usize) -> Vec<Gro
 fn plan(policy: &str, proof: String, judged: &[&Process], groups: &[Group<'_>]) -> Option<Plan> {
     let belongs =
         |process: &&&Process| groups.iter().any(|(uid, comm)| (Some(*uid), *comm) == (process.uid, &process.comm));
-    let culprits: Vec<Culprit> = judged.iter().filter(belongs).filter_map(|process| Culprit::of(process)).collect();
+    let mut culprits: Vec<Culprit> = Vec::with_capacity(judged.len());
+    culprits.extend(judged.iter().filter(belongs).filter_map(|process| Culprit::of(process)));
     (!culprits.is_empty()).then(|| Plan { policy: policy.to_owned(), proof, culprits })
 }
 

@@ -124,8 +124,15 @@ impl Safety {
     /// # Errors
     /// [`Unsafe`], the first reason found.
     pub fn check_each(&self, plan: &Plan, evidence: &Evidence) -> Result<(), Unsafe> {
+        // Plans are in the order of ids mostly: then each is found behind the one before it.
+        let mut next = 0;
         for Culprit { pid, .. } in &plan.culprits {
-            let seen = evidence.processes.binary_search_by_key(pid, |process| process.pid);
+            let is_next = evidence.processes.get(next).is_some_and(|process| process.pid == *pid);
+            let seen = match is_next {
+                true => Ok(next),
+                false => evidence.processes.binary_search_by_key(pid, |process| process.pid),
+            };
+            next = seen.map_or(next, |at| at + 1);
             let Some(process) = seen.ok().map(|at| &evidence.processes[at]).filter(|process| process.counts()) else {
                 return Err(Unsafe::Unknown { pid: *pid });
             };

@@ -64,7 +64,8 @@ fn what_processes_have_is_what_proc_said() {
         let mut compared = 0;
         for found in details.iter().filter(|one| one.task.pid == one.task.tgid) {
             // A worker of the kernel may have been made since, and the guest still says what it was asked for.
-            let Some(said) = truth.get(&found.task.pid).filter(|said| said["Name"].starts_with(found.task.comm.as_str()))
+            let Some(said) =
+                truth.get(&found.task.pid).filter(|said| said["Name"].starts_with(found.task.comm.as_str()))
             else {
                 assert!(found.task.is_kernel_thread() || found.task.comm == "cat", "{found:?}");
                 continue;

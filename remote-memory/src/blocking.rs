@@ -11,8 +11,8 @@ use crate::gather;
 use crate::merge::{Plan, Span};
 use crate::operation::gather_apart;
 use crate::{
-    AccessError, Completion, Gather, LinkError, Queue, Read, RemoteAddr, RemoteRead, RemoteWrite, Request, Take, Warrant,
-    Work, WriteError,
+    AccessError, Completion, Gather, LinkError, Queue, Read, RemoteAddr, RemoteRead, RemoteWrite, Request, Take,
+    Warrant, Work, WriteError,
 };
 
 /// Completions taken per poll: drains a full queue in a few calls without a large stack frame.

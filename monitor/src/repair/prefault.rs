@@ -26,3 +26,31 @@ impl Prefaulted {
         Self { _pin: pieces.pop() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::resource::{UsageWho, getrusage};
+
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    /// Pages that were faulted in by what allocates so much and lets it go again.
+    fn faults_of(bytes: usize) -> i64 {
+        let count = || getrusage(UsageWho::RUSAGE_THREAD).unwrap().minor_page_faults();
+        let before = count();
+        let touched: Vec<Vec<u8>> = (0..bytes / 1000).map(|number| vec![number as u8; 1000]).collect();
+        assert_eq!(std::hint::black_box(&touched).len(), bytes / 1000);
+        count() - before
+    }
+
+    #[test]
+    fn what_is_allocated_afterwards_costs_no_faults() {
+        let pages = (16 * MIB / 4096) as i64;
+        let prefaulted = Prefaulted::of(24 * MIB);
+        let faults = faults_of(16 * MIB);
+        assert!(faults < pages / 8, "{faults} faults for {pages} pages");
+        drop(prefaulted);
+        drop(Prefaulted::of(0));
+    }
+}

@@ -173,8 +173,12 @@ impl Slots {
         let place_of = |slot: usize| AREA_START + ((slot + 1) * SLOT_BYTES) as u64;
         let now_used = used.max(chosen.last().map_or(0, |slot| slot + 1)) as u64;
         let header = [MAGIC.to_le_bytes(), now_used.to_le_bytes()].concat();
-        let mut stretches =
-            vec![Stretch { at: AREA_START, was: area[..HEADER_BYTES].to_vec(), now: header, what: "how many slots are used" }];
+        let mut stretches = vec![Stretch {
+            at: AREA_START,
+            was: area[..HEADER_BYTES].to_vec(),
+            now: header,
+            what: "how many slots are used",
+        }];
         let (mut homes, mut follows) = (Vec::with_capacity(chosen.len()), usize::MAX);
         for slot in chosen {
             if follows != *slot {

@@ -253,7 +253,8 @@ impl Walk<'_> {
         let mut found = Vec::with_capacity(named.len());
         let bases: Vec<u64> = named.iter().map(|(_, base)| *base).collect();
         let fields: Vec<Field> = wanted(self.shared.kernel).chain(more.iter().copied()).collect();
-        let (kernel, seen, mut damage) = (self.shared.kernel, &mut self.seen, Vec::new());
+        let (kernel, mut damage) = (self.shared.kernel, Vec::new());
+        let mut seen: NumberSet<u64> = NumberSet::default();
         seen.reserve(named.len());
         self.shared.each_copy(&bases, &fields, "task_struct", |number, image| {
             let (Some(image), (pid, base)) = (image, named[number]) else { return };
@@ -304,15 +305,8 @@ fn wanted(kernel: &Kernel) -> impl Iterator<Item = Field> {
 /// Those of them that say whether it is the same, and what it does.
 fn changing(kernel: &Kernel) -> impl Iterator<Item = Field> {
     let layout = &kernel.task;
-    let always = [
-        layout.pid,
-        layout.tgid,
-        layout.state,
-        layout.flags,
-        layout.start_time,
-        layout.pending,
-        layout.thread_flags,
-    ];
+    let always =
+        [layout.pid, layout.tgid, layout.state, layout.flags, layout.start_time, layout.pending, layout.thread_flags];
     let kill = kernel.kill.as_ref();
     always.into_iter().chain(layout.thread_pid).chain(kill.map(|kill| kill.usage)).chain(kill.and_then(|it| it.jobctl))
 }
