@@ -152,8 +152,8 @@ pub trait RemoteRead {
         GAP_BYTES
     }
 
-    /// Reads members of equal structs and hands each over, in the order of `wanted`. A carrier may have a shorter way for
-    /// them than for as many stretches, and may ask for the next of them while `take` looks at those that came.
+    /// Reads members of equal structs and hands each over, in the order of `wanted`. A carrier may have a shorter way
+    /// for them than for as many stretches, and may ask for the next of them while `take` looks at those that came.
     ///
     /// # Errors
     /// [`LinkError`] if the path failed as a whole; what `take` has been given by then holds.
