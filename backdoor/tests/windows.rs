@@ -99,6 +99,11 @@ fn one_bad_stretch_does_not_cost_the_others() {
     for (number, outcome) in found.iter().enumerate() {
         assert_eq!(outcome.is_err(), number == 40 || number == 60, "{number}: {outcome:?}");
     }
+    // Far behind what one packet of the answer holds.
+    let mut many: Vec<u64> = (0..STRETCHES).map(|number| number * APART).collect();
+    many[1_500] = ram.len;
+    let found = read_all(&mut link, ram.key, &many);
+    assert!(found.iter().enumerate().all(|(number, outcome)| outcome.is_err() == (number == 1_500)));
     // The next batch has a window again.
     assert!(link.memory().queue().window().is_some());
     assert!(read_all(&mut link, ram.key, &addrs[..40]).iter().all(Result::is_ok));

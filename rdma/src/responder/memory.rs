@@ -27,7 +27,7 @@ pub enum Refusal {
 ///
 /// Shared by reference: the implementer brings its own synchronisation, because the same memory is changed by a
 /// running machine anyway. Every access is checked by the implementer itself; [`Memory::check`] is asked in addition
-/// once per message, so that a message that will fail later fails before its first byte.
+/// once per message, so that a message that will fail later fails before its first byte, if it can tell.
 /// What an implementer does not say is refused: memory that only `check`s and `read`s is read-only.
 pub trait Memory {
     /// Whether `len` bytes from `addr` may be used with `rights`. Never called for a length of 0.
