@@ -141,8 +141,8 @@ impl Windows {
 }
 
 impl Open {
-    /// Calls `touch` for each of the places behind `len` bytes from `addr` of the data that the guard permits, up to the
-    /// first that it does not.
+    /// Calls `touch` for each of the places behind `len` bytes from `addr` of the data, up to the first that the guard
+    /// does not permit.
     fn each(
         &self,
         guard: &Guard,
