@@ -13,6 +13,7 @@ use super::prefault::Prefaulted;
 use super::{
     Findings, Occasion, Operation, PATIENCE, RepairError, Sight, Table, Ways, conclude, look_at, operate_by, survivors,
 };
+use crate::config::Hook;
 
 /// Repairs of one treatment. A bomb is over after one, a hog whose controller starts it anew after a few; what needs
 /// more than this is not cured by more of it.
@@ -84,8 +85,10 @@ pub fn treat<'a>(
         if repairs == REPAIRS_MAX {
             break;
         }
-        // Done while the target runs. What this look took serves the standstill, too.
-        let _prefaulted = Prefaulted::of(evidence.processes.len() * BYTES_OF_A_PROCESS);
+        // Done while the target runs, and for nothing where an order is given to it instead. What this look took serves
+        // the standstill, too.
+        let bytes = evidence.processes.len() * BYTES_OF_A_PROCESS;
+        let _prefaulted = (ways.hook == Hook::Raw).then(|| Prefaulted::of(bytes));
         drop((evidence, tasks));
         let mut unanswered = None;
         let mut decide = |evidence: &Evidence| {

@@ -253,8 +253,7 @@ impl Walk<'_> {
         let mut found = Vec::with_capacity(named.len());
         let bases: Vec<u64> = named.iter().map(|(_, base)| *base).collect();
         let fields: Vec<Field> = wanted(self.shared.kernel).chain(more.iter().copied()).collect();
-        let (kernel, mut damage) = (self.shared.kernel, Vec::new());
-        let mut seen: NumberSet<u64> = NumberSet::default();
+        let (kernel, seen, mut damage) = (self.shared.kernel, &mut self.seen, Vec::new());
         seen.reserve(named.len());
         self.shared.each_copy(&bases, &fields, "task_struct", |number, image| {
             let (Some(image), (pid, base)) = (image, named[number]) else { return };
