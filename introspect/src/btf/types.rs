@@ -7,6 +7,9 @@ use super::{Btf, DEPTH_MAX, MEMBERS_MAX};
 /// Enumerators that are kept; a kernel has some twenty thousand.
 const ENUMERATORS_MAX: usize = 200_000;
 
+/// Values of one name that are kept: more than one is nobody's anyhow, and of a damaged blob all may have one name.
+const VALUES_OF_A_NAME_MAX: usize = 16;
+
 /// A member of a struct or union.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Member {
@@ -58,7 +61,7 @@ impl Btf {
             for (name, value) in values.into_iter().take(left) {
                 left -= 1;
                 let known = self.enumerators.entry(name.clone()).or_default();
-                if !known.contains(&value) {
+                if known.len() < VALUES_OF_A_NAME_MAX && !known.contains(&value) {
                     known.push(value);
                 }
             }

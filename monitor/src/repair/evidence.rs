@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use healing_modules::{Evidence, Process};
 use introspect::linux::machine;
-use introspect::linux::task::{Detail, Task, essentials};
+use introspect::linux::task::{Essentials, Rss, Task, essentials};
 use introspect::{Damage, Kernel};
 use remote_memory::{LinkError, RemoteKey, RemoteRead};
 
@@ -51,36 +51,31 @@ pub(super) fn look_for(
         pages_free: machine.pages_free,
     };
     tracing::debug!(processes = evidence.processes.len(), took = ?begin.elapsed(), "processes read");
-    Ok(Findings { evidence, tasks: found.into_iter().map(|detail| detail.task).collect(), damage })
+    Ok(Findings { evidence, tasks: found.tasks, damage })
 }
 
 /// Threads joined to their processes, in the order of their ids. A process lives as long as one of its threads does;
 /// its leader may have gone before.
-fn processes(details: &[Detail]) -> Vec<Process> {
-    let mut threads: Vec<&Detail> = details.iter().collect();
+fn processes(found: &Essentials) -> Vec<Process> {
+    let mut threads: Vec<usize> = (0..found.tasks.len()).collect();
+    let task = |thread: &usize| &found.tasks[*thread];
+    let rss = |thread: &usize| found.resident.get(*thread)?.as_ref();
     // The leader first, if it is there.
-    threads.sort_by_key(|detail| (detail.task.tgid, detail.task.pid != detail.task.tgid));
-    let group = |threads: &[&Detail]| Process {
-        is_exiting: threads.iter().all(|thread| thread.task.is_exiting()),
-        rss_pages: threads.iter().filter_map(|thread| Some(thread.rss.as_ref()?.pages())).max(),
-        swap_pages: threads.iter().filter_map(|thread| Some(thread.rss.as_ref()?.swap_entries)).max(),
-        ..process(threads[0])
+    threads.sort_by_key(|thread| (task(thread).tgid, task(thread).pid != task(thread).tgid));
+    let group = |threads: &[usize]| {
+        let first = task(&threads[0]);
+        Process {
+            pid: first.tgid,
+            parent: first.parent,
+            uid: first.uid,
+            comm: first.comm.clone(),
+            start_ns: first.start_time_ns,
+            depth: found.depths.get(threads[0]).copied().flatten(),
+            rss_pages: threads.iter().filter_map(rss).map(Rss::pages).max(),
+            swap_pages: threads.iter().filter_map(rss).map(|rss| rss.swap_entries).max(),
+            is_kernel: first.is_kernel_thread(),
+            is_exiting: threads.iter().map(task).all(Task::is_exiting),
+        }
     };
-    threads.chunk_by(|one, next| one.task.tgid == next.task.tgid).map(group).collect()
-}
-
-fn process(detail: &Detail) -> Process {
-    let task = &detail.task;
-    Process {
-        pid: task.tgid,
-        parent: task.parent,
-        uid: task.uid,
-        comm: task.comm.clone(),
-        start_ns: task.start_time_ns,
-        depth: detail.depth,
-        rss_pages: detail.rss.as_ref().map(|rss| rss.pages()),
-        swap_pages: detail.rss.as_ref().map(|rss| rss.swap_entries),
-        is_kernel: task.is_kernel_thread(),
-        is_exiting: task.is_exiting(),
-    }
+    threads.chunk_by(|one, next| task(one).tgid == task(next).tgid).map(group).collect()
 }

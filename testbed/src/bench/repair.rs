@@ -11,10 +11,10 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use control::backdoor::{LockToken, RegionEntry};
-use healing_modules::{ForkBomb, Safety};
+use healing_modules::{ForkBomb, Plan, Safety};
 use link::{Link, LinkFailure, Options};
 use monitor::config::Hook;
-use monitor::repair::{self, Cure, Table, Treated};
+use monitor::repair::{self, Cure, Operation, Table, Treated};
 use remote_memory::{RemoteAddr, RemoteKey, RemoteRead, RemoteWrite};
 
 use super::{
@@ -78,7 +78,7 @@ pub(super) fn measure(effort: &Effort, order: &Order, progress: Progress) -> Res
         for _ in 0..repetitions {
             progress.step(format_args!("a bomb of {processes} processes"));
             spawn(&mut installation, *processes)?;
-            place.run(|| cured(&mut size))?;
+            place.run(|| cured(&mut size, &progress))?;
         }
         lines.extend(size.lines(stop_ms + go_on_ms, read_ms));
     }
@@ -171,18 +171,33 @@ fn spawn(installation: &mut Installation, processes: usize) -> Result<()> {
 
 /// Treats the guest as the monitor does. Each standstill is counted, the looks before and after it are not: the guest
 /// runs meanwhile.
-fn cured(size: &mut Size) -> Result<()> {
+fn cured(size: &mut Size, progress: &Progress) -> Result<()> {
     let mut table = Counted { link: connect()?, in_standstill: None, of_standstills: 0 };
     let kernel = repair::discover(&mut table).map_err(|why| anyhow!(why))?;
     let bomb = ForkBomb { too_many_procs: Some(PROCESSES_MAX), ..ForkBomb::default() };
     let safety = Safety { blast_cap: size.processes * 2, ..Safety::default() };
     let mut locked = Duration::ZERO;
-    let note = |treated: &Treated| locked += treated.operation.locked;
+    let mut repairs = 0;
+    let note = |treated: &Treated| {
+        locked += treated.operation.locked;
+        repairs += 1;
+        if repairs > 1 {
+            progress.step(format_args!("one more repair: {}", told(treated)));
+        }
+    };
     let cure = repair::treat(&mut table, &kernel, &bomb, &safety, Hook::Raw, false, note)?;
     ensure!(cure == Cure::Healthy, "not cured: {cure:?}");
     size.locked_ms.push(locked.as_secs_f64() * 1e3);
     size.rounds.push(table.of_standstills as f64);
     Ok(())
+}
+
+/// What a repair was for, of whom, and how long the target stood still.
+fn told(treated: &Treated) -> String {
+    let Operation { plan, locked, .. } = &treated.operation;
+    let Some(Plan { proof, culprits, .. }) = plan else { return "of nobody".to_owned() };
+    let some: Vec<String> = culprits.iter().take(3).map(|one| format!("{} ({})", one.comm, one.pid)).collect();
+    format!("{proof}; {} were ended, {} among them, in {locked:.1?}", culprits.len(), some.join(", "))
 }
 
 /// A link that counts its round trips.

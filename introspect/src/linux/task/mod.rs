@@ -6,6 +6,7 @@
 //! The tree is at most four levels deep, so all tasks of a machine cost about ten rounds, a thousand or ten.
 
 mod cgroup;
+mod depth;
 mod detail;
 mod rss;
 
@@ -19,7 +20,7 @@ use crate::memory::word;
 use crate::{Damage, Fault, Kernel};
 
 pub(crate) use detail::Layouts as DetailLayouts;
-pub use detail::{Detail, Limit, Namespace, details, essentials};
+pub use detail::{Detail, Essentials, Limit, Namespace, details, essentials};
 pub use rss::Rss;
 
 /// A kernel allows four million; a machine with this many is beyond repair, and our own memory must hold them.
@@ -271,7 +272,10 @@ impl Walk<'_> {
         })?;
         self.shared.damage.append(&mut damage);
         let uids = self.uids(found.iter().map(|(_, (_, cred), _)| *cred).collect())?;
-        let tgids: NumberMap<u64, u32> = found.iter().map(|(task, ..)| (task.address.raw(), task.tgid)).collect();
+        // Of those whom somebody names as a parent: few of a crowd of siblings.
+        let parents: NumberSet<u64> = found.iter().map(|(_, (parent, _), _)| *parent).collect();
+        let named = found.iter().map(|(task, ..)| (task.address.raw(), task.tgid));
+        let tgids: NumberMap<u64, u32> = named.filter(|(address, _)| parents.contains(address)).collect();
         found.sort_by_key(|(task, ..)| task.pid);
         let with_others = |(mut task, (parent, cred), taken): (Task, (u64, u64), T)| {
             task.parent = tgids.get(&parent).copied().unwrap_or(0);
