@@ -12,9 +12,10 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use control::backdoor::{LockToken, RegionEntry};
 use healing_modules::{ForkBomb, Plan, Safety};
+use introspect::linux::kill::Fate;
 use link::{Link, LinkFailure, Options};
 use monitor::config::Hook;
-use monitor::repair::{self, Cure, Operation, Table, Treated};
+use monitor::repair::{self, Cure, Operation, Table, Treated, Waking};
 use remote_memory::{RemoteAddr, RemoteKey, RemoteRead, RemoteWrite};
 
 use super::{
@@ -181,8 +182,8 @@ fn cured(size: &mut Size, progress: &Progress) -> Result<()> {
     let note = |treated: &Treated| {
         locked += treated.operation.locked;
         repairs += 1;
-        if repairs > 1 {
-            progress.step(format_args!("one more repair: {}", told(treated)));
+        if repairs > 1 || !treated.operation.wakings.is_empty() {
+            progress.step(format_args!("repair {repairs}: {}", told(treated)));
         }
     };
     let cure = repair::treat(&mut table, &kernel, &bomb, &safety, Hook::Raw, false, note)?;
@@ -192,12 +193,17 @@ fn cured(size: &mut Size, progress: &Progress) -> Result<()> {
     Ok(())
 }
 
-/// What a repair was for, of whom, and how long the target stood still.
+/// What a repair was for, of whom, and how long the target stood still each time.
 fn told(treated: &Treated) -> String {
-    let Operation { plan, locked, .. } = &treated.operation;
+    let Operation { plan, locked, wakings, .. } = &treated.operation;
     let Some(Plan { proof, culprits, .. }) = plan else { return "of nobody".to_owned() };
     let some: Vec<String> = culprits.iter().take(3).map(|one| format!("{} ({})", one.comm, one.pid)).collect();
-    format!("{proof}; {} were ended, {} among them, in {locked:.1?}", culprits.len(), some.join(", "))
+    let woken = |waking: &Waking| {
+        let woken = waking.kill.fates.iter().filter(|(_, fate)| *fate == Fate::Woken).count();
+        format!("; {woken} woken in {:.1?}", waking.locked())
+    };
+    let wakings: String = wakings.iter().map(woken).collect();
+    format!("{proof}; {} ended, {} among them; stood still for {locked:.1?}{wakings}", culprits.len(), some.join(", "))
 }
 
 /// A link that counts its round trips.
