@@ -163,11 +163,11 @@ pub struct Essentials {
     pub tasks: Vec<Task>,
     /// Generations above each, as [`Detail::depth`].
     pub depths: Vec<Option<u32>>,
-    /// What is resident of each; an empty list if that was not asked for.
+    /// What is resident of each; an empty list if that was not asked for, or the kernel's layout is not known.
     pub resident: Vec<Option<Rss>>,
 }
 
-/// Reads much less than [`details`], in less than half the time; what is resident of each task only `with_memory`.
+/// Reads much less than [`details`], in half the time; what is resident of each task only `with_memory`.
 ///
 /// # Errors
 /// [`LinkError`] if the path to the memory failed.
@@ -177,20 +177,14 @@ pub fn essentials(
     ram: RemoteKey,
     with_memory: bool,
 ) -> Result<(Essentials, Vec<Damage>), LinkError> {
-    if !with_memory {
-        let (tasks, _, damage) = walk_with(kernel, mem, ram, &[], |_| ())?;
-        let mut walk = Walk::new(kernel, mem, ram);
-        walk.damage = damage;
-        let depths = depths(&tasks, &mut walk);
-        return Ok((Essentials { tasks, depths, resident: Vec::new() }, walk.damage));
-    }
-    let Begun { mut walk, tasks, depths, heads } = begin(kernel, mem, ram, Head::fields_of_memory)?;
-    let resident = match &kernel.details {
+    let fields = if with_memory { Head::fields_of_memory } else { |_: &Layouts| Vec::new() };
+    let Begun { mut walk, tasks, depths, heads } = begin(kernel, mem, ram, fields)?;
+    let resident = match kernel.details.as_ref().filter(|_| with_memory) {
         Some(layouts) => {
             let mms = walk.mms(&tasks, &heads);
             walk.resident(&mms, &cached(&heads), layouts)?
         }
-        None => vec![None; tasks.len()],
+        None => Vec::new(),
     };
     Ok((Essentials { tasks, depths, resident }, walk.damage))
 }

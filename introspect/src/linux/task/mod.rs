@@ -272,10 +272,7 @@ impl Walk<'_> {
         })?;
         self.shared.damage.append(&mut damage);
         let uids = self.uids(found.iter().map(|(_, (_, cred), _)| *cred).collect())?;
-        // Of those whom somebody names as a parent: few of a crowd of siblings.
-        let parents: NumberSet<u64> = found.iter().map(|(_, (parent, _), _)| *parent).collect();
-        let named = found.iter().map(|(task, ..)| (task.address.raw(), task.tgid));
-        let tgids: NumberMap<u64, u32> = named.filter(|(address, _)| parents.contains(address)).collect();
+        let tgids: NumberMap<u64, u32> = found.iter().map(|(task, ..)| (task.address.raw(), task.tgid)).collect();
         found.sort_by_key(|(task, ..)| task.pid);
         let with_others = |(mut task, (parent, cred), taken): (Task, (u64, u64), T)| {
             task.parent = tgids.get(&parent).copied().unwrap_or(0);
